@@ -1,0 +1,24 @@
+"""Fused recurrent layers and cells for PyTorch: `from fastcells import GRU` in place of `from torch.nn import GRU`."""
+
+from fastcells import functional, reference
+from fastcells.cells import GRUCell, LSTMCell, RNNCell
+from fastcells.convert import convert, to_torch
+from fastcells.dispatch import Choice, explain
+from fastcells.layers import GRU, LSTM, RNN
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Choice",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "convert",
+    "explain",
+    "functional",
+    "reference",
+    "to_torch",
+]

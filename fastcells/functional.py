@@ -1,0 +1,231 @@
+"""One layer, one direction: `rnn`, `gru` and `lstm` as functions of a sequence and the weights.
+
+    x [T, B, I] or ids [T, B] -> input projection (one matmul, or a row gather) -> recurrence -> out [T, B, H]
+
+Weights have torch.nn's layout: w_ih [G*H, I], w_hh [G*H, H], biases [G*H], gates in the order r z n and i f g o.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import _VF, Tensor
+from torch.nn import functional as F
+
+from fastcells import dispatch
+from fastcells.token_ids import gather_rows, is_token_ids
+from fastcells.torch_impl.aten import aten
+from fastcells.torch_impl.cell import State, TorchCell
+from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
+from fastcells.torch_impl.lstm import LSTM
+from fastcells.torch_impl.recurrence import recur
+from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
+
+_ELMAN = {"tanh": RNN_TANH, "relu": RNN_RELU}
+
+
+def rnn(
+    x: Tensor,
+    h0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`torch.nn.RNN` as a function, one layer and one direction: `h' = act(W_ih x + b_ih + W_hh h + b_hh)`.
+
+    Args:
+        x: [T, B, I], or integer ids [T, B], which mean `one_hot(ids, I)`.
+        h0: [B, H], or None for zeros.
+        w_ih, w_hh: [H, I] and [H, H]. b_ih, b_hh: [H] or None.
+        nonlinearity: "tanh" or "relu".
+        lengths: int [B]; steps from `lengths[b]` on leave the state of row b alone and give zero outputs.
+        reverse: walk time from the last step to the first; `out[t]` stays the output at step t.
+        impl: "auto" or "torch".
+
+    Returns:
+        out [T, B, H] and h_n [B, H].
+
+    Raises:
+        ValueError: an unknown nonlinearity or impl. RuntimeError: shapes that do not match.
+        IndexError: a token id outside [0, I), on the CPU.
+
+    Equations: documentation of torch.nn.RNN (Elman 1990).
+    """
+    if nonlinearity not in _ELMAN:
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+    choice = dispatch.choose(impl=impl, token_ids=is_token_ids(x), lengths=lengths is not None)
+    op = _VF.rnn_tanh if nonlinearity == "tanh" else _VF.rnn_relu
+    weights = (w_ih, w_hh, b_ih, b_hh)
+    out, (h_n,) = _layer(_ELMAN[nonlinearity], op, choice, x, (h0,), weights, None, lengths, reverse)
+    return out, h_n
+
+
+def gru(
+    x: Tensor,
+    h0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    reset_after: bool = True,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`torch.nn.GRU` as a function, one layer and one direction.
+
+    Args:
+        x, h0, lengths, reverse, impl: as for `rnn`.
+        w_ih, w_hh: [3H, I] and [3H, H], gates in the order r, z, n. b_ih, b_hh: [3H] or None.
+        reset_after: True for torch's `n = tanh(x_n + r * (W_hn h + b_hn))`, False for
+            `n = tanh(x_n + W_hn (r * h) + b_hn)`.
+
+    Returns:
+        out [T, B, H] and h_n [B, H].
+
+    Raises:
+        as `rnn`.
+
+    Equations: documentation of torch.nn.GRU; reset-before: Cho et al. 2014 (arXiv 1406.1078v3), equations 5 to 8,
+    with z and 1 - z exchanged as torch has them.
+    """
+    ids = is_token_ids(x)
+    choice = dispatch.choose(impl=impl, token_ids=ids, reset_after=reset_after, lengths=lengths is not None)
+    cell = GRU_RESET_AFTER if reset_after else GRU_RESET_BEFORE
+    out, (h_n,) = _layer(cell, _VF.gru, choice, x, (h0,), (w_ih, w_hh, b_ih, b_hh), None, lengths, reverse)
+    return out, h_n
+
+
+def lstm(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    w_hr: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`torch.nn.LSTM` as a function, one layer and one direction.
+
+    Args:
+        x, h0, lengths, reverse, impl: as for `rnn`. c0: [B, H], or None for zeros.
+        w_ih, w_hh: [4H, I] and [4H, H], gates in the order i, f, g, o. b_ih, b_hh: [4H] or None.
+        w_hr: [P, H] or None: the projection of `proj_size=P`; h0, the output and W_hh's columns are then P wide.
+
+    Returns:
+        out [T, B, H], h_n [B, H] and c_n [B, H].
+
+    Raises:
+        as `rnn`.
+
+    Equations: documentation of torch.nn.LSTM (Hochreiter and Schmidhuber 1997; projection: Sak et al. 2014).
+    """
+    choice = dispatch.choose(impl=impl, token_ids=is_token_ids(x), lengths=lengths is not None)
+    weights = (w_ih, w_hh, b_ih, b_hh)
+    out, (h_n, c_n) = _layer(LSTM, _VF.lstm, choice, x, (h0, c0), weights, w_hr, lengths, reverse)
+    return out, h_n, c_n
+
+
+def _layer(
+    cell: TorchCell,
+    op: Callable[..., Any],
+    choice: dispatch.Choice,
+    x: Tensor,
+    state: tuple[Tensor | None, ...],
+    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    w_hr: Tensor | None,
+    lengths: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, State]:
+    w_ih, w_hh, b_ih, b_hh = weights
+    _check_shapes(cell, x, w_ih, w_hh, b_ih, b_hh, lengths)
+    initial = _initial_state(x, state, w_hh, w_hr)
+    if choice.path == "aten":
+        has_biases = b_ih is not None or b_hh is not None
+        biases = [w_hh.new_zeros(len(w_hh)) if b is None else b for b in (b_ih, b_hh)] if has_biases else []
+        flat = [w_ih, w_hh, *biases] + ([] if w_hr is None else [w_hr])
+        stacked = tuple(s.unsqueeze(0) for s in initial)
+        out, last = aten(op, x.flip(0) if reverse else x, stacked, flat, has_biases)
+        return (out.flip(0) if reverse else out), tuple(s.squeeze(0) for s in last)
+
+    device = x.device.type
+    ids = is_token_ids(x)
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        w_ih, w_hh = w_ih.to(dtype), w_hh.to(dtype)
+        b_ih, b_hh, w_hr = (None if w is None else w.to(dtype) for w in (b_ih, b_hh, w_hr))
+        initial = tuple(s.to(dtype) for s in initial)
+        x = x if ids else x.to(dtype)
+    with torch.autocast(device, enabled=False):
+        mask = None if lengths is None else _mask(x, lengths)
+        if ids:
+            x_proj = gather_rows(x, w_ih, b_ih, None if mask is None else mask.squeeze(-1))
+        else:
+            x_proj = F.linear(x, w_ih, b_ih)
+        if mask is not None:  # padding may hold anything, NaN included
+            x_proj = torch.where(mask, x_proj, 0)
+        return recur(cell, x_proj, initial, w_hh, b_hh, w_hr=w_hr, mask=mask, reverse=reverse)
+
+
+def _initial_state(
+    x: Tensor, state: tuple[Tensor | None, ...], w_hh: Tensor, w_hr: Tensor | None
+) -> tuple[Tensor, ...]:
+    B, out_size = x.shape[1], w_hh.shape[1]
+    sizes = (out_size, out_size if w_hr is None else w_hr.shape[1])
+    filled = []
+    for name, s, size in zip(("h0", "c0"), state, sizes, strict=False):
+        if s is None:
+            s = torch.zeros(B, size, dtype=w_hh.dtype if is_token_ids(x) else x.dtype, device=x.device)
+        elif s.shape != (B, size):
+            raise RuntimeError(f"{name} must be [B, H] = {[B, size]}, got {list(s.shape)}")
+        filled.append(s)
+    return tuple(filled)
+
+
+def _check_shapes(
+    cell: TorchCell,
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    lengths: Tensor | None,
+) -> None:
+    dim = 2 if is_token_ids(x) else 3
+    if x.dim() != dim:
+        raise RuntimeError(f"input must have {dim} dimensions, got {x.dim()}")
+    if x.shape[0] == 0:
+        raise RuntimeError(f"Expected sequence length to be larger than 0 in RNN, got input of shape {list(x.shape)}")
+    if w_ih.dim() != 2 or (dim == 3 and x.shape[2] != w_ih.shape[1]):
+        raise RuntimeError(f"input of shape {list(x.shape)} does not fit w_ih of shape {list(w_ih.shape)}")
+    if w_hh.dim() != 2 or len(w_hh) != len(w_ih) or len(w_hh) % cell.gates:
+        raise RuntimeError(
+            f"w_ih and w_hh must have {cell.gates}*H rows, got shapes {list(w_ih.shape)} and {list(w_hh.shape)}"
+        )
+    for name, b in (("b_ih", b_ih), ("b_hh", b_hh)):
+        if b is not None and b.shape != (len(w_hh),):
+            raise RuntimeError(f"{name} must be [{len(w_hh)}], got {list(b.shape)}")
+    if lengths is not None and (lengths.shape != x.shape[1:2] or not is_token_ids(lengths)):
+        raise RuntimeError(
+            f"lengths must be an integer tensor of shape {[x.shape[1]]}, got {lengths.dtype} {list(lengths.shape)}"
+        )
+
+
+def _mask(x: Tensor, lengths: Tensor) -> Tensor:
+    """bool [T, B, 1]: whether step t belongs to the sequence of row b."""
+    steps = torch.arange(x.shape[0], device=x.device)
+    return (steps.unsqueeze(1) < lengths.to(x.device)).unsqueeze(-1)

@@ -1,0 +1,358 @@
+"""The layers `RNN`, `GRU` and `LSTM`: stacks of layers and directions in place of their torch.nn namesakes.
+
+They subclass `torch.nn.modules.rnn.RNNBase` (constructor, parameters, state_dict) and not `torch.nn.GRU` itself,
+whose every instance Dynamo refuses. The named parameters are read at each call: there is no flattened copy of them
+that a parametrization, weight norm or a shared weight could leave behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, overload
+
+import torch
+from torch import _VF, Tensor
+from torch.nn import functional as F
+from torch.nn.modules.rnn import RNNBase
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from fastcells import dispatch, functional
+from fastcells.token_ids import is_token_ids
+from fastcells.torch_impl.aten import aten
+
+State = tuple[Tensor, ...]
+
+
+class Layer(RNNBase):
+    """What the three layers share: checking and shaping the input, and the walk over layers and directions."""
+
+    impl: str = "auto"
+    reset_after: bool = True
+    label: ClassVar[str]  # the name that torch's own error messages carry
+
+    def __init__(self, mode: str, *args: Any, impl: str = "auto", **kwargs: Any) -> None:
+        dispatch.check_impl(impl)
+        super().__init__(mode, *args, **kwargs)
+        self.impl = impl
+
+    def extra_repr(self) -> str:
+        extra = super().extra_repr()
+        extra += "" if self.reset_after else ", reset_after=False"
+        return extra if self.impl == "auto" else f"{extra}, impl={self.impl!r}"
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: these layers keep no flattened copy of their weights."""
+
+    def choose(self, input: Tensor | PackedSequence) -> dispatch.Choice:
+        """Which implementation `forward(input)` runs, and why."""
+        data = input.data if isinstance(input, PackedSequence) else input
+        return dispatch.choose(impl=self.impl, token_ids=is_token_ids(data), reset_after=self.reset_after)
+
+    def _forward(self, input: Tensor | PackedSequence, hx: State | None) -> tuple[Any, State]:
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        if isinstance(input, PackedSequence):
+            data, batch_sizes, order, restore = input
+            self._check_packed(data, weights[0])
+            batch, batched = int(batch_sizes[0]), True
+        else:
+            data, batch_sizes, order, restore = input, None, None, None
+            batched = self._check_dense(data, hx)
+            if not batched:
+                data = data.unsqueeze(0 if self.batch_first else 1)
+                hx = None if hx is None else tuple(s.unsqueeze(1) for s in hx)
+            self._check_features(data, weights[0])
+            batch = data.shape[0 if self.batch_first else 1]
+        state = self._initial_state(data, hx, batch, weights[0])
+        if order is not None and hx is not None:
+            state = tuple(s.index_select(1, order) for s in state)
+
+        if self.choose(input).path == "aten":
+            out, last = aten(
+                self._aten_op(),
+                data,
+                state,
+                weights,
+                self.bias,
+                num_layers=self.num_layers,
+                dropout=self.dropout,
+                training=self.training,
+                bidirectional=self.bidirectional,
+                batch_first=self.batch_first,
+                batch_sizes=batch_sizes,
+            )
+        else:
+            out, last = self._walk(data, batch_sizes, state)
+
+        if batch_sizes is not None:
+            last = last if restore is None else tuple(s.index_select(1, restore) for s in last)
+            return PackedSequence(out, batch_sizes, order, restore), last
+        if not batched:
+            return out.squeeze(0 if self.batch_first else 1), tuple(s.squeeze(1) for s in last)
+        return out, last
+
+    def _walk(self, data: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
+        """Layer by layer and direction by direction; a packed batch runs padded, with its lengths."""
+        lengths = None
+        x = data.transpose(0, 1) if self.batch_first and batch_sizes is None else data
+        if batch_sizes is not None:
+            x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
+        last: list[State] = []
+        for layer in range(self.num_layers):
+            if layer > 0:
+                x = F.dropout(x, self.dropout, self.training)
+            outs = []
+            for direction in range(2 if self.bidirectional else 1):
+                start = tuple(s[len(last)] for s in state)
+                w = {name.split("_l")[0]: getattr(self, name) for name in self._all_weights[len(last)]}
+                out, end = self._direction(x, start, w, lengths=lengths, reverse=direction == 1)
+                outs.append(out)
+                last.append(end)
+            x = torch.cat(outs, -1) if len(outs) > 1 else outs[0]
+        final = tuple(torch.stack(s) for s in zip(*last, strict=True))
+        if lengths is not None:
+            return pack_padded_sequence(x, lengths).data, final
+        return (x.transpose(0, 1) if self.batch_first else x), final
+
+    def _direction(
+        self, x: Tensor, state: State, w: dict[str, Tensor], *, lengths: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, State]:
+        """One layer and one direction. w: the weights by their names without layer and direction."""
+        raise NotImplementedError
+
+    def _aten_op(self) -> Callable[..., Any]:
+        raise NotImplementedError
+
+    def _state_sizes(self) -> tuple[int, ...]:
+        return (self.hidden_size,)
+
+    def _check_dense(self, data: Tensor, hx: State | None) -> bool:
+        """Whether the input has a batch dimension. Raises what torch's layer raises on wrong dimensions."""
+        features = 0 if is_token_ids(data) else 1
+        if data.dim() not in (1 + features, 2 + features):
+            kind = "token ids to be 1D or 2D" if features == 0 else "input to be 2D or 3D"
+            tensor = " tensor" if self.label == "RNN" else ""
+            raise ValueError(f"{self.label}: Expected {kind}, got {data.dim()}D{tensor} instead")
+        batched = data.dim() == 2 + features
+        dim = 3 if batched else 2
+        if hx is not None and any(s.dim() != dim for s in hx):
+            raise RuntimeError(self._wrong_state_dim(hx, "batched" if batched else "unbatched", dim))
+        return batched
+
+    def _wrong_state_dim(self, hx: State, kind: str, dim: int) -> str:
+        return f"For {kind} {dim}-D input, hx should also be {dim}-D but got {hx[0].dim()}-D tensor"
+
+    def _check_packed(self, data: Tensor, weight: Tensor) -> None:
+        dim = 1 if is_token_ids(data) else 2
+        if data.dim() != dim:
+            raise RuntimeError(f"input must have {dim} dimensions, got {data.dim()}")
+        self._check_features(data, weight)
+
+    def _check_features(self, data: Tensor, weight: Tensor) -> None:
+        if is_token_ids(data):
+            return
+        if data.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"RNN input dtype ({data.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert input: input.to({weight.dtype}), or convert model: model.to({data.dtype})"
+            )
+        if data.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {data.shape[-1]}"
+            )
+
+    def _initial_state(self, data: Tensor, hx: State | None, batch: int, weight: Tensor) -> State:
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        sizes = self._state_sizes()
+        if hx is None:
+            dtype = weight.dtype if is_token_ids(data) else data.dtype
+            return tuple(torch.zeros(rows, batch, size, dtype=dtype, device=data.device) for size in sizes)
+        for i, (s, size) in enumerate(zip(hx, sizes, strict=True)):
+            name = "hidden" if len(sizes) == 1 else f"hidden[{i}]"
+            self.check_hidden_size(s, (rows, batch, size), f"Expected {name} size {{}}, got {{}}")
+        return hx
+
+
+class _HiddenStateLayer(Layer):
+    """A layer whose state is h alone."""
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """As torch's layer: see the class."""
+        out, (h_n,) = self._forward(input, None if hx is None else (hx,))
+        return out, h_n
+
+
+class RNN(_HiddenStateLayer):
+    """`torch.nn.RNN(input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional)`.
+
+    `h' = act(W_ih x + b_ih + W_hh h + b_hh)`, act being tanh or relu.
+
+    Constructor, attributes, state_dict, shapes, return values and errors are those of torch.nn.RNN.
+
+    Input also: an integer tensor [T, B] ([B, T] with batch_first, [T] unbatched, or packed), which means
+    `one_hot(ids, input_size)` and costs a row gather. Ids outside [0, input_size) raise IndexError on the CPU.
+
+    Keyword-only:
+        impl: "auto" or "torch"; see `fastcells.explain`.
+
+    Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
+    Equations: documentation of torch.nn.RNN.
+    """
+
+    label = "RNN"
+    nonlinearity: str
+
+    def __init__(self, *args: Any, impl: str = "auto", **kwargs: Any) -> None:
+        _refuse_proj_size(kwargs)
+        if len(args) > 3:
+            self.nonlinearity = args[3]
+            args = args[:3] + args[4:]
+        else:
+            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, impl=impl, **kwargs)
+
+    def _direction(
+        self, x: Tensor, state: State, w: dict[str, Tensor], *, lengths: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, State]:
+        nonlinearity = self.mode.removeprefix("RNN_").lower()
+        out, h_n = functional.rnn(
+            x,
+            state[0],
+            w["weight_ih"],
+            w["weight_hh"],
+            w.get("bias_ih"),
+            w.get("bias_hh"),
+            nonlinearity=nonlinearity,
+            lengths=lengths,
+            reverse=reverse,
+            impl=self.impl,
+        )
+        return out, (h_n,)
+
+    def _aten_op(self) -> Callable[..., Any]:
+        return _VF.rnn_tanh if self.mode == "RNN_TANH" else _VF.rnn_relu
+
+
+class GRU(_HiddenStateLayer):
+    """`torch.nn.GRU(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)`.
+
+    Constructor, attributes, state_dict, shapes, return values and errors are those of torch.nn.GRU.
+
+    Input also: an integer tensor [T, B] ([B, T] with batch_first, [T] unbatched, or packed), which means
+    `one_hot(ids, input_size)` and costs a row gather. Ids outside [0, input_size) raise IndexError on the CPU.
+
+    Keyword-only:
+        reset_after: True for torch's and cuDNN's `n = tanh(x_n + r * (W_hn h + b_hn))`; False for
+            `n = tanh(x_n + W_hn (r * h) + b_hn)` (Cho et al. 2014, Keras's and the textbooks' default).
+        impl: "auto" or "torch"; see `fastcells.explain`.
+
+    Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
+    Equations: documentation of torch.nn.GRU; Cho et al. 2014 (arXiv 1406.1078v3), equations 5 to 8.
+    """
+
+    label = "GRU"
+
+    def __init__(self, *args: Any, reset_after: bool = True, impl: str = "auto", **kwargs: Any) -> None:
+        _refuse_proj_size(kwargs)
+        if not isinstance(reset_after, bool):
+            raise TypeError(f"reset_after should be of type bool, got: {type(reset_after).__name__}")
+        super().__init__("GRU", *args, impl=impl, **kwargs)
+        self.reset_after = reset_after
+
+    def _direction(
+        self, x: Tensor, state: State, w: dict[str, Tensor], *, lengths: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, State]:
+        out, h_n = functional.gru(
+            x,
+            state[0],
+            w["weight_ih"],
+            w["weight_hh"],
+            w.get("bias_ih"),
+            w.get("bias_hh"),
+            reset_after=self.reset_after,
+            lengths=lengths,
+            reverse=reverse,
+            impl=self.impl,
+        )
+        return out, (h_n,)
+
+    def _aten_op(self) -> Callable[..., Any]:
+        return _VF.gru
+
+
+class LSTM(Layer):
+    """`torch.nn.LSTM(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)`.
+
+    Constructor, attributes, state_dict, shapes, return values and errors are those of torch.nn.LSTM.
+
+    Input also: an integer tensor [T, B] ([B, T] with batch_first, [T] unbatched, or packed), which means
+    `one_hot(ids, input_size)` and costs a row gather. Ids outside [0, input_size) raise IndexError on the CPU.
+
+    Keyword-only:
+        impl: "auto" or "torch"; see `fastcells.explain`.
+
+    Returns: output [T, B, D*H_out] and (h_n [num_layers*D, B, H_out], c_n [num_layers*D, B, H]), D being 2 if
+    bidirectional and 1 if not, H_out proj_size if that is positive and H if not.
+    Equations: documentation of torch.nn.LSTM.
+    """
+
+    label = "LSTM"
+
+    def __init__(self, *args: Any, impl: str = "auto", **kwargs: Any) -> None:
+        super().__init__("LSTM", *args, impl=impl, **kwargs)
+
+    @overload
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+    def forward(
+        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """As torch's layer: see the class."""
+        out, (h_n, c_n) = self._forward(input, None if hx is None else tuple(hx))
+        return out, (h_n, c_n)
+
+    def _direction(
+        self, x: Tensor, state: State, w: dict[str, Tensor], *, lengths: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, State]:
+        h0, c0 = state
+        out, *last = functional.lstm(
+            x,
+            h0,
+            c0,
+            w["weight_ih"],
+            w["weight_hh"],
+            w.get("bias_ih"),
+            w.get("bias_hh"),
+            w_hr=w.get("weight_hr"),
+            lengths=lengths,
+            reverse=reverse,
+            impl=self.impl,
+        )
+        return out, tuple(last)
+
+    def _aten_op(self) -> Callable[..., Any]:
+        return _VF.lstm
+
+    def _state_sizes(self) -> tuple[int, ...]:
+        return self.proj_size or self.hidden_size, self.hidden_size
+
+    def _wrong_state_dim(self, hx: State, kind: str, dim: int) -> str:
+        dims = ", ".join(f"{s.dim()}-D" for s in hx)
+        return f"For {kind} {dim}-D input, hx and cx should also be {dim}-D but got ({dims}) tensors"
+
+
+def _refuse_proj_size(kwargs: dict[str, Any]) -> None:
+    if "proj_size" in kwargs:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")

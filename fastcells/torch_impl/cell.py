@@ -1,0 +1,88 @@
+"""What a cell has to state so that `recurrence.py` can run it over time in torch operators."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+State = tuple[Tensor, ...]  # (h,) or (h, c), each [B, H]
+
+
+class Trace(NamedTuple):
+    """What a forward pass over the sequence leaves behind."""
+
+    hidden: Tensor  # [T, B, H] h after each step; a row whose sequence has ended holds its last h
+    last: State  # the state after the last step
+    saved: tuple[Tensor, ...]  # what `TorchCell.backward` needs; empty unless asked for
+
+
+class Gradients(NamedTuple):
+    d_x: Tensor  # [T, B, G*H] with respect to the input projection
+    d_gates: Tensor  # [T, B, G*H] with respect to h W_hh^T + b_hh, which gives dW_hh and db_hh
+    d_state: State  # with respect to the initial state
+
+
+class TorchCell(ABC):
+    """One cell's maths: a differentiable step, and the same over the whole sequence with a backward written by hand.
+
+    Dimensions: T time, B batch, H hidden, G gates. `steps` is the order in which time is walked; `mask` is None
+    or bool [T, B, 1], false where a sequence has ended: there the state stands still and no gradient arises.
+    """
+
+    name: str
+    gates: int
+    states: int = 1
+
+    @abstractmethod
+    def step(self, x: Tensor, state: State, w_hh: Tensor, b_hh: Tensor | None) -> State:
+        """One step in differentiable operators. x: [B, G*H], the input projection with its bias."""
+
+    @abstractmethod
+    def forward(
+        self, x: Tensor, state: State, w_hh: Tensor, b_hh: Tensor | None, steps: range, mask: Tensor | None, save: bool
+    ) -> Trace:
+        """All steps, without autograd. x: [T, B, G*H]."""
+
+    @abstractmethod
+    def backward(
+        self,
+        d_hidden: Tensor,  # [T, B, H]
+        d_last: State,
+        saved: tuple[Tensor, ...],
+        before: Tensor,  # [T, B, H] h before each step
+        state: State,  # the initial state
+        w_hh: Tensor,
+        steps: range,
+        mask: Tensor | None,
+    ) -> Gradients:
+        """The adjoint of `forward`, without autograd.
+
+        The gates' gradients are linear in the state's, with factors known from the forward pass. The factors are
+        computed for all steps at once; the loop is left with one product and one matmul a step.
+        """
+
+    def weight_gradient(self, d_gates: Tensor, before: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
+        """dW_hh [G*H, H], by one matmul over all steps."""
+        return d_gates.flatten(0, 1).t() @ before.flatten(0, 1)
+
+
+def hold(mask: Tensor | None, t: int, new: Tensor, old: Tensor) -> None:
+    """Put `old` back, in place, into the rows of `new` whose sequence has ended at step t."""
+    if mask is not None:
+        torch.where(mask[t], new, old, out=new)
+
+
+def scratch(save: bool, steps: int, *shape: int, like: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A tensor, and its part for each step: its own part where it is saved, one that all steps share where not."""
+    whole = like.new_empty(steps if save else 1, *shape)
+    return whole, whole.unbind(0) * (1 if save else steps)
+
+
+def shift(after: Tensor, first: Tensor, steps: range) -> Tensor:
+    """The state before each step: `after` [T, B, H] moved by one in the order of `steps`, with `first` [B, H] ahead."""
+    if steps[0] == 0:
+        return torch.cat([first.unsqueeze(0), after[:-1]])
+    return torch.cat([after[1:], first.unsqueeze(0)])

@@ -1,0 +1,94 @@
+"""The long short-term memory, without peepholes. x is the input projection, gates in torch's order i, f, g, o.
+
+    i = sigmoid(x_i + h W_hi^T + b_hi)      f, o alike
+    g = tanh(x_g + h W_hg^T + b_hg)
+    c' = f * c + i * g
+    h' = o * tanh(c')
+
+Equations: torch.nn.LSTM. Backward: `d_c' += dh' o (1 - tanh(c')^2)`, then `d_i = d_c' g i (1 - i)`,
+`d_f = d_c' c f (1 - f)`, `d_g = d_c' i (1 - g^2)`, `d_o = dh' tanh(c') o (1 - o)`, and `d_c = d_c' f`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from fastcells.torch_impl.cell import Gradients, State, TorchCell, Trace, hold, scratch, shift
+
+
+class LSTMUnit(TorchCell):
+    name = "lstm"
+    gates = 4
+    states = 2
+
+    def step(self, x: Tensor, state: State, w_hh: Tensor, b_hh: Tensor | None) -> State:
+        h, c = state
+        i, f, g, o = (x + linear(h, w_hh, b_hh)).chunk(4, -1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+    def forward(
+        self, x: Tensor, state: State, w_hh: Tensor, b_hh: Tensor | None, steps: range, mask: Tensor | None, save: bool
+    ) -> Trace:
+        h, c = state
+        T, (B, H) = len(steps), h.shape
+        hidden = h.new_empty(T, B, H)
+        gates_all, gates_t = scratch(save, T, B, 4 * H, like=h)  # i, f, g, o
+        c_all = h.new_empty(T, B, H)
+        tanh_all, tanh_t = scratch(save, T, B, H, like=h)  # tanh(c')
+        h_t, c_t, x_t = hidden.unbind(0), c_all.unbind(0), (x if b_hh is None else x + b_hh).unbind(0)
+        w = w_hh.t()
+        for t in steps:
+            gates = torch.addmm(x_t[t], h, w, out=gates_t[t])
+            gates[:, : 2 * H].sigmoid_()
+            gates[:, 2 * H : 3 * H].tanh_()
+            gates[:, 3 * H :].sigmoid_()
+            torch.mul(gates[:, H : 2 * H], c, out=c_t[t])
+            c_t[t].addcmul_(gates[:, :H], gates[:, 2 * H : 3 * H])
+            torch.tanh(c_t[t], out=tanh_t[t])
+            torch.mul(gates[:, 3 * H :], tanh_t[t], out=h_t[t])
+            hold(mask, t, h_t[t], h)
+            hold(mask, t, c_t[t], c)
+            h, c = h_t[t], c_t[t]
+        return Trace(hidden, (h, c), (gates_all, c_all, tanh_all) if save else ())
+
+    def backward(
+        self,
+        d_hidden: Tensor,
+        d_last: State,
+        saved: tuple[Tensor, ...],
+        before: Tensor,
+        state: State,
+        w_hh: Tensor,
+        steps: range,
+        mask: Tensor | None,
+    ) -> Gradients:
+        gates, c_all, tanh_c = saved
+        i, f, g, o = gates.chunk(4, -1)
+        T, B, H = c_all.shape
+        c_factor = o * (1 - tanh_c * tanh_c)
+        o_factor = tanh_c * o * (1 - o)
+        c_before = shift(c_all, state[1], steps)
+        ifg_factor = torch.cat([g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)], -1)
+        if mask is not None:
+            c_factor, o_factor, ifg_factor = c_factor * mask, o_factor * mask, ifg_factor * mask
+            f = torch.where(mask, f, 1)
+        ifg_factor = ifg_factor.view(T, B, 3, H)
+        d_gates = torch.empty_like(gates)
+        d_ifg = d_gates[..., : 3 * H].unflatten(-1, (3, H))
+        d_o = d_gates[..., 3 * H :]
+        d_h, d_c = d_last
+        for t in reversed(steps):
+            d_h = d_h + d_hidden[t]
+            d_c = torch.addcmul(d_c, d_h, c_factor[t])
+            torch.mul(ifg_factor[t], d_c.unsqueeze(1), out=d_ifg[t])
+            torch.mul(o_factor[t], d_h, out=d_o[t])
+            d_before = d_gates[t] @ w_hh
+            d_h = d_before if mask is None else torch.where(mask[t], d_before, d_h)
+            d_c = d_c * f[t]
+        return Gradients(d_gates, d_gates, (d_h, d_c))
+
+
+LSTM = LSTMUnit()

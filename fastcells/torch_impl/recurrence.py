@@ -1,0 +1,141 @@
+"""The recurrence over time in torch operators, differentiable any number of times.
+
+`recur` is what `functional.py` calls. First derivatives come from the backward written by hand in each cell, which
+leaves two or three operators in the loop over time and takes dW_hh in one matmul. Where that cannot serve (second
+derivatives, `torch.func` transforms, forward-mode derivatives, `torch.compile`) the same equations run as plain
+differentiable steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fastcells.torch_impl.cell import State, TorchCell, shift
+
+
+def recur(
+    cell: TorchCell,
+    x_proj: Tensor,
+    state: State,
+    w_hh: Tensor,
+    b_hh: Tensor | None,
+    *,
+    w_hr: Tensor | None = None,
+    mask: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, State]:
+    """Run `cell` over time.
+
+    x_proj: [T, B, G*H] input projection with its bias. state: (h,) or (h, c), each [B, H]. w_hh: [G*H, H].
+    w_hr: [P, H], an LSTM's projection; h is then [B, P]. mask: bool [T, B, 1], false where a sequence has ended.
+    Returns the outputs [T, B, H], zero where the mask is false, and the final state.
+    """
+    if w_hr is not None or _needs_plain_operators():
+        return unroll(cell, x_proj, state, w_hh, b_hh, w_hr, mask, reverse)
+    inputs = (x_proj, w_hh, b_hh, *state)
+    if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in inputs):
+        out, *last = Recurrence.apply(cell, reverse, mask, *inputs)
+        return out, tuple(last)
+    with torch.no_grad():  # the cells write into buffers, which autograd would refuse
+        trace = cell.forward(x_proj, state, w_hh, b_hh, _steps(x_proj, reverse), mask, save=False)
+    return _mask_out(trace.hidden, mask), trace.last
+
+
+def unroll(
+    cell: TorchCell,
+    x_proj: Tensor,
+    state: State,
+    w_hh: Tensor,
+    b_hh: Tensor | None,
+    w_hr: Tensor | None,
+    mask: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, State]:
+    """The recurrence as a plain loop of differentiable steps."""
+    out: list[Tensor] = [x_proj] * len(x_proj)
+    for t in _steps(x_proj, reverse):
+        new = cell.step(x_proj[t], state, w_hh, b_hh)
+        if w_hr is not None:
+            new = (new[0] @ w_hr.t(), *new[1:])
+        if mask is not None:
+            new = tuple(torch.where(mask[t], n, old) for n, old in zip(new, state, strict=True))
+        state = new
+        out[t] = state[0] if mask is None else state[0] * mask[t]
+    return torch.stack(out), state
+
+
+class Recurrence(torch.autograd.Function):
+    """All steps of one cell, with the cell's own backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        cell: TorchCell,
+        reverse: bool,
+        mask: Tensor | None,
+        x_proj: Tensor,
+        w_hh: Tensor,
+        b_hh: Tensor | None,
+        *state: Tensor,
+    ) -> tuple[Tensor, ...]:
+        trace = cell.forward(x_proj, state, w_hh, b_hh, _steps(x_proj, reverse), mask, save=True)
+        ctx.cell, ctx.reverse, ctx.mask = cell, reverse, mask
+        ctx.save_for_backward(x_proj, w_hh, b_hh, *state, trace.hidden, *trace.saved)
+        # Copies: the final state is a view of the outputs, and autograd wants outputs that stand alone.
+        return _mask_out(trace.hidden, mask), *(s.clone() for s in trace.last)
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor, *d_last: Tensor) -> tuple[Tensor | None, ...]:
+        cell: TorchCell = ctx.cell
+        x_proj, w_hh, b_hh, *rest = ctx.saved_tensors
+        state, hidden, saved = tuple(rest[: cell.states]), rest[cell.states], tuple(rest[cell.states + 1 :])
+        if torch.is_grad_enabled():  # the caller wants to differentiate this backward: create_graph=True
+            return _differentiable_backward(ctx, x_proj, w_hh, b_hh, state, d_out, d_last)
+        steps = _steps(x_proj, ctx.reverse)
+        before = shift(hidden, state[0], steps)
+        d_hidden = _mask_out(d_out, ctx.mask)
+        d_x, d_gates, d_state = cell.backward(d_hidden, d_last, saved, before, state, w_hh, steps, ctx.mask)
+        _, _, _, _, needs_w, needs_b, *_ = ctx.needs_input_grad
+        d_w = cell.weight_gradient(d_gates, before, saved) if needs_w else None
+        d_b = d_gates.sum((0, 1)) if needs_b else None
+        return None, None, None, d_x, d_w, d_b, *d_state
+
+
+def _differentiable_backward(
+    ctx: Any,
+    x_proj: Tensor,
+    w_hh: Tensor,
+    b_hh: Tensor | None,
+    state: State,
+    d_out: Tensor,
+    d_last: tuple[Tensor, ...],
+) -> tuple[Tensor | None, ...]:
+    """The same gradients by autograd through `unroll`, so that they can be differentiated in turn."""
+    # Fresh views: were one input computed from another, its gradient must not pass through that other one here.
+    x, w, b = x_proj.view_as(x_proj), w_hh.view_as(w_hh), None if b_hh is None else b_hh.view_as(b_hh)
+    s = tuple(p.view_as(p) for p in state)
+    out, last = unroll(ctx.cell, x, s, w, b, None, ctx.mask, ctx.reverse)
+    inputs = (x, w, b, *s)
+    wanted = [p for p in inputs if p is not None and p.requires_grad]
+    gradients = iter(torch.autograd.grad((out, *last), wanted, (d_out, *d_last), create_graph=True, allow_unused=True))
+    return None, None, None, *(next(gradients) if p is not None and p.requires_grad else None for p in inputs)
+
+
+def _steps(x_proj: Tensor, reverse: bool) -> range:
+    T = len(x_proj)
+    return range(T - 1, -1, -1) if reverse else range(T)
+
+
+def _mask_out(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    return hidden if mask is None else hidden * mask
+
+
+def _needs_plain_operators() -> bool:
+    """Whether a caller looks through the operators: a hand-written backward would hide them."""
+    return (
+        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )
