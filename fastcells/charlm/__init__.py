@@ -1,0 +1,27 @@
+"""A character language model: corpus, model, training, generation, run folders and the command line."""
+
+from fastcells.charlm.checkpoint import RunFolder, load
+from fastcells.charlm.corpus import Vocabulary, bundled_corpus, read_corpus
+from fastcells.charlm.errors import InputError
+from fastcells.charlm.generate import generate
+from fastcells.charlm.model import CharLM
+from fastcells.charlm.presets import PRESETS, Config, preset
+from fastcells.charlm.train import Diverged, Epoch, perplexity, train
+
+__all__ = [
+    "PRESETS",
+    "CharLM",
+    "Config",
+    "Diverged",
+    "Epoch",
+    "InputError",
+    "RunFolder",
+    "Vocabulary",
+    "bundled_corpus",
+    "generate",
+    "load",
+    "perplexity",
+    "preset",
+    "read_corpus",
+    "train",
+]

@@ -1,0 +1,262 @@
+"""The command line: `fastcells train [CORPUS]` and `fastcells generate RUN --prefix TEXT`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import fastcells
+from fastcells.charlm import checkpoint, presets
+from fastcells.charlm.corpus import BUNDLED, Vocabulary, bundled_corpus, read_corpus
+from fastcells.charlm.errors import InputError
+from fastcells.charlm.generate import generate
+from fastcells.charlm.model import CharLM
+from fastcells.charlm.sampling import SAMPLING, batches_per_epoch, check_length
+from fastcells.charlm.train import Diverged, Epoch, train
+from fastcells.dispatch import IMPLEMENTATIONS, explain
+
+BUNDLED_PREFIXES = {"zh": ["我们", "风吹过来"], "en": ["and the", "goodbye to the"]}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 1 (diverged or interrupted) or 2 (bad input)."""
+    options = _parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"fastcells: warning: {message}", file=sys.stderr)
+        try:
+            return _train(options) if options.command == "train" else _generate(options)
+        except (InputError, OSError) as error:
+            print(f"fastcells: error: {error}", file=sys.stderr)
+            return 2
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = _config(options)
+    device = _device(options.device)
+    if options.plot:
+        _check_matplotlib()
+    if options.corpus is not None:
+        name, text = options.corpus, read_corpus(options.corpus, options.chars)
+        prefixes = options.prefix or [(text.split() or [text])[0][:8]]
+    else:
+        name = options.bundled
+        text, prefixes = bundled_corpus(name, options.chars), options.prefix or BUNDLED_PREFIXES[name]
+    vocabulary = Vocabulary(text)
+    ids = vocabulary.encode(text)
+    check_length(len(ids), config.sampling, config.batch, config.steps)
+    if not options.prefix:
+        prefixes = [p for p in prefixes if set(p) <= set(vocabulary.characters)] or [text[0]]
+    for prefix in prefixes:
+        vocabulary.encode(prefix)  # an unknown character is reported now, not after the first epochs
+
+    provenance = {
+        "corpus": str(name),
+        "characters": str(len(ids)),
+        "device": str(device),
+        "fastcells": fastcells.__version__,
+        "torch": torch.__version__,
+    }
+    run = checkpoint.RunFolder.create(options.out or _unused_folder(options.preset), config, vocabulary, provenance)
+    print(f"corpus {name}: {len(ids):,} characters, {len(vocabulary):,} distinct")
+    progress = _Progress(run, config, ids, vocabulary, prefixes, options.length)
+    status = 0
+    try:
+        model = train(ids, len(vocabulary), config, device=device, on_step=progress.step, on_epoch=progress.epoch)
+    except Diverged as error:
+        model, status = error.model, 1
+        progress.say(f"fastcells: error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        progress.say("interrupted", file=sys.stderr)
+        if progress.model is None:
+            return 1  # not one epoch: nothing to keep
+        model, status = progress.model, 1
+    finally:
+        progress.close()
+    run.save_weights(model)
+    if options.plot:
+        _plot(run)
+    print(f"saved in {run.path}")
+    if status == 0:
+        print(f"try: fastcells generate {run.path} --prefix {prefixes[0]!r} --temperature 0.8")
+    return status
+
+
+class _Progress:
+    """A progress bar with tokens per second on a terminal, plain lines elsewhere; metrics after each epoch."""
+
+    def __init__(
+        self,
+        run: checkpoint.RunFolder,
+        config: presets.Config,
+        ids: torch.Tensor,
+        vocabulary: Vocabulary,
+        prefixes: list[str],
+        length: int,
+    ) -> None:
+        self.run, self.config, self.vocabulary, self.prefixes, self.length = run, config, vocabulary, prefixes, length
+        self.model: CharLM | None = None
+        steps = config.epochs * batches_per_epoch(len(ids), config.sampling, config.batch, config.steps)
+        total = steps * config.batch * config.steps
+        self.bar = tqdm(total=total, unit="token", unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def step(self, tokens: int) -> None:
+        self.bar.update(tokens)
+
+    def epoch(self, model: CharLM, epoch: Epoch) -> None:
+        if self.model is None:
+            parameters = sum(p.numel() for p in model.parameters())
+            choice = explain(model.layer, torch.zeros(1, 1, dtype=torch.int64))
+            self.say(f"model {model.layer}, {parameters:,} parameters; runs on {choice}")
+        self.model = model
+        self.run.add_metrics(epoch)
+        self.bar.set_postfix(epoch=epoch.number, perplexity=f"{epoch.perplexity:.3f}")
+        if epoch.number % self.config.report and epoch.number != self.config.epochs:
+            return
+        self.say(
+            f"epoch {epoch.number:4d}/{self.config.epochs}  perplexity {epoch.perplexity:8.3f}  "
+            f"{epoch.tokens_per_second:,.0f} tokens/s  {epoch.seconds:.1f} s"
+        )
+        for prefix in self.prefixes:
+            self.say(f"  - {generate(model, self.vocabulary, prefix, self.length)}")
+        self.run.save_weights(model)
+
+    def say(self, line: str, file: object = None) -> None:
+        tqdm.write(line, file=file or sys.stdout)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def _generate(options: argparse.Namespace) -> int:
+    model, vocabulary, _ = checkpoint.load(options.run, _device(options.device))
+    temperature = options.temperature
+    if temperature is None:
+        temperature = 0.0 if options.top_k is None else 1.0
+    generator = torch.Generator()
+    if options.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(options.seed)
+    text = generate(
+        model,
+        vocabulary,
+        options.prefix,
+        options.length,
+        temperature=temperature,
+        top_k=options.top_k,
+        unknown=options.unknown,
+        generator=generator,
+    )
+    print(text)
+    return 0
+
+
+def _config(options: argparse.Namespace) -> presets.Config:
+    """The preset with what the command line overrides."""
+    given = {f.name: getattr(options, f.name) for f in fields(presets.Config) if getattr(options, f.name) is not None}
+    if given.get("clip") == "none":
+        given["clip"] = None
+    return replace(presets.preset(options.preset), **given)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _unused_folder(preset: str) -> Path:
+    number = 1
+    while Path("runs", f"{preset}-{number}").exists():
+        number += 1
+    return Path("runs", f"{preset}-{number}")
+
+
+def _check_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise InputError("--plot needs matplotlib: pip install 'fastcells[plot]'") from None
+
+
+def _plot(run: checkpoint.RunFolder) -> None:
+    from matplotlib.figure import Figure
+
+    rows = run.metrics()
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([row["epoch"] for row in rows], [row["perplexity"] for row in rows])
+    axes.set(xlabel="epoch", ylabel="training perplexity", yscale="log", title=run.path.name)
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(run.path / "perplexity.png", dpi=150)
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.lstrip("+-").isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    return value
+
+
+def _clip(text: str) -> float | str:
+    return text if text == "none" else float(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fastcells", description="Train a character language model, and use it.")
+    parser.add_argument("--version", action="version", version=f"fastcells {fastcells.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    t = commands.add_parser("train", help="learn a text", description="Learn a text, character by character.")
+    source = t.add_mutually_exclusive_group()
+    source.add_argument("corpus", nargs="?", help="a UTF-8 .txt file, a .zip that holds one, or - for standard input")
+    source.add_argument("--bundled", choices=list(BUNDLED), default="zh", help="lyrics that come along (default zh)")
+    t.add_argument("--chars", type=_positive, metavar="N", help="keep the first N characters")
+    t.add_argument("--preset", choices=list(presets.PRESETS), default="gru", help="where the options below start from")
+    t.add_argument("--cell", choices=presets.CELLS)
+    t.add_argument("--nonlinearity", choices=presets.NONLINEARITIES, help="of the rnn cell")
+    t.add_argument("--reset-after", action=argparse.BooleanOptionalAction, help="of the gru cell: torch's variant")
+    t.add_argument("--layers", type=_positive, metavar="N")
+    t.add_argument("--hidden", type=_positive, metavar="N", help="size of the hidden state")
+    t.add_argument("--bidirectional", action=argparse.BooleanOptionalAction)
+    t.add_argument("--init", choices=presets.INITS, help="torch: uniform; d2l: N(0, 0.01), biases 0")
+    t.add_argument("--optimizer", choices=presets.OPTIMIZERS)
+    t.add_argument("--lr", type=float, help="learning rate")
+    t.add_argument("--clip", type=_clip, metavar="NORM", help="largest gradient norm, or none")
+    t.add_argument("--sampling", choices=SAMPLING)
+    t.add_argument("--epochs", type=_positive, metavar="N")
+    t.add_argument("--report", type=_positive, metavar="N", help="epochs between two reports")
+    t.add_argument("--steps", type=_positive, metavar="T", help="time steps of a batch")
+    t.add_argument("--batch", type=_positive, metavar="B", help="sequences of a batch")
+    t.add_argument("--seed", type=int)
+    t.add_argument("--dtype", choices=presets.DTYPES)
+    t.add_argument("--impl", choices=IMPLEMENTATIONS, help="implementation of the recurrent layer")
+    t.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
+    t.add_argument("--out", metavar="RUN", help="folder to write (default runs/PRESET-NUMBER)")
+    t.add_argument("--prefix", action="append", help="what the reports' generated lines start with; may be repeated")
+    t.add_argument("--length", type=_positive, default=50, metavar="N", help="characters to generate (default 50)")
+    t.add_argument("--plot", action="store_true", help="also write perplexity.png")
+
+    g = commands.add_parser("generate", help="write text with a trained model")
+    g.add_argument("run", metavar="RUN", help="folder that `fastcells train` wrote")
+    g.add_argument("--prefix", required=True, help="text to go on from")
+    g.add_argument("--length", type=_positive, default=100, metavar="N", help="characters to add (default 100)")
+    g.add_argument("--temperature", type=float, help="0 takes the likeliest character (default, without --top-k)")
+    g.add_argument("--top-k", type=_positive, metavar="K", help="draw among the K likeliest characters")
+    g.add_argument("--seed", type=int, help="for the same text again")
+    g.add_argument("--unknown", choices=("error", "skip"), default="error", help="characters that the model never saw")
+    g.add_argument("--device", default="auto")
+    return parser

@@ -1,0 +1,63 @@
+"""Text from a trained model: warmed up on a prefix, then one character after the other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcells.charlm.corpus import Vocabulary
+from fastcells.charlm.errors import InputError
+from fastcells.charlm.model import CharLM
+
+
+@torch.no_grad()
+def generate(
+    model: CharLM,
+    vocabulary: Vocabulary,
+    prefix: str,
+    length: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    unknown: str = "error",
+    generator: torch.Generator | None = None,
+) -> str:
+    """`prefix` and `length` more characters.
+
+    temperature: 0 takes the likeliest character each time (greedy); above 0 draws from softmax(logits / temperature).
+    top_k: draw among the k likeliest only. unknown: "error" or "skip", for characters of the prefix that the model
+    does not know. generator: a CPU generator, for the same text from the same seed.
+
+    Raises:
+        InputError: an empty prefix, an unknown character, a negative temperature or length, or top_k below 1.
+    """
+    if length < 0:
+        raise InputError(f"length must not be negative, got {length}")
+    if not temperature >= 0:
+        raise InputError(f"temperature must not be negative, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k must be at least 1, got {top_k}")
+    ids = vocabulary.encode(prefix, unknown=unknown)
+    if len(ids) == 0:
+        raise InputError(f"the prefix {prefix!r} has no character that the model knows: nothing to go on from")
+    device = model.output.weight.device
+    training = model.training
+    model.eval()
+    known = ids.tolist()
+    ids = ids.to(device).unsqueeze(0)
+    state = None
+    for _ in range(length):
+        logits, state = model(ids, state)
+        ids = _pick(logits[0, -1].float().cpu(), temperature, top_k, generator).view(1, 1).to(device)
+        known.append(int(ids))
+    model.train(training)
+    return vocabulary.decode(known)
+
+
+def _pick(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
+    """One character's id, from logits [V] on the CPU."""
+    if temperature == 0:
+        return logits.argmax()
+    values, ids = logits.topk(min(top_k or len(logits), len(logits)))
+    probabilities = torch.softmax(values.double() / temperature, 0)
+    return ids[torch.multinomial(probabilities, 1, generator=generator)]

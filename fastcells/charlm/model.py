@@ -1,0 +1,72 @@
+"""The model: a recurrent layer over token ids, and a linear layer that scores the next character."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcells.charlm.presets import Config
+from fastcells.layers import GRU, LSTM, RNN
+
+State = Tensor | tuple[Tensor, Tensor]  # h, or (h, c) for an LSTM, each [layers * directions, B, H]
+
+
+class CharLM(nn.Module):
+    """`nn.Linear(nn.GRU(one_hot(ids)))`: scores for the character after each character.
+
+    The layer takes ids, so that the one-hot vectors of the lessons are never built.
+    """
+
+    def __init__(self, vocabulary: int, config: Config) -> None:
+        super().__init__()
+        if config.bidirectional:
+            warnings.warn(
+                "a bidirectional language model sees the characters that it has to predict: its perplexity falls "
+                "to almost 1 and its generated text means nothing",
+                stacklevel=2,
+            )
+        options: dict[str, Any] = {
+            "num_layers": config.layers,
+            "bidirectional": config.bidirectional,
+            "batch_first": True,
+            "impl": config.impl,
+        }
+        self.layer: RNN | GRU | LSTM
+        if config.cell == "rnn":
+            self.layer = RNN(vocabulary, config.hidden, nonlinearity=config.nonlinearity, **options)
+        elif config.cell == "gru":
+            self.layer = GRU(vocabulary, config.hidden, reset_after=config.reset_after, **options)
+        else:
+            self.layer = LSTM(vocabulary, config.hidden, **options)
+        self.output = nn.Linear(config.hidden * (2 if config.bidirectional else 1), vocabulary)
+        if config.init == "d2l":
+            self._init_d2l()
+
+    def _init_d2l(self) -> None:
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.01)
+            else:
+                nn.init.zeros_(parameter)
+                # The lessons have one bias a gate. Two that learn alike would double its learning rate.
+                parameter.requires_grad_("bias_hh" not in name)
+
+    def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """ids: int [B, T]. Returns logits [B, T, V] and the state to go on from."""
+        hidden, state = self.layer(ids, state)
+        return self.output(hidden), state
+
+
+def detach(state: State) -> State:
+    """The state without its history: where backpropagation through time is truncated."""
+    return tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()  # type: ignore[return-value]
+
+
+def dtype_of(config: Config) -> torch.dtype:
+    """The torch dtype that `config.dtype` names."""
+    dtype = getattr(torch, config.dtype)
+    assert isinstance(dtype, torch.dtype)
+    return dtype

@@ -1,0 +1,88 @@
+"""What to train, as data: the options of one run, and presets that reproduce the classic lessons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fastcells.charlm.errors import InputError
+from fastcells.charlm.sampling import SAMPLING
+
+CELLS = ("rnn", "gru", "lstm")
+NONLINEARITIES = ("tanh", "relu")
+INITS = ("torch", "d2l")
+OPTIMIZERS = ("adam", "sgd")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The options of a training run. The defaults are the preset `gru`.
+
+    init: "torch" is torch.nn's uniform init; "d2l" is N(0, 0.01) for weights and zero for biases, with one bias a
+    gate as in the lessons (b_hh stays zero). clip: largest gradient norm, None for no clipping. report: epochs
+    between two reports.
+    """
+
+    cell: str = "gru"
+    nonlinearity: str = "tanh"
+    reset_after: bool = True
+    layers: int = 1
+    hidden: int = 256
+    bidirectional: bool = False
+    init: str = "torch"
+    optimizer: str = "adam"
+    lr: float = 1e-2
+    clip: float | None = None
+    sampling: str = "consecutive"
+    epochs: int = 160
+    report: int = 40
+    steps: int = 35
+    batch: int = 32
+    seed: int = 0
+    dtype: str = "float32"
+    impl: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "epochs", "report", "steps", "batch"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{name} must be a positive integer, got {value!r}")
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} must be positive, got {value!r}")
+        choices = {
+            "cell": CELLS,
+            "nonlinearity": NONLINEARITIES,
+            "init": INITS,
+            "optimizer": OPTIMIZERS,
+            "sampling": SAMPLING,
+            "dtype": DTYPES,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+
+_SCRATCH = Config(init="d2l", optimizer="sgd", lr=1e2, clip=1e-2)
+
+PRESETS: dict[str, Config] = {
+    "rnn-scratch": replace(_SCRATCH, cell="rnn", sampling="random", epochs=250, report=50),
+    # The lesson's own cell is written reset-before.
+    "gru-scratch": replace(_SCRATCH, cell="gru", reset_after=False),
+    "lstm-scratch": replace(_SCRATCH, cell="lstm"),
+    "rnn-deep-scratch": replace(_SCRATCH, cell="rnn", nonlinearity="relu", layers=3, epochs=250, report=50),
+    "rnn": Config(cell="rnn", lr=1e-3, epochs=250, report=50),
+    "gru": Config(),
+    "lstm": Config(cell="lstm"),
+    "lstm-deep": Config(cell="lstm", layers=2),
+    "lstm-deeper": Config(cell="lstm", layers=6),
+    "gru-bidirectional": Config(bidirectional=True, hidden=128),
+}
+
+
+def preset(name: str) -> Config:
+    """The options of a preset. Raises InputError, which lists them, for an unknown name."""
+    if name not in PRESETS:
+        raise InputError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]
