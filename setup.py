@@ -29,7 +29,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     # Spelled out: find_packages() would install a top-level `kernels`, which belongs to another package.
-    packages=["fastcells", "fastcells.charlm", "fastcells.data", "fastcells.kernels"],
+    packages=["fastcells", "fastcells.charlm", "fastcells.data", "fastcells.kernels", "fastcells.torch_impl"],
     package_dir={"fastcells.kernels": "kernels"},
     package_data={"fastcells": ["py.typed"], "fastcells.data": ["*.txt"]},
     install_requires=["torch>=2.11", "numpy", "safetensors", "tqdm"],

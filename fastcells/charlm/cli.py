@@ -10,17 +10,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import fastcells
 from fastcells.charlm import checkpoint, presets
 from fastcells.charlm.corpus import BUNDLED, Vocabulary, bundled_corpus, read_corpus
 from fastcells.charlm.errors import InputError
 from fastcells.charlm.generate import generate
-from fastcells.charlm.model import CharLM
-from fastcells.charlm.sampling import SAMPLING, batches_per_epoch, check_length
-from fastcells.charlm.train import Diverged, Epoch, train
-from fastcells.dispatch import IMPLEMENTATIONS, explain
+from fastcells.charlm.progress import Progress
+from fastcells.charlm.sampling import SAMPLING, check_length
+from fastcells.charlm.train import Diverged, train
+from fastcells.dispatch import IMPLEMENTATIONS
 
 BUNDLED_PREFIXES = {"zh": ["我们", "风吹过来"], "en": ["and the", "goodbye to the"]}
 
@@ -65,74 +64,26 @@ def _train(options: argparse.Namespace) -> int:
     }
     run = checkpoint.RunFolder.create(options.out or _unused_folder(options.preset), config, vocabulary, provenance)
     print(f"corpus {name}: {len(ids):,} characters, {len(vocabulary):,} distinct")
-    progress = _Progress(run, config, ids, vocabulary, prefixes, options.length)
+    progress = Progress(run, config, ids, vocabulary, prefixes, options.length)
     status = 0
     try:
-        model = train(ids, len(vocabulary), config, device=device, on_step=progress.step, on_epoch=progress.epoch)
+        train(ids, len(vocabulary), config, device=device, on_step=progress.step, on_epoch=progress.epoch)
+        progress.finish()
     except Diverged as error:
-        model, status = error.model, 1
+        status = 1
         progress.say(f"fastcells: error: {error}", file=sys.stderr)
+        progress.save(error.model)
     except KeyboardInterrupt:
+        status = 1
         progress.say("interrupted", file=sys.stderr)
-        if progress.model is None:
-            return 1  # not one epoch: nothing to keep
-        model, status = progress.model, 1
+        progress.finish()
     finally:
         progress.close()
-    run.save_weights(model)
-    if options.plot:
+    if options.plot and run.metrics():
         _plot(run)
-    print(f"saved in {run.path}")
     if status == 0:
         print(f"try: fastcells generate {run.path} --prefix {prefixes[0]!r} --temperature 0.8")
     return status
-
-
-class _Progress:
-    """A progress bar with tokens per second on a terminal, plain lines elsewhere; metrics after each epoch."""
-
-    def __init__(
-        self,
-        run: checkpoint.RunFolder,
-        config: presets.Config,
-        ids: torch.Tensor,
-        vocabulary: Vocabulary,
-        prefixes: list[str],
-        length: int,
-    ) -> None:
-        self.run, self.config, self.vocabulary, self.prefixes, self.length = run, config, vocabulary, prefixes, length
-        self.model: CharLM | None = None
-        steps = config.epochs * batches_per_epoch(len(ids), config.sampling, config.batch, config.steps)
-        total = steps * config.batch * config.steps
-        self.bar = tqdm(total=total, unit="token", unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True)
-
-    def step(self, tokens: int) -> None:
-        self.bar.update(tokens)
-
-    def epoch(self, model: CharLM, epoch: Epoch) -> None:
-        if self.model is None:
-            parameters = sum(p.numel() for p in model.parameters())
-            choice = explain(model.layer, torch.zeros(1, 1, dtype=torch.int64))
-            self.say(f"model {model.layer}, {parameters:,} parameters; runs on {choice}")
-        self.model = model
-        self.run.add_metrics(epoch)
-        self.bar.set_postfix(epoch=epoch.number, perplexity=f"{epoch.perplexity:.3f}")
-        if epoch.number % self.config.report and epoch.number != self.config.epochs:
-            return
-        self.say(
-            f"epoch {epoch.number:4d}/{self.config.epochs}  perplexity {epoch.perplexity:8.3f}  "
-            f"{epoch.tokens_per_second:,.0f} tokens/s  {epoch.seconds:.1f} s"
-        )
-        for prefix in self.prefixes:
-            self.say(f"  - {generate(model, self.vocabulary, prefix, self.length)}")
-        self.run.save_weights(model)
-
-    def say(self, line: str, file: object = None) -> None:
-        tqdm.write(line, file=file or sys.stdout)
-        sys.stdout.flush()
-
-    def close(self) -> None:
-        self.bar.close()
 
 
 def _generate(options: argparse.Namespace) -> int:

@@ -1,0 +1,35 @@
+# Everything from a fresh clone, with only python3: `make train`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: train test bench check gpu clean
+
+train: $(STAMP)  ## learn the bundled lyrics: progress, perplexity, generated lines
+	$(BIN)/fastcells train $(ARGS)
+
+test: $(STAMP)  ## every test
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(STAMP)  ## this machine, a short selection
+	$(BIN)/python -m bench.charlm
+	$(BIN)/python -m bench.layers
+
+check: $(STAMP)  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+gpu:  ## on a machine with an NVIDIA GPU, torch and triton already there; results under $$OUT
+	bash bench/gpu.sh
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastcells needs Python 3.10 or later")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,plot]'
+	touch $(STAMP)
