@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import torch
 from torch import _VF, Tensor
-from torch.nn import functional as F
 from torch.nn.modules.rnn import RNNCellBase
 
 from fastcells import dispatch
-from fastcells.token_ids import gather_rows, is_token_ids
+from fastcells.functional import input_projection
+from fastcells.token_ids import check_range, is_token_ids
 from fastcells.torch_impl.cell import TorchCell
 from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
 from fastcells.torch_impl.lstm import LSTM as LSTM_UNIT
@@ -36,18 +36,22 @@ class Cell(RNNCellBase):
 
     def _step(self, input: Tensor, hx: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         features = 0 if is_token_ids(input) else 1
-        if input.dim() not in (features, features + 1):
+        dim = input.dim()
+        if dim not in (features, features + 1):
             kind = "token ids to be 0D or 1D" if features == 0 else "input to be 1D or 2D"
-            raise ValueError(f"{self.label}: Expected {kind}, got {input.dim()}D instead")
-        for i, s in enumerate(hx or ()):
-            if s.dim() not in (1, 2):
-                name = "hidden" if self.states == 1 else f"hx[{i}]"
-                raise ValueError(f"{self.label}: Expected {name} to be 1D or 2D, got {s.dim()}D instead")
-        batched = input.dim() == features + 1
+            raise ValueError(f"{self.label}: Expected {kind}, got {dim}D instead")
+        if hx is not None:
+            for i, s in enumerate(hx):
+                if s.dim() not in (1, 2):
+                    name = "hidden" if self.states == 1 else f"hx[{i}]"
+                    raise ValueError(f"{self.label}: Expected {name} to be 1D or 2D, got {s.dim()}D instead")
+        if features == 0:
+            check_range(input, self.input_size)
+        batched = dim == features + 1
         x = input if batched else input.unsqueeze(0)
         if hx is None:
             dtype = x.dtype if features else self.weight_hh.dtype
-            hx = (torch.zeros(x.shape[0], self.hidden_size, dtype=dtype, device=x.device),) * self.states
+            hx = (x.new_zeros(x.shape[0], self.hidden_size, dtype=dtype),) * self.states
         elif not batched:
             hx = tuple(s.unsqueeze(0) for s in hx)
         new = self._aten(x, hx) if self.choose(input).path == "aten" else self._plain(x, hx)
@@ -58,8 +62,7 @@ class Cell(RNNCellBase):
         for s in state:
             if s.shape != sizes:
                 raise RuntimeError(f"hidden must be [B, H] = {list(sizes)}, got {list(s.shape)}")
-        w_ih, b_ih = self.weight_ih, self.bias_ih
-        x_proj = gather_rows(x, w_ih, b_ih) if is_token_ids(x) else F.linear(x, w_ih, b_ih)
+        x_proj = input_projection(x, self.weight_ih, self.bias_ih)
         return self._maths().step(x_proj, state, self.weight_hh, self.bias_hh)
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:

@@ -37,7 +37,8 @@ def check_impl(impl: str) -> None:
 
 def choose(*, impl: str, token_ids: bool, reset_after: bool = True, lengths: bool = False) -> Choice:
     """The implementation of one call. `lengths`: whether the batch is ragged and not packed."""
-    check_impl(impl)
+    if impl != "auto":
+        check_impl(impl)
     if token_ids:
         return TOKEN_IDS
     if not reset_after:
@@ -59,6 +60,6 @@ def explain(module: _Chooses, input: Tensor | PackedSequence) -> Choice:
     """
     if not hasattr(module, "choose"):
         name = f"{type(module).__module__}.{type(module).__name__}"
-        hint = "; fastcells.convert(module) gives its twin" if isinstance(module, nn.RNNBase) else ""
+        hint = "; fastcells.convert(module) gives its twin" if isinstance(module, nn.RNNBase | nn.RNNCellBase) else ""
         raise TypeError(f"explain() needs a fastcells layer or cell, got {name}{hint}")
     return module.choose(input)

@@ -7,6 +7,7 @@ Weights have torch.nn's layout: w_ih [G*H, I], w_hh [G*H, H], biases [G*H], gate
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +16,12 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 
 from fastcells import dispatch
-from fastcells.token_ids import gather_rows, is_token_ids
+from fastcells.token_ids import check_range, gather_rows, is_token_ids
 from fastcells.torch_impl.aten import aten
 from fastcells.torch_impl.cell import State, TorchCell
 from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
 from fastcells.torch_impl.lstm import LSTM
-from fastcells.torch_impl.recurrence import recur
+from fastcells.torch_impl.recurrence import autocast_dtype, recur
 from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
 
 _ELMAN = {"tanh": RNN_TANH, "relu": RNN_RELU}
@@ -46,7 +47,8 @@ def rnn(
         h0: [B, H], or None for zeros.
         w_ih, w_hh: [H, I] and [H, H]. b_ih, b_hh: [H] or None.
         nonlinearity: "tanh" or "relu".
-        lengths: int [B]; steps from `lengths[b]` on leave the state of row b alone and give zero outputs.
+        lengths: int [B]; steps from `lengths[b]` on leave the state of row b alone and give zero outputs. A length
+            above T means T, one below 0 means 0.
         reverse: walk time from the last step to the first; `out[t]` stays the output at step t.
         impl: "auto" or "torch".
 
@@ -152,7 +154,7 @@ def _layer(
     reverse: bool,
 ) -> tuple[Tensor, State]:
     w_ih, w_hh, b_ih, b_hh = weights
-    _check_shapes(cell, x, w_ih, w_hh, b_ih, b_hh, lengths)
+    _check_shapes(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, lengths)
     initial = _initial_state(x, state, w_hh, w_hr)
     if choice.path == "aten":
         has_biases = b_ih is not None or b_hh is not None
@@ -162,23 +164,35 @@ def _layer(
         out, last = aten(op, x.flip(0) if reverse else x, stacked, flat, has_biases)
         return (out.flip(0) if reverse else out), tuple(s.squeeze(0) for s in last)
 
-    device = x.device.type
-    ids = is_token_ids(x)
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        w_ih, w_hh = w_ih.to(dtype), w_hh.to(dtype)
+    mask = None if lengths is None else _mask(x, lengths)
+    dtype = autocast_dtype(w_ih)
+    # Under autocast, what torch has as one operator (cuDNN's recurrences, oneDNN's LSTM) runs in the lower precision
+    # as a whole. What it composes of operators is cast operator by operator, and so is ours then.
+    if dtype is not None and (x.is_cuda or (cell is LSTM and w_hr is None and torch.backends.mkldnn.is_available())):
+        x = x if is_token_ids(x) else x.to(dtype)
+        w_ih, w_hh, initial = w_ih.to(dtype), w_hh.to(dtype), tuple(s.to(dtype) for s in initial)
         b_ih, b_hh, w_hr = (None if w is None else w.to(dtype) for w in (b_ih, b_hh, w_hr))
-        initial = tuple(s.to(dtype) for s in initial)
-        x = x if ids else x.to(dtype)
-    with torch.autocast(device, enabled=False):
-        mask = None if lengths is None else _mask(x, lengths)
-        if ids:
-            x_proj = gather_rows(x, w_ih, b_ih, None if mask is None else mask.squeeze(-1))
-        else:
-            x_proj = F.linear(x, w_ih, b_ih)
-        if mask is not None:  # padding may hold anything, NaN included
-            x_proj = torch.where(mask, x_proj, 0)
+        context: contextlib.AbstractContextManager[object] = torch.autocast(x.device.type, enabled=False)
+    else:
+        context = contextlib.nullcontext()
+    with context:
+        x_proj = input_projection(x, w_ih, b_ih, mask)
         return recur(cell, x_proj, initial, w_hh, b_hh, w_hr=w_hr, mask=mask, reverse=reverse)
+
+
+def input_projection(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, mask: Tensor | None = None) -> Tensor:
+    """`W_ih x + b_ih` for dense x [..., I] or ids [...]: [..., G*H].
+
+    mask: bool [..., 1], false at padding, which may hold anything (NaN, ids out of range).
+    """
+    if not is_token_ids(x):
+        return F.linear(x if mask is None else torch.where(mask, x, 0), w_ih, b_ih)
+    ids = x if mask is None else torch.where(mask.squeeze(-1), x, 0)
+    check_range(ids, w_ih.shape[1])
+    dtype = autocast_dtype(w_ih)
+    if dtype is not None:  # the dtype of the matmul that this stands for
+        w_ih, b_ih = w_ih.to(dtype), None if b_ih is None else b_ih.to(dtype)
+    return gather_rows(ids, w_ih, b_ih)
 
 
 def _initial_state(
@@ -189,9 +203,12 @@ def _initial_state(
     filled = []
     for name, s, size in zip(("h0", "c0"), state, sizes, strict=False):
         if s is None:
-            s = torch.zeros(B, size, dtype=w_hh.dtype if is_token_ids(x) else x.dtype, device=x.device)
+            # new_zeros: where x is a batch that torch.func maps over, the zeros must be one too
+            s = x.new_zeros(B, size, dtype=w_hh.dtype if is_token_ids(x) else x.dtype)
         elif s.shape != (B, size):
             raise RuntimeError(f"{name} must be [B, H] = {[B, size]}, got {list(s.shape)}")
+        elif s.dtype != w_hh.dtype and autocast_dtype(w_hh) is None:
+            raise RuntimeError(f"{name} has dtype {s.dtype} and the weights have {w_hh.dtype}")
         filled.append(s)
     return tuple(filled)
 
@@ -203,6 +220,7 @@ def _check_shapes(
     w_hh: Tensor,
     b_ih: Tensor | None,
     b_hh: Tensor | None,
+    w_hr: Tensor | None,
     lengths: Tensor | None,
 ) -> None:
     dim = 2 if is_token_ids(x) else 3
@@ -216,6 +234,13 @@ def _check_shapes(
         raise RuntimeError(
             f"w_ih and w_hh must have {cell.gates}*H rows, got shapes {list(w_ih.shape)} and {list(w_hh.shape)}"
         )
+    hidden = len(w_hh) // cell.gates
+    columns = hidden if w_hr is None else w_hr.shape[0]
+    if w_hh.shape[1] != columns:
+        width = "" if w_hr is None else f" with w_hr of shape {list(w_hr.shape)}"
+        raise RuntimeError(f"w_hh must be {[len(w_hh), columns]}{width}, got {list(w_hh.shape)}")
+    if w_hr is not None and (w_hr.dim() != 2 or w_hr.shape[1] != hidden):
+        raise RuntimeError(f"w_hr must be [P, H] with H = {hidden}, got {list(w_hr.shape)}")
     for name, b in (("b_ih", b_ih), ("b_hh", b_hh)):
         if b is not None and b.shape != (len(w_hh),):
             raise RuntimeError(f"{name} must be [{len(w_hh)}], got {list(b.shape)}")

@@ -17,7 +17,7 @@ from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from fastcells import dispatch, functional
-from fastcells.token_ids import is_token_ids
+from fastcells.token_ids import check_range, is_token_ids
 from fastcells.torch_impl.aten import aten
 
 State = tuple[Tensor, ...]
@@ -57,10 +57,10 @@ class Layer(RNNBase):
         else:
             data, batch_sizes, order, restore = input, None, None, None
             batched = self._check_dense(data, hx)
+            self._check_features(data, weights[0])
             if not batched:
                 data = data.unsqueeze(0 if self.batch_first else 1)
                 hx = None if hx is None else tuple(s.unsqueeze(1) for s in hx)
-            self._check_features(data, weights[0])
             batch = data.shape[0 if self.batch_first else 1]
         state = self._initial_state(data, hx, batch, weights[0])
         if order is not None and hx is not None:
@@ -81,7 +81,7 @@ class Layer(RNNBase):
                 batch_sizes=batch_sizes,
             )
         else:
-            out, last = self._walk(data, batch_sizes, state)
+            out, last = self._walk(data, batch_sizes, state, dict(zip(self._flat_weights_names, weights, strict=True)))
 
         if batch_sizes is not None:
             last = last if restore is None else tuple(s.index_select(1, restore) for s in last)
@@ -90,7 +90,9 @@ class Layer(RNNBase):
             return out.squeeze(0 if self.batch_first else 1), tuple(s.squeeze(1) for s in last)
         return out, last
 
-    def _walk(self, data: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
+    def _walk(
+        self, data: Tensor, batch_sizes: Tensor | None, state: State, weights: dict[str, Tensor]
+    ) -> tuple[Tensor, State]:
         """Layer by layer and direction by direction; a packed batch runs padded, with its lengths."""
         lengths = None
         x = data.transpose(0, 1) if self.batch_first and batch_sizes is None else data
@@ -103,7 +105,7 @@ class Layer(RNNBase):
             outs = []
             for direction in range(2 if self.bidirectional else 1):
                 start = tuple(s[len(last)] for s in state)
-                w = {name.split("_l")[0]: getattr(self, name) for name in self._all_weights[len(last)]}
+                w = {name.split("_l")[0]: weights[name] for name in self._all_weights[len(last)]}
                 out, end = self._direction(x, start, w, lengths=lengths, reverse=direction == 1)
                 outs.append(out)
                 last.append(end)
@@ -149,6 +151,7 @@ class Layer(RNNBase):
 
     def _check_features(self, data: Tensor, weight: Tensor) -> None:
         if is_token_ids(data):
+            check_range(data, self.input_size)
             return
         if data.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
@@ -165,7 +168,7 @@ class Layer(RNNBase):
         sizes = self._state_sizes()
         if hx is None:
             dtype = weight.dtype if is_token_ids(data) else data.dtype
-            return tuple(torch.zeros(rows, batch, size, dtype=dtype, device=data.device) for size in sizes)
+            return tuple(data.new_zeros(rows, batch, size, dtype=dtype) for size in sizes)
         for i, (s, size) in enumerate(zip(hx, sizes, strict=True)):
             name = "hidden" if len(sizes) == 1 else f"hidden[{i}]"
             self.check_hidden_size(s, (rows, batch, size), f"Expected {name} size {{}}, got {{}}")

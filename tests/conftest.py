@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+
+# The shapes here are tiny: a second thread costs more than it gives, most of all when the machine is busy.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +20,15 @@ def seed() -> None:
 def device() -> torch.device:
     """The machine's GPU if it has one, so that the same tests prove both."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty returns NaN, so that a buffer read before it is written shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.zeros(1).new_empty(99).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]

@@ -34,7 +34,7 @@ def recur(
     w_hr: [P, H], an LSTM's projection; h is then [B, P]. mask: bool [T, B, 1], false where a sequence has ended.
     Returns the outputs [T, B, H], zero where the mask is false, and the final state.
     """
-    if w_hr is not None or _needs_plain_operators():
+    if w_hr is not None or _needs_plain_operators(x_proj):
         return unroll(cell, x_proj, state, w_hh, b_hh, w_hr, mask, reverse)
     inputs = (x_proj, w_hh, b_hh, *state)
     if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in inputs):
@@ -42,7 +42,7 @@ def recur(
         return out, tuple(last)
     with torch.no_grad():  # the cells write into buffers, which autograd would refuse
         trace = cell.forward(x_proj, state, w_hh, b_hh, _steps(x_proj, reverse), mask, save=False)
-    return _mask_out(trace.hidden, mask), trace.last
+    return _mask_out(trace.hidden, mask), tuple(s.clone() for s in trace.last)
 
 
 def unroll(
@@ -64,7 +64,7 @@ def unroll(
         if mask is not None:
             new = tuple(torch.where(mask[t], n, old) for n, old in zip(new, state, strict=True))
         state = new
-        out[t] = state[0] if mask is None else state[0] * mask[t]
+        out[t] = state[0] if mask is None else torch.where(mask[t], state[0], 0)
     return torch.stack(out), state
 
 
@@ -93,7 +93,8 @@ class Recurrence(torch.autograd.Function):
         cell: TorchCell = ctx.cell
         x_proj, w_hh, b_hh, *rest = ctx.saved_tensors
         state, hidden, saved = tuple(rest[: cell.states]), rest[cell.states], tuple(rest[cell.states + 1 :])
-        if torch.is_grad_enabled():  # the caller wants to differentiate this backward: create_graph=True
+        batched = any(torch._C._functorch.is_legacy_batchedtensor(d) for d in (d_out, *d_last))
+        if torch.is_grad_enabled() or batched:  # create_graph=True, or is_grads_batched=True: buffers cannot serve
             return _differentiable_backward(ctx, x_proj, w_hh, b_hh, state, d_out, d_last)
         steps = _steps(x_proj, ctx.reverse)
         before = shift(hidden, state[0], steps)
@@ -115,13 +116,15 @@ def _differentiable_backward(
     d_last: tuple[Tensor, ...],
 ) -> tuple[Tensor | None, ...]:
     """The same gradients by autograd through `unroll`, so that they can be differentiated in turn."""
-    # Fresh views: were one input computed from another, its gradient must not pass through that other one here.
-    x, w, b = x_proj.view_as(x_proj), w_hh.view_as(w_hh), None if b_hh is None else b_hh.view_as(b_hh)
-    s = tuple(p.view_as(p) for p in state)
-    out, last = unroll(ctx.cell, x, s, w, b, None, ctx.mask, ctx.reverse)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Fresh views: were one input computed from another, its gradient must not pass through that other one here.
+        x, w, b = x_proj.view_as(x_proj), w_hh.view_as(w_hh), None if b_hh is None else b_hh.view_as(b_hh)
+        s = tuple(p.view_as(p) for p in state)
+        out, last = unroll(ctx.cell, x, s, w, b, None, ctx.mask, ctx.reverse)
     inputs = (x, w, b, *s)
     wanted = [p for p in inputs if p is not None and p.requires_grad]
-    gradients = iter(torch.autograd.grad((out, *last), wanted, (d_out, *d_last), create_graph=True, allow_unused=True))
+    gradients = iter(torch.autograd.grad((out, *last), wanted, (d_out, *d_last), create_graph=again, allow_unused=True))
     return None, None, None, *(next(gradients) if p is not None and p.requires_grad else None for p in inputs)
 
 
@@ -131,11 +134,24 @@ def _steps(x_proj: Tensor, reverse: bool) -> range:
 
 
 def _mask_out(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    return hidden if mask is None else hidden * mask
+    # Not a product: what stands in the padding may be NaN.
+    return hidden if mask is None else torch.where(mask, hidden, 0)
 
 
-def _needs_plain_operators() -> bool:
-    """Whether a caller looks through the operators: a hand-written backward would hide them."""
+def _needs_plain_operators(x_proj: Tensor) -> bool:
+    """Whether a caller looks through the operators or changes them: a hand-written backward would hide them."""
     return (
-        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or autocast_dtype(x_proj) is not None
     )
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast would compute a matmul of x in, or None where it is off. It leaves float64 alone."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return None
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
