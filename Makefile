@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: train test bench check gpu clean
+.PHONY: train test bench check compile gpu clean
 
 train: $(STAMP)  ## learn the bundled lyrics: progress, perplexity, generated lines
 	$(BIN)/fastcells train $(ARGS)
@@ -20,6 +20,9 @@ check: $(STAMP)  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+compile: $(STAMP)  ## every Triton kernel for sm_80, sm_90 and sm_100, without a GPU
+	$(BIN)/python -m bench.compile $(ARGS)
 
 gpu:  ## on a machine with an NVIDIA GPU, torch and triton already there; results under $$OUT
 	bash bench/gpu.sh

@@ -16,6 +16,7 @@ TEST = [
     "pytest-benchmark",
     "ruff",
     "setuptools",
+    "triton>=3.6,<3.9; sys_platform == 'linux'",  # torch's CUDA builds bring it; its interpreter runs on CPU tensors
     "wheel",
 ]
 

@@ -9,11 +9,12 @@ from torch import _VF, Tensor
 from torch.nn.modules.rnn import RNNCellBase
 
 from fastcells import dispatch
-from fastcells.functional import input_projection
+from fastcells.functional import cell_of, input_projection
 from fastcells.token_ids import check_range, is_token_ids
 from fastcells.torch_impl.cell import TorchCell
 from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
 from fastcells.torch_impl.lstm import LSTM as LSTM_UNIT
+from fastcells.torch_impl.recurrence import recur
 from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
 
 
@@ -32,7 +33,9 @@ class Cell(RNNCellBase):
 
     def choose(self, input: Tensor) -> dispatch.Choice:
         """Which implementation `forward(input)` runs, and why."""
-        return dispatch.choose(impl=self.impl, token_ids=is_token_ids(input), reset_after=self.reset_after)
+        return dispatch.choose(
+            impl=self.impl, token_ids=is_token_ids(input), w_hh=self.weight_hh, reset_after=self.reset_after
+        )
 
     def _step(self, input: Tensor, hx: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         features = 0 if is_token_ids(input) else 1
@@ -54,16 +57,20 @@ class Cell(RNNCellBase):
             hx = (x.new_zeros(x.shape[0], self.hidden_size, dtype=dtype),) * self.states
         elif not batched:
             hx = tuple(s.unsqueeze(0) for s in hx)
-        new = self._aten(x, hx) if self.choose(input).path == "aten" else self._plain(x, hx)
+        choice = self.choose(input)
+        new = self._aten(x, hx) if choice.path == "aten" else self._own(choice, x, hx)
         return new if batched else tuple(s.squeeze(0) for s in new)
 
-    def _plain(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _own(self, choice: dispatch.Choice, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         sizes = (x.shape[0], self.hidden_size)
         for s in state:
             if s.shape != sizes:
                 raise RuntimeError(f"hidden must be [B, H] = {list(sizes)}, got {list(s.shape)}")
         x_proj = input_projection(x, self.weight_ih, self.bias_ih)
-        return self._maths().step(x_proj, state, self.weight_hh, self.bias_hh)
+        cell = self._maths()
+        if choice.impl == "torch":
+            return cell.step(x_proj, state, self.weight_hh, self.bias_hh)
+        return recur(cell_of(choice, cell), x_proj.unsqueeze(0), state, self.weight_hh, self.bias_hh)[1]
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh

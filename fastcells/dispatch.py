@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-IMPLEMENTATIONS = ("auto", "torch")
+from fastcells.kernels import plan
+
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+IMPLEMENTATIONS = ("auto", "torch", "triton", "triton-step")
 
 
 @dataclass(frozen=True)
@@ -16,7 +22,7 @@ class Choice:
     """What runs: `impl` as the user names it, `path` within it, and why, as text."""
 
     impl: str
-    path: str  # "aten": ATen's fused recurrence; "recurrence": our own in torch operators
+    path: str  # within "torch": "aten", ATen's fused recurrence, or "recurrence", ours; "sequence" and "step" in Triton
     reason: str
 
     def __str__(self) -> str:
@@ -35,15 +41,55 @@ def check_impl(impl: str) -> None:
         raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLEMENTATIONS))}, got {impl!r}")
 
 
-def choose(*, impl: str, token_ids: bool, reset_after: bool = True, lengths: bool = False) -> Choice:
-    """The implementation of one call. `lengths`: whether the batch is ragged and not packed."""
+def choose(
+    *,
+    impl: str,
+    token_ids: bool,
+    w_hh: Tensor,
+    reset_after: bool = True,
+    lengths: bool = False,
+    projected: bool = False,
+) -> Choice:
+    """The implementation of one call. `lengths`: whether the batch is ragged and not packed. w_hh: [G*H, H].
+
+    Raises:
+        RuntimeError: `impl` names an implementation that cannot run this case. ValueError: it names none.
+    """
     if impl != "auto":
         check_impl(impl)
+        if impl != "torch":
+            return _triton(impl, w_hh, projected)
     if token_ids:
         return TOKEN_IDS
     if not reset_after:
         return RESET_BEFORE
     return LENGTHS if lengths else ATEN
+
+
+def _triton(impl: str, w_hh: Tensor, projected: bool) -> Choice:
+    """The Triton path that `impl` names; RuntimeError with the reason if it cannot run."""
+    obstacle, blocks = None, None
+    if find_spec("triton") is None:
+        obstacle = "triton is not installed"
+    elif not w_hh.is_cuda and not (w_hh.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        obstacle = f"the weights are on {w_hh.device}: a GPU is needed, or TRITON_INTERPRET=1 for the interpreter"
+    elif w_hh.dtype not in TRITON_DTYPES:
+        obstacle = f"there is no kernel for {w_hh.dtype}"
+    elif projected:
+        obstacle = "there is no kernel for proj_size"
+    elif impl == "triton":
+        capability = 90
+        if w_hh.is_cuda:
+            major, minor = torch.cuda.get_device_capability(w_hh.device)
+            capability = 10 * major + minor
+        H = w_hh.shape[1]
+        blocks = plan.sequence_blocks(1, H, len(w_hh) // H, w_hh.element_size(), capability)
+        obstacle = blocks if isinstance(blocks, str) else None
+    if obstacle is not None:
+        raise RuntimeError(f"impl={impl!r} cannot run: {obstacle}")
+    if isinstance(blocks, plan.Blocks):
+        return Choice(impl, "sequence", f"asked for; {blocks.reason}")
+    return Choice(impl, "step", "asked for; one launch a step")
 
 
 class _Chooses(Protocol):

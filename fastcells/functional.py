@@ -50,20 +50,21 @@ def rnn(
         lengths: int [B]; steps from `lengths[b]` on leave the state of row b alone and give zero outputs. A length
             above T means T, one below 0 means 0.
         reverse: walk time from the last step to the first; `out[t]` stays the output at step t.
-        impl: "auto" or "torch".
+        impl: "auto", "torch", "triton" or "triton-step".
 
     Returns:
         out [T, B, H] and h_n [B, H].
 
     Raises:
-        ValueError: an unknown nonlinearity or impl. RuntimeError: shapes that do not match.
+        ValueError: an unknown nonlinearity or impl. RuntimeError: shapes that do not match, or an impl that cannot run
+        this case here.
         IndexError: a token id outside [0, I), on the CPU.
 
     Equations: documentation of torch.nn.RNN (Elman 1990).
     """
     if nonlinearity not in _ELMAN:
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    choice = dispatch.choose(impl=impl, token_ids=is_token_ids(x), lengths=lengths is not None)
+    choice = dispatch.choose(impl=impl, token_ids=is_token_ids(x), w_hh=w_hh, lengths=lengths is not None)
     op = _VF.rnn_tanh if nonlinearity == "tanh" else _VF.rnn_relu
     weights = (w_ih, w_hh, b_ih, b_hh)
     out, (h_n,) = _layer(_ELMAN[nonlinearity], op, choice, x, (h0,), weights, None, lengths, reverse)
@@ -100,8 +101,9 @@ def gru(
     Equations: documentation of torch.nn.GRU; reset-before: Cho et al. 2014 (arXiv 1406.1078v3), equations 5 to 8,
     with z and 1 - z exchanged as torch has them.
     """
-    ids = is_token_ids(x)
-    choice = dispatch.choose(impl=impl, token_ids=ids, reset_after=reset_after, lengths=lengths is not None)
+    choice = dispatch.choose(
+        impl=impl, token_ids=is_token_ids(x), w_hh=w_hh, reset_after=reset_after, lengths=lengths is not None
+    )
     cell = GRU_RESET_AFTER if reset_after else GRU_RESET_BEFORE
     out, (h_n,) = _layer(cell, _VF.gru, choice, x, (h0,), (w_ih, w_hh, b_ih, b_hh), None, lengths, reverse)
     return out, h_n
@@ -136,7 +138,9 @@ def lstm(
 
     Equations: documentation of torch.nn.LSTM (Hochreiter and Schmidhuber 1997; projection: Sak et al. 2014).
     """
-    choice = dispatch.choose(impl=impl, token_ids=is_token_ids(x), lengths=lengths is not None)
+    choice = dispatch.choose(
+        impl=impl, token_ids=is_token_ids(x), w_hh=w_hh, lengths=lengths is not None, projected=w_hr is not None
+    )
     weights = (w_ih, w_hh, b_ih, b_hh)
     out, (h_n, c_n) = _layer(LSTM, _VF.lstm, choice, x, (h0, c0), weights, w_hr, lengths, reverse)
     return out, h_n, c_n
@@ -168,7 +172,8 @@ def _layer(
     dtype = autocast_dtype(w_ih)
     # Under autocast, what torch has as one operator (cuDNN's recurrences, oneDNN's LSTM) runs in the lower precision
     # as a whole. What it composes of operators is cast operator by operator, and so is ours then.
-    if dtype is not None and (x.is_cuda or (cell is LSTM and w_hr is None and torch.backends.mkldnn.is_available())):
+    whole = x.is_cuda or (cell is LSTM and w_hr is None and torch.backends.mkldnn.is_available())
+    if dtype is not None and (whole or choice.impl != "torch"):
         x = x if is_token_ids(x) else x.to(dtype)
         w_ih, w_hh, initial = w_ih.to(dtype), w_hh.to(dtype), tuple(s.to(dtype) for s in initial)
         b_ih, b_hh, w_hr = (None if w is None else w.to(dtype) for w in (b_ih, b_hh, w_hr))
@@ -177,7 +182,17 @@ def _layer(
         context = contextlib.nullcontext()
     with context:
         x_proj = input_projection(x, w_ih, b_ih, mask)
+        cell = cell_of(choice, cell)
         return recur(cell, x_proj, initial, w_hh, b_hh, w_hr=w_hr, mask=mask, reverse=reverse)
+
+
+def cell_of(choice: dispatch.Choice, cell: TorchCell) -> TorchCell:
+    """The cell in the implementation that was chosen."""
+    if choice.impl == "torch":
+        return cell
+    from fastcells.triton_impl import TritonCell  # triton is optional
+
+    return TritonCell(cell, choice.path)
 
 
 def input_projection(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, mask: Tensor | None = None) -> Tensor:

@@ -28,6 +28,7 @@ class Layer(RNNBase):
 
     impl: str = "auto"
     reset_after: bool = True
+    weight_hh_l0: Tensor
     label: ClassVar[str]  # the name that torch's own error messages carry
 
     def __init__(self, mode: str, *args: Any, impl: str = "auto", **kwargs: Any) -> None:
@@ -46,7 +47,13 @@ class Layer(RNNBase):
     def choose(self, input: Tensor | PackedSequence) -> dispatch.Choice:
         """Which implementation `forward(input)` runs, and why."""
         data = input.data if isinstance(input, PackedSequence) else input
-        return dispatch.choose(impl=self.impl, token_ids=is_token_ids(data), reset_after=self.reset_after)
+        return dispatch.choose(
+            impl=self.impl,
+            token_ids=is_token_ids(data),
+            w_hh=self.weight_hh_l0,
+            reset_after=self.reset_after,
+            projected=self.proj_size > 0,
+        )
 
     def _forward(self, input: Tensor | PackedSequence, hx: State | None) -> tuple[Any, State]:
         weights = [getattr(self, name) for name in self._flat_weights_names]
@@ -201,7 +208,7 @@ class RNN(_HiddenStateLayer):
     `one_hot(ids, input_size)` and costs a row gather. Ids outside [0, input_size) raise IndexError on the CPU.
 
     Keyword-only:
-        impl: "auto" or "torch"; see `fastcells.explain`.
+        impl: "auto", "torch", "triton" or "triton-step"; see `fastcells.explain`.
 
     Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
     Equations: documentation of torch.nn.RNN.
@@ -254,7 +261,7 @@ class GRU(_HiddenStateLayer):
     Keyword-only:
         reset_after: True for torch's and cuDNN's `n = tanh(x_n + r * (W_hn h + b_hn))`; False for
             `n = tanh(x_n + W_hn (r * h) + b_hn)` (Cho et al. 2014, Keras's and the textbooks' default).
-        impl: "auto" or "torch"; see `fastcells.explain`.
+        impl: "auto", "torch", "triton" or "triton-step"; see `fastcells.explain`.
 
     Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
     Equations: documentation of torch.nn.GRU; Cho et al. 2014 (arXiv 1406.1078v3), equations 5 to 8.
@@ -299,7 +306,7 @@ class LSTM(Layer):
     `one_hot(ids, input_size)` and costs a row gather. Ids outside [0, input_size) raise IndexError on the CPU.
 
     Keyword-only:
-        impl: "auto" or "torch"; see `fastcells.explain`.
+        impl: "auto", "torch", "triton" or "triton-step"; see `fastcells.explain`.
 
     Returns: output [T, B, D*H_out] and (h_n [num_layers*D, B, H_out], c_n [num_layers*D, B, H]), D being 2 if
     bidirectional and 1 if not, H_out proj_size if that is positive and H if not.

@@ -21,6 +21,18 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return (actual.double() - expected.double()).abs().nan_to_num(nan=float("inf")).max().item()
 
 
+def rms_error(actual: Tensor, exact: Tensor) -> float:
+    """Root mean square of the difference, relative to that of `exact` where this is above 1.
+
+    For comparing how two computations round: the largest of many rounding errors is a matter of luck, their mean is
+    not, and one wrong element among thousands still stands out by orders of magnitude.
+    """
+    if actual.shape != exact.shape:
+        return float("inf")
+    difference = (actual.double() - exact).square().mean().sqrt().nan_to_num(nan=float("inf")).item()
+    return difference / max(1.0, exact.square().mean().sqrt().item())
+
+
 def assert_equal_to_rounding(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
     """Both compute the same numbers in the same dtype, up to the order of the operations."""
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):

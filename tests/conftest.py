@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: its kernels run on CPU tensors then
 
 # The shapes here are tiny: a second thread costs more than it gives, most of all when the machine is busy.
 torch.set_num_threads(1)

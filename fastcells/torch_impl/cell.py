@@ -35,6 +35,7 @@ class TorchCell(ABC):
     name: str
     gates: int
     states: int = 1
+    plain_operators = True  # whether a caller who asked for this cell may get `step` in a plain loop instead
 
     @abstractmethod
     def step(self, x: Tensor, state: State, w_hh: Tensor, b_hh: Tensor | None) -> State:
@@ -52,6 +53,7 @@ class TorchCell(ABC):
         d_hidden: Tensor,  # [T, B, H]
         d_last: State,
         saved: tuple[Tensor, ...],
+        hidden: Tensor,  # [T, B, H] h after each step
         before: Tensor,  # [T, B, H] h before each step
         state: State,  # the initial state
         w_hh: Tensor,

@@ -59,6 +59,7 @@ class LSTMUnit(TorchCell):
         d_hidden: Tensor,
         d_last: State,
         saved: tuple[Tensor, ...],
+        hidden: Tensor,
         before: Tensor,
         state: State,
         w_hh: Tensor,

@@ -35,6 +35,11 @@ def recur(
     Returns the outputs [T, B, H], zero where the mask is false, and the final state.
     """
     if w_hr is not None or _needs_plain_operators(x_proj):
+        if not cell.plain_operators:
+            raise RuntimeError(
+                "impl='triton' and 'triton-step' do not run under torch.compile, tracing, torch.func transforms or "
+                "forward-mode derivatives in this version; impl='torch' does"
+            )
         return unroll(cell, x_proj, state, w_hh, b_hh, w_hr, mask, reverse)
     inputs = (x_proj, w_hh, b_hh, *state)
     if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in inputs):
@@ -99,7 +104,7 @@ class Recurrence(torch.autograd.Function):
         steps = _steps(x_proj, ctx.reverse)
         before = shift(hidden, state[0], steps)
         d_hidden = _mask_out(d_out, ctx.mask)
-        d_x, d_gates, d_state = cell.backward(d_hidden, d_last, saved, before, state, w_hh, steps, ctx.mask)
+        d_x, d_gates, d_state = cell.backward(d_hidden, d_last, saved, hidden, before, state, w_hh, steps, ctx.mask)
         _, _, _, _, needs_w, needs_b, *_ = ctx.needs_input_grad
         d_w = cell.weight_gradient(d_gates, before, saved) if needs_w else None
         d_b = d_gates.sum((0, 1)) if needs_b else None

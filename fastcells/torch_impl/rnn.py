@@ -45,20 +45,21 @@ class ElmanCell(TorchCell):
             self.act_(h_t[t])
             hold(mask, t, h_t[t], h)
             h = h_t[t]
-        return Trace(hidden, (h,), (hidden,) if save else ())
+        return Trace(hidden, (h,), ())
 
     def backward(
         self,
         d_hidden: Tensor,
         d_last: State,
         saved: tuple[Tensor, ...],
+        hidden: Tensor,
         before: Tensor,
         state: State,
         w_hh: Tensor,
         steps: range,
         mask: Tensor | None,
     ) -> Gradients:
-        slope = self.slope(saved[0])
+        slope = self.slope(hidden)
         if mask is not None:
             slope = slope * mask
         d_gates = torch.empty_like(slope)

@@ -1,0 +1,57 @@
+"""Which blocks for which shape: pure Python, without a GPU and without triton.
+
+No row has been timed yet. What decides so far is what fits (registers, shared memory), read off the compiler with
+`python -m bench.compile`; the figures are in bench/results/compile.csv.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Shared memory that one program may use, in bytes, by compute capability; others get the smallest.
+SHARED_MEMORY = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+
+
+REGISTERS = 65536  # of a multiprocessor, 32 bit each; a thread has 255 at most
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """One program's tile and how it is compiled."""
+
+    batch: int
+    hidden: int
+    inner: int  # tile of a matmul's inner dimension, in the step kernels
+    warps: int
+    stages: int  # of the compiler's software pipeline; each keeps tiles in shared memory
+    reason: str
+
+    @property
+    def registers(self) -> int:
+        """Registers a thread, with one program a multiprocessor: left alone, ptxas goes for two and spills."""
+        return min(255, REGISTERS // (32 * self.warps))
+
+
+def step_blocks(B: int, H: int, item_size: int) -> Blocks:
+    """Blocks of the step kernels; any shape runs. A wider inner tile spills where an LSTM is float32."""
+    inner = 32 if H <= 32 or item_size == 4 else 64
+    return Blocks(16 if B <= 16 else 32, 32, inner, 4, 3, "any shape: hidden columns split over programs, K tiled")
+
+
+def sequence_blocks(B: int, H: int, gates: int, item_size: int, capability: int) -> Blocks | str:
+    """Blocks of the sequence kernels, or the reason why the shape does not fit.
+
+    One program holds the recurrent weights of all gates, [gates, block, block] in the storage dtype, in shared
+    memory; the backward needs room for every gate's operand, [batch, block], and one more beside them.
+    """
+    block = max(16, 1 << (H - 1).bit_length())
+    batch = 16
+    needed = (gates * block * block + (gates + 1) * batch * block) * item_size
+    limit = SHARED_MEMORY.get(capability, 99 << 10)
+    if needed > limit:
+        return (
+            f"the recurrent weights need {needed >> 10} KB of shared memory ({gates} gates of {block} x {block}, "
+            f"{item_size} bytes each), and one program has {limit >> 10} KB"
+        )
+    warps = 4 if block <= 32 else 8 if block <= 64 else 16  # more would compute the same twice, fewer spill
+    return Blocks(batch, block, block, warps, 1, f"weights fit one program: {needed >> 10} KB")

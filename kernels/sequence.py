@@ -1,0 +1,183 @@
+"""The whole sequence in one launch, forward and backward: one program per batch tile, weights loaded once.
+
+A program owns BLOCK_B rows of the batch and all H hidden columns (BLOCK_H >= H), so that programs have nothing to
+tell each other. Shapes whose weights do not fit one program belong to the step kernels.
+
+Tensors are contiguous. State and accumulators are float32 whatever the storage dtype; the matmuls read the state
+rounded to the storage dtype.
+"""
+
+import triton
+import triton.language as tl
+
+from fastcells.kernels.tiles import (
+    bias_tiles,
+    cast,
+    keep_ended,
+    load_state,
+    load_tiles,
+    product,
+    store_state,
+    store_tiles,
+    zero_ended,
+)
+
+
+@triton.jit
+def sequence_forward_kernel(
+    x_ptr,  # [T, B, GATES, H] input projection with b_ih
+    w_ptr,  # [GATES, H, H] recurrent weight
+    b_ptr,  # [GATES, H] recurrent bias, read if HAS_BIAS
+    lengths_ptr,  # [B] int32, read if RAGGED
+    h0_ptr,  # [B, H] initial state
+    c0_ptr,  # [B, H], as all c pointers for a cell with a c only
+    h_ptr,  # [T, B, H] out: state after each step
+    c_ptr,  # [T, B, H] out
+    saved_ptr,  # [T, B, SAVED, H] out, written if SAVE
+    h_n_ptr,  # [B, H] out: final state
+    c_n_ptr,  # [B, H] out
+    T,
+    B,
+    H,
+    FORWARD: tl.constexpr,
+    RESET: tl.constexpr,  # the second product's rule, or None
+    GATES: tl.constexpr,
+    STATES: tl.constexpr,
+    SAVED: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    RAGGED: tl.constexpr,
+    REVERSE: tl.constexpr,
+    SAVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
+    first = (zero + tl.program_id(0) * BLOCK_B) * H  # of this program's elements in a [B, H] plane
+    plane = (zero + B) * H
+    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    cols = tl.arange(0, BLOCK_H)
+    mask = (rows < B)[:, None] & (cols < H)[None, :]
+    # Offsets within the program's rows fit 32 bits; what does not is added to the pointer as a scalar.
+    row = tl.arange(0, BLOCK_B)[:, None]
+    tile = row * H + cols[None, :]
+    x_tile = row * (GATES * H) + cols[None, :]
+    saved_tile = row * (SAVED * H) + cols[None, :]
+    weight_mask = (cols < H)[:, None] & (cols < H)[None, :]
+    w = ()
+    for g in tl.static_range(GATES):  # w[g][k, n] multiplies h[k] into column n
+        w += (tl.load(w_ptr + (g * H + cols[None, :]) * H + cols[:, None], mask=weight_mask, other=0.0),)
+    b = bias_tiles(b_ptr, cols, H, GATES, 0, HAS_BIAS)
+    if RAGGED:
+        length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
+    state = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
+    none = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+    for i in range(T):
+        t = T - 1 - i if REVERSE else i
+        at = t * plane + first
+        x = load_tiles(x_ptr + at * GATES, H, x_tile, mask, GATES)
+        operand = cast(state[0], w_ptr.dtype.element_ty)
+        h = ()
+        if RESET is None:
+            for g in tl.static_range(GATES):
+                h += (product(operand, w[g], none, PRECISION) + b[g],)
+        else:
+            for g in tl.static_range(GATES - 1):
+                h += (product(operand, w[g], none, PRECISION) + b[g],)
+            operand = cast(RESET(x, h, state), w_ptr.dtype.element_ty)
+            h += (product(operand, w[GATES - 1], none, PRECISION) + b[GATES - 1],)
+        new, saved = FORWARD(x, h, state)
+        if RAGGED:
+            new = keep_ended((t < length)[:, None], new, state, STATES)
+        state = new
+        store_state(h_ptr, c_ptr, at, tile, mask, state, STATES)
+        if SAVE:
+            store_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, saved)
+    store_state(h_n_ptr, c_n_ptr, first, tile, mask, state, STATES)
+
+
+@triton.jit
+def sequence_backward_kernel(
+    w_ptr,  # [GATES, H, H]
+    lengths_ptr,  # [B] int32, read if RAGGED
+    h0_ptr,  # [B, H] initial state
+    c0_ptr,  # [B, H], as all c pointers for a cell with a c only
+    h_ptr,  # [T, B, H] state after each step
+    c_ptr,  # [T, B, H]
+    saved_ptr,  # [T, B, SAVED, H]
+    d_out_ptr,  # [T, B, H] gradient of every output
+    d_h_n_ptr,  # [B, H] gradient of the final state
+    d_c_n_ptr,  # [B, H]
+    d_x_ptr,  # [T, B, GATES, H] out: gradient of the input projection
+    d_gates_ptr,  # [T, B, GATES, H] out: gradient of the recurrent products, written unless SAME_GRADIENT
+    d_h0_ptr,  # [B, H] out: gradient of the initial state
+    d_c0_ptr,  # [B, H] out
+    T,
+    B,
+    H,
+    BACKWARD: tl.constexpr,
+    BACKWARD_RESET: tl.constexpr,  # the second product's rule, or None
+    GATES: tl.constexpr,
+    STATES: tl.constexpr,
+    SAVED: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    RAGGED: tl.constexpr,
+    REVERSE: tl.constexpr,
+    SAME_GRADIENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
+    first = (zero + tl.program_id(0) * BLOCK_B) * H  # of this program's elements in a [B, H] plane
+    plane = (zero + B) * H
+    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    cols = tl.arange(0, BLOCK_H)
+    mask = (rows < B)[:, None] & (cols < H)[None, :]
+    # Offsets within the program's rows fit 32 bits; what does not is added to the pointer as a scalar.
+    row = tl.arange(0, BLOCK_B)[:, None]
+    tile = row * H + cols[None, :]
+    x_tile = row * (GATES * H) + cols[None, :]
+    saved_tile = row * (SAVED * H) + cols[None, :]
+    weight_mask = (cols < H)[:, None] & (cols < H)[None, :]
+    w = ()
+    for g in tl.static_range(GATES):  # w[g][n, k] takes the gradient of column n back to h[k]
+        w += (tl.load(w_ptr + (g * H + cols[:, None]) * H + cols[None, :], mask=weight_mask, other=0.0),)
+    if RAGGED:
+        length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
+    d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, tile, mask, STATES)
+    none = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+    for i in range(T):
+        t = i if REVERSE else T - 1 - i
+        at = t * plane + first
+        d_out = tl.load(d_out_ptr + at + tile, mask=mask, other=0.0).to(tl.float32)
+        if RAGGED:
+            active = (t < length)[:, None]
+            d_out = tl.where(active, d_out, 0.0)
+        d_state = (d_state[0] + d_out,) + d_state[1:]
+        saved = load_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, SAVED)
+        new = load_state(h_ptr, c_ptr, at, tile, mask, STATES)
+        if i == T - 1:
+            prev = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
+        else:
+            prev = load_state(h_ptr, c_ptr, at + (plane if REVERSE else -plane), tile, mask, STATES)
+        element: tl.constexpr = w_ptr.dtype.element_ty
+        if BACKWARD_RESET is None:
+            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new)
+        else:
+            d_last_gate = BACKWARD_RESET(d_state, saved, prev, new)
+            d_reset = product(cast(d_last_gate, element), w[GATES - 1], none, PRECISION)
+            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset)
+        if RAGGED:
+            d_x = zero_ended(active, d_x, GATES)
+            d_h = zero_ended(active, d_h, GATES)
+        store_tiles(d_x_ptr + at * GATES, H, x_tile, mask, d_x)
+        if not SAME_GRADIENT:
+            store_tiles(d_gates_ptr + at * GATES, H, x_tile, mask, d_h)
+        through = d_prev[0]
+        for g in tl.static_range(GATES if BACKWARD_RESET is None else GATES - 1):
+            through = product(cast(d_h[g], element), w[g], through, PRECISION)
+        d_prev = (through,) + d_prev[1:]
+        if RAGGED:
+            d_prev = keep_ended(active, d_prev, d_state, STATES)
+        d_state = d_prev
+    store_state(d_h0_ptr, d_c0_ptr, first, tile, mask, d_state, STATES)

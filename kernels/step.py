@@ -1,0 +1,255 @@
+"""One time step in one launch: the recurrent matmuls of all gates and the elementwise update, forward and backward.
+
+A program owns BLOCK_B rows of the batch and BLOCK_H hidden columns of every gate; the inner dimension is tiled, so
+that any B and H will do. A cell with a second product takes one more launch a step, which gives that product's
+operand.
+
+The state goes from step to step in float32 (`carry`), beside the copy in the storage dtype that the matmuls read.
+"""
+
+import triton
+import triton.language as tl
+
+from fastcells.kernels.tiles import (
+    bias_tiles,
+    cast,
+    keep_ended,
+    load_state,
+    load_tiles,
+    product,
+    store_state,
+    store_tiles,
+    zero_ended,
+)
+
+
+@triton.jit
+def gate_products(
+    a_ptr,  # [B, H], rows `a_stride` elements apart
+    a_stride,
+    w_ptr,  # [GATES, H, H]
+    rows,
+    cols,
+    B,
+    H,
+    FIRST: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`a @ w[g].T` at `rows` and `cols` for the gates FIRST to FIRST + N: a tuple of [BLOCK_B, BLOCK_H]."""
+    products = ()
+    for _ in tl.static_range(N):
+        products += (tl.zeros((BLOCK_B, BLOCK_H), tl.float32),)
+    for k0 in range(0, H, BLOCK_K):
+        k = k0 + tl.arange(0, BLOCK_K)
+        a = tl.load(
+            a_ptr + rows[:, None] * a_stride + k[None, :], mask=(rows < B)[:, None] & (k < H)[None, :], other=0.0
+        )
+        sums = ()
+        for g in tl.static_range(N):
+            w_tile = ((FIRST + g) * H + cols[None, :]) * H + k[:, None]
+            w = tl.load(w_ptr + w_tile, mask=(k < H)[:, None] & (cols < H)[None, :], other=0.0)
+            sums += (product(a, w, products[g], PRECISION),)
+        products = sums
+    return products
+
+
+@triton.jit
+def through_weights(
+    d_ptr,  # [B, GATES, H] gradient of the products
+    w_ptr,  # [GATES, H, H]
+    start,  # [BLOCK_B, BLOCK_H] float32 to add to
+    rows,
+    cols,
+    B,
+    H,
+    GATES: tl.constexpr,
+    FIRST: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`start + sum of d[:, g] @ w[g]` at `rows` and `cols`, over the gates FIRST to FIRST + N."""
+    total = start
+    for g in tl.static_range(N):
+        for k0 in range(0, H, BLOCK_K):
+            k = k0 + tl.arange(0, BLOCK_K)
+            d_tile = (rows[:, None] * GATES + (FIRST + g)) * H + k[None, :]
+            d = tl.load(d_ptr + d_tile, mask=(rows < B)[:, None] & (k < H)[None, :], other=0.0)
+            w_tile = ((FIRST + g) * H + k[:, None]) * H + cols[None, :]
+            w = tl.load(w_ptr + w_tile, mask=(k < H)[:, None] & (cols < H)[None, :], other=0.0)
+            total = product(d, w, total, PRECISION)
+    return total
+
+
+@triton.jit
+def reset_kernel(
+    x_ptr,  # [B, GATES, H]
+    w_ptr,  # [GATES, H, H]
+    b_ptr,  # [GATES, H], read if HAS_BIAS
+    h_ptr,  # [B, H]
+    carry_ptr,  # [STATES, B, H] float32
+    reset_ptr,  # [B, H] out: operand of the last gate's product
+    B,
+    H,
+    RESET: tl.constexpr,
+    GATES: tl.constexpr,
+    STATES: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    rows = (tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
+    cols = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
+    mask = (rows < B)[:, None] & (cols < H)[None, :]
+    tile = rows[:, None] * H + cols[None, :]
+    plane = (tl.full((), 0, tl.int64) + B) * H
+    x = load_tiles(x_ptr, H, rows[:, None] * (GATES * H) + cols[None, :], mask, 1)
+    product = gate_products(h_ptr, H, w_ptr, rows, cols, B, H, 0, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
+    h = (product[0] + bias_tiles(b_ptr, cols, H, 1, 0, HAS_BIAS)[0],)
+    reset = RESET(x, h, load_tiles(carry_ptr, plane, tile, mask, STATES))
+    tl.store(reset_ptr + tile, cast(reset, reset_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def step_forward_kernel(
+    x_ptr,  # [B, GATES, H] input projection with b_ih
+    w_ptr,  # [GATES, H, H]
+    b_ptr,  # [GATES, H], read if HAS_BIAS
+    lengths_ptr,  # [B] int32, read if RAGGED
+    h_ptr,  # [B, H] state h before the step, as the matmuls read it
+    reset_ptr,  # [B, H] operand of the last gate's product, read if HAS_RESET
+    carry_ptr,  # [STATES, B, H] float32 state before the step
+    carry_new_ptr,  # [STATES, B, H] float32 out: state after the step
+    h_new_ptr,  # [B, H] out: the same in the storage dtype
+    c_new_ptr,  # [B, H] out, for a cell with a c
+    saved_ptr,  # [B, SAVED, H] out, written if SAVE
+    t,
+    B,
+    H,
+    FORWARD: tl.constexpr,
+    GATES: tl.constexpr,
+    STATES: tl.constexpr,
+    SAVED: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESET: tl.constexpr,
+    RAGGED: tl.constexpr,
+    SAVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    rows = (tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
+    cols = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
+    mask = (rows < B)[:, None] & (cols < H)[None, :]
+    tile = rows[:, None] * H + cols[None, :]
+    plane = (tl.full((), 0, tl.int64) + B) * H
+    x = load_tiles(x_ptr, H, rows[:, None] * (GATES * H) + cols[None, :], mask, GATES)
+    state = load_tiles(carry_ptr, plane, tile, mask, STATES)
+    if HAS_RESET:
+        products = gate_products(
+            h_ptr, H, w_ptr, rows, cols, B, H, 0, GATES - 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION
+        ) + gate_products(reset_ptr, H, w_ptr, rows, cols, B, H, GATES - 1, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
+    else:
+        products = gate_products(h_ptr, H, w_ptr, rows, cols, B, H, 0, GATES, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
+    b = bias_tiles(b_ptr, cols, H, GATES, 0, HAS_BIAS)
+    h = ()
+    for g in tl.static_range(GATES):
+        h += (products[g] + b[g],)
+    new, saved = FORWARD(x, h, state)
+    if RAGGED:
+        length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
+        new = keep_ended((t < length)[:, None], new, state, STATES)
+    store_tiles(carry_new_ptr, plane, tile, mask, new)
+    store_state(h_new_ptr, c_new_ptr, 0, tile, mask, new, STATES)
+    if SAVE:
+        store_tiles(saved_ptr, H, rows[:, None] * (SAVED * H) + cols[None, :], mask, saved)
+
+
+@triton.jit
+def step_backward_kernel(
+    w_ptr,  # [GATES, H, H]
+    lengths_ptr,  # [B] int32, read if RAGGED
+    d_later_ptr,  # [B, GATES, H] gradient of the products one step later, read if HAS_LATER
+    d_carry_ptr,  # [STATES, B, H] float32: gradient of the state after this step, without what the products give
+    d_carry_new_ptr,  # [STATES, B, H] float32 out: the same for the state before this step
+    d_out_ptr,  # [B, H] gradient of this step's output
+    saved_ptr,  # [B, SAVED, H]
+    h_ptr,  # [B, H] state before the step
+    c_ptr,  # [B, H], as c_new_ptr for a cell with a c only
+    h_new_ptr,  # [B, H] state after the step
+    c_new_ptr,  # [B, H]
+    d_x_ptr,  # [B, GATES, H] out: gradient of the input projection
+    d_gates_ptr,  # [B, GATES, H] out: gradient of the products, written unless SAME_GRADIENT
+    t,
+    B,
+    H,
+    BACKWARD: tl.constexpr,
+    GATES: tl.constexpr,
+    STATES: tl.constexpr,
+    SAVED: tl.constexpr,
+    THROUGH: tl.constexpr,  # how many gates' products read h itself
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_LATER: tl.constexpr,
+    PART: tl.constexpr,  # 0: all; 1, 2: the two launches of a cell with a second product; 3: d_carry_new only
+    RAGGED: tl.constexpr,
+    SAME_GRADIENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    rows = (tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
+    cols = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
+    mask = (rows < B)[:, None] & (cols < H)[None, :]
+    tile = rows[:, None] * H + cols[None, :]
+    gate_tile = rows[:, None] * (GATES * H) + cols[None, :]
+    plane = (tl.full((), 0, tl.int64) + B) * H
+    d_state = load_tiles(d_carry_ptr, plane, tile, mask, STATES)
+    if HAS_LATER:
+        d_h_state = through_weights(
+            d_later_ptr, w_ptr, d_state[0], rows, cols, B, H, GATES, 0, THROUGH, BLOCK_K, PRECISION
+        )
+        d_state = (d_h_state,) + d_state[1:]
+    if PART == 3:
+        store_tiles(d_carry_new_ptr, plane, tile, mask, d_state)
+    else:
+        active = mask
+        if RAGGED:
+            length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
+            active = active & (t < length)[:, None]
+        if PART != 2:  # the second launch finds it added already
+            d_out = tl.load(d_out_ptr + tile, mask=active, other=0.0).to(tl.float32)
+            d_state = (d_state[0] + d_out,) + d_state[1:]
+        saved = load_tiles(saved_ptr, H, rows[:, None] * (SAVED * H) + cols[None, :], mask, SAVED)
+        prev = load_state(h_ptr, c_ptr, 0, tile, mask, STATES)
+        new = load_state(h_new_ptr, c_new_ptr, 0, tile, mask, STATES)
+        if PART == 1:
+            d_last_gate = tl.where(active, BACKWARD(d_state, saved, prev, new), 0.0)
+            tl.store(d_x_ptr + (GATES - 1) * H + gate_tile, cast(d_last_gate, d_x_ptr.dtype.element_ty), mask=mask)
+            store_tiles(d_carry_new_ptr, plane, tile, mask, d_state)
+        else:
+            if PART == 2:
+                d_reset = through_weights(
+                    d_x_ptr, w_ptr, tl.zeros_like(d_state[0]), rows, cols, B, H, GATES, GATES - 1, 1, BLOCK_K, PRECISION
+                )
+                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset)
+            else:
+                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new)
+            if RAGGED:
+                d_x = zero_ended(active, d_x, GATES)
+                d_h = zero_ended(active, d_h, GATES)
+                d_prev = keep_ended(active, d_prev, d_state, STATES)
+            if PART == 2:  # the last gate's is written, and other programs are reading it
+                for g in tl.static_range(GATES - 1):
+                    tl.store(d_x_ptr + g * H + gate_tile, cast(d_x[g], d_x_ptr.dtype.element_ty), mask=mask)
+            else:
+                store_tiles(d_x_ptr, H, gate_tile, mask, d_x)
+                if not SAME_GRADIENT:
+                    store_tiles(d_gates_ptr, H, gate_tile, mask, d_h)
+            store_tiles(d_carry_new_ptr, plane, tile, mask, d_prev)

@@ -1,0 +1,90 @@
+"""Tiles: the matmul, and loads and stores of tuples with one tile a gate, a state or a saved value."""
+
+import os
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def product(a, b, acc, PRECISION: tl.constexpr):
+    """`acc + a @ b` in float32. PRECISION: Triton's input_precision, for float32 operands."""
+    if INTERPRETED:  # its dot takes the bits of bfloat16 for integers; in float32 the products are exact
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def cast(x, dtype: tl.constexpr):
+    """float32 to the storage dtype, to the nearest and on a tie to the even one, as the hardware does."""
+    if INTERPRETED and dtype == tl.bfloat16:  # the interpreter cuts the low bits off
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return x.to(dtype)
+
+
+@triton.jit
+def load_tiles(ptr, stride, tile, mask, N: tl.constexpr):
+    """N tiles as float32; 0 where the mask is false."""
+    tiles = ()
+    for i in tl.static_range(N):
+        tiles += (tl.load(ptr + i * stride + tile, mask=mask, other=0.0).to(tl.float32),)
+    return tiles
+
+
+@triton.jit
+def store_tiles(ptr, stride, tile, mask, tiles):
+    """All tiles, in the dtype of the tensor."""
+    for i in tl.static_range(len(tiles)):
+        tl.store(ptr + i * stride + tile, cast(tiles[i], ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_state(h_ptr, c_ptr, at, tile, mask, STATES: tl.constexpr):
+    """(h,) or (h, c) as float32, from element `at` on; c_ptr is not looked at where STATES is 1."""
+    state = (tl.load(h_ptr + at + tile, mask=mask, other=0.0).to(tl.float32),)
+    if STATES == 2:
+        state += (tl.load(c_ptr + at + tile, mask=mask, other=0.0).to(tl.float32),)
+    return state
+
+
+@triton.jit
+def store_state(h_ptr, c_ptr, at, tile, mask, state, STATES: tl.constexpr):
+    """(h,) or (h, c) in the tensors' dtype, from element `at` on."""
+    tl.store(h_ptr + at + tile, cast(state[0], h_ptr.dtype.element_ty), mask=mask)
+    if STATES == 2:
+        tl.store(c_ptr + at + tile, cast(state[1], c_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def keep_ended(active, new, old, N: tl.constexpr):
+    """`new` in the rows whose sequence goes on, `old` in the others."""
+    tiles = ()
+    for i in tl.static_range(N):
+        tiles += (tl.where(active, new[i], old[i]),)
+    return tiles
+
+
+@triton.jit
+def zero_ended(active, tiles, N: tl.constexpr):
+    """The tiles in the rows whose sequence goes on, 0 in the others."""
+    kept = ()
+    for i in tl.static_range(N):
+        kept += (tl.where(active, tiles[i], 0.0),)
+    return kept
+
+
+@triton.jit
+def bias_tiles(b_ptr, cols, H, N: tl.constexpr, FIRST: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """Bias of the gates FIRST to FIRST + N, each [1, BLOCK_H] float32; 0 without a bias."""
+    tiles = ()
+    for g in tl.static_range(N):
+        if HAS_BIAS:
+            b = tl.load(b_ptr + (FIRST + g) * H + cols, mask=cols < H, other=0.0).to(tl.float32)
+        else:
+            b = tl.zeros_like(cols).to(tl.float32)
+        tiles += (b[None, :],)
+    return tiles

@@ -1,0 +1,64 @@
+"""Kernels compile for a GPU that this machine need not have, and the compiler's figures are read rightly."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="the kernels are written in Triton")
+
+ROOT = Path(__file__).parent.parent
+# `TRITON_INTERPRET=1`, which the other tests need, would leave nothing to compile: a process of its own.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
+
+
+def test_bfloat16_for_sm_90() -> None:
+    """No spills, shared memory within limits, as many matrix instructions as there is work: exit status 0."""
+    done = python("-m", "bench.compile", "--target", "90", "--quick", "--no-write")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "0 of 56 kernels have a fault" in done.stdout
+
+
+PLANTED = """
+import sys
+from dataclasses import replace
+from bench import compile
+from fastcells.kernels import plan
+{fault}
+case = compile.Case("sequence", "gru", "bfloat16", 128, 90)
+print([fault for row in compile.compile_case(case) for fault in compile.faults(row)])
+"""
+
+
+LESS_MEMORY = """
+blocks = plan.sequence_blocks(32, 128, 3, 2, 90)
+plan.sequence_blocks = lambda *_: blocks
+plan.SHARED_MEMORY[90] = 1 << 10
+"""
+MORE_WARPS = """
+blocks = replace(plan.sequence_blocks(32, 128, 3, 2, 90), warps=32)
+plan.sequence_blocks = lambda *_: blocks
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        ("pass", "[]"),
+        ("plan.Blocks.registers = property(lambda self: 48)", "spills"),
+        (LESS_MEMORY, "bytes of shared memory"),
+        (MORE_WARPS, "expected"),
+    ],
+    ids=["none", "few registers", "little shared memory", "too many warps"],
+)
+def test_a_planted_fault_is_found(fault: str, found: str) -> None:
+    done = python("-c", PLANTED.format(fault=fault))
+    assert found in done.stdout, done.stdout + done.stderr[-2000:]
