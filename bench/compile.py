@@ -60,7 +60,7 @@ def cases(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
             for dtype in dtypes:
                 size = DTYPES[dtype][0].itemsize
                 for H in (32, 64, 128, 256):
-                    if isinstance(plan.sequence_blocks(B, H, rule.gates, size, target), plan.Blocks):
+                    if isinstance(plan.sequence_blocks(H, rule.gates, size, target), plan.Blocks):
                         yield Case("sequence", name, dtype, H, target)
                 yield Case("step", name, dtype, 256, target)
 
@@ -89,7 +89,7 @@ def compile_case(case: Case) -> list[dict[str, object]]:
                 "shared_bytes": compiled.metadata.shared,
                 "loop_instructions": instructions,
                 "loop_matmuls_per_warp": matmuls,
-                "matmuls_expected": expected_matmuls(case, rule, arguments),
+                "matmuls_expected": expected_matmuls(name, case, rule, arguments),
             }
         )
     return rows
@@ -105,17 +105,19 @@ def recorded(case: Case, rule: UpdateRule) -> list[tuple[str, Any, dict[str, Any
 
     H, G = case.H, rule.gates
     if case.path == "sequence":
-        blocks = plan.sequence_blocks(B, H, G, dtype.itemsize, case.target)
+        blocks = plan.sequence_blocks(H, G, dtype.itemsize, case.target)
+        backward_blocks = plan.sequence_blocks(H, G, dtype.itemsize, case.target, backward=True)
         forward: Callable[..., Any] = launch.sequence_forward
         backward: Callable[..., Any] = launch.sequence_backward
     else:
-        blocks, forward, backward = plan.step_blocks(B, H, dtype.itemsize), launch.step_forward, launch.step_backward
+        blocks = backward_blocks = plan.step_blocks(dtype.itemsize)
+        forward, backward = launch.step_forward, launch.step_backward
     state, w = tuple(meta(B, H) for _ in range(rule.states)), meta(G * H, H)
     lengths = torch.empty(B, dtype=torch.int32, device="meta")
     with recorders(launches):
-        options = {"reverse": False, "blocks": blocks, "precision": precision}
-        out = forward(rule, meta(T, B, G * H), state, w, meta(G * H), lengths, save=True, **options)
-        backward(rule, out, meta(T, B, H), state, state, w, lengths, **options)
+        options = {"reverse": False, "precision": precision}
+        out = forward(rule, meta(T, B, G * H), state, w, meta(G * H), lengths, save=True, blocks=blocks, **options)
+        backward(rule, out, meta(T, B, H), state, state, w, lengths, blocks=backward_blocks, **options)
     return list(launches.values())
 
 
@@ -195,13 +197,20 @@ def time_loop(compiled: Any) -> tuple[int, int]:
     return len(body), sum(bool(re.search(r"\b(HMMA|HGMMA|UTCHMMA|UTCMMA|QGMMA)\b", text)) for text in body)
 
 
-def expected_matmuls(case: Case, rule: UpdateRule, arguments: dict[str, Any]) -> int | str:
-    """Matrix instructions a warp and time step, were no work done twice; only the sequence kernels loop over time."""
-    if case.path != "sequence":
-        return ""
-    inner = 8 if case.dtype == "float32" else 16  # m16n8k8 for tf32, m16n8k16 for 16 bit
-    tiles = (arguments["BLOCK_B"] // 16) * (arguments["BLOCK_H"] // 8) * (arguments["BLOCK_H"] // inner)
-    return rule.gates * tiles // arguments["num_warps"]
+def expected_matmuls(name: str, case: Case, rule: UpdateRule, arguments: dict[str, Any]) -> int | str:
+    """Matrix instructions a warp in the loop over time, or over the inner dimension, were no work done twice."""
+    tile = 8 if case.dtype == "float32" else 16  # m16n8k8 for tf32, m16n8k16 for 16 bit
+    inner = arguments["BLOCK_H"] if case.path == "sequence" else arguments["BLOCK_K"]
+    tiles = (arguments["BLOCK_B"] // 16) * (arguments["BLOCK_H"] // 8) * (inner // tile)
+    if name == "step_backward_kernel":
+        gates = int(arguments["HAS_LATER"] or arguments["PART"] == 2)
+    elif name == "reset_kernel":
+        gates = 1
+    elif name == "step_forward_kernel" and rule.reset is not None:
+        return ""  # two loops, and which one is the longer depends on the target
+    else:
+        gates = rule.gates
+    return gates * tiles // arguments["num_warps"]
 
 
 def faults(row: dict[str, object]) -> list[str]:

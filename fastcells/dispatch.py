@@ -83,7 +83,7 @@ def _triton(impl: str, w_hh: Tensor, projected: bool) -> Choice:
             major, minor = torch.cuda.get_device_capability(w_hh.device)
             capability = 10 * major + minor
         H = w_hh.shape[1]
-        blocks = plan.sequence_blocks(1, H, len(w_hh) // H, w_hh.element_size(), capability)
+        blocks = plan.sequence_blocks(H, len(w_hh) // H, w_hh.element_size(), capability)
         obstacle = blocks if isinstance(blocks, str) else None
     if obstacle is not None:
         raise RuntimeError(f"impl={impl!r} cannot run: {obstacle}")

@@ -50,7 +50,7 @@ class TritonCell(TorchCell):
             _lengths(mask),
             reverse=steps.step < 0,
             save=save,
-            blocks=self._blocks(x, state[0]),
+            blocks=self._blocks(state[0]),
             precision=matmul_precision(x),
         )
         return Trace(out.hidden, out.last, tuple(s for s in (out.cells, out.saved) if s is not None))
@@ -78,7 +78,7 @@ class TritonCell(TorchCell):
             w_hh.contiguous(),
             _lengths(mask),
             reverse=steps.step < 0,
-            blocks=self._blocks(d_hidden, state[0]),
+            blocks=self._blocks(state[0], backward=True),
             precision=matmul_precision(d_hidden),
         )
         return Gradients(d_x.flatten(2), d_gates.flatten(2), d_state)
@@ -93,11 +93,11 @@ class TritonCell(TorchCell):
     def _gates(self, saved: tuple[Tensor, ...]) -> Tensor | None:
         return saved[-1] if self.rule.saved else None
 
-    def _blocks(self, x: Tensor, h: Tensor) -> plan.Blocks:
-        B, H = h.shape
+    def _blocks(self, h: Tensor, *, backward: bool = False) -> plan.Blocks:
+        size = h.element_size()
         if self.path == "step":
-            return plan.step_blocks(B, H, h.element_size())
-        blocks = plan.sequence_blocks(B, H, self.gates, h.element_size(), capability(x.device))
+            return plan.step_blocks(size)
+        blocks = plan.sequence_blocks(h.shape[1], self.gates, size, capability(h.device), backward=backward)
         assert isinstance(blocks, plan.Blocks), blocks  # dispatch has asked before
         return blocks
 

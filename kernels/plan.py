@@ -32,13 +32,16 @@ class Blocks:
         return min(255, REGISTERS // (32 * self.warps))
 
 
-def step_blocks(B: int, H: int, item_size: int) -> Blocks:
-    """Blocks of the step kernels; any shape runs. A wider inner tile spills where an LSTM is float32."""
-    inner = 32 if H <= 32 or item_size == 4 else 64
-    return Blocks(16 if B <= 16 else 32, 32, inner, 4, 3, "any shape: hidden columns split over programs, K tiled")
+def step_blocks(item_size: int) -> Blocks:
+    """Blocks of the step kernels; any shape runs.
+
+    More rows than 16 to 32 columns would make two warps compute the same.
+    """
+    inner = 32 if item_size == 4 else 64
+    return Blocks(16, 32, inner, 4, 3, "any shape: hidden columns split over programs, inner dimension tiled")
 
 
-def sequence_blocks(B: int, H: int, gates: int, item_size: int, capability: int) -> Blocks | str:
+def sequence_blocks(H: int, gates: int, item_size: int, capability: int, *, backward: bool = False) -> Blocks | str:
     """Blocks of the sequence kernels, or the reason why the shape does not fit.
 
     One program holds the recurrent weights of all gates, [gates, block, block] in the storage dtype, in shared
@@ -53,5 +56,7 @@ def sequence_blocks(B: int, H: int, gates: int, item_size: int, capability: int)
             f"the recurrent weights need {needed >> 10} KB of shared memory ({gates} gates of {block} x {block}, "
             f"{item_size} bytes each), and one program has {limit >> 10} KB"
         )
-    warps = 4 if block <= 32 else 8 if block <= 64 else 16  # more would compute the same twice, fewer spill
-    return Blocks(batch, block, block, warps, 1, f"weights fit one program: {needed >> 10} KB")
+    # More warps would compute the same twice, fewer spill.
+    warps = 4 if block <= 32 else 8 if block <= 64 or item_size == 4 else 16
+    # The forward has room to load a step ahead; the backward keeps every gate's operand there instead.
+    return Blocks(batch, block, block, warps, 1 if backward else 2, f"weights fit one program: {needed >> 10} KB")

@@ -25,8 +25,7 @@ from fastcells.kernels.tiles import (
 
 @triton.jit
 def gate_products(
-    a_ptr,  # [B, H], rows `a_stride` elements apart
-    a_stride,
+    a_ptr,  # [rows of this program, H]
     w_ptr,  # [GATES, H, H]
     rows,
     cols,
@@ -39,19 +38,20 @@ def gate_products(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """`a @ w[g].T` at `rows` and `cols` for the gates FIRST to FIRST + N: a tuple of [BLOCK_B, BLOCK_H]."""
+    """`a @ w[g].T` at `cols` for the gates FIRST to FIRST + N: a tuple of [BLOCK_B, BLOCK_H]."""
+    row = tl.arange(0, BLOCK_B)[:, None]
+    gate = (tl.full((), 0, tl.int64) + H) * H
     products = ()
     for _ in tl.static_range(N):
         products += (tl.zeros((BLOCK_B, BLOCK_H), tl.float32),)
     for k0 in range(0, H, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
-        a = tl.load(
-            a_ptr + rows[:, None] * a_stride + k[None, :], mask=(rows < B)[:, None] & (k < H)[None, :], other=0.0
-        )
+        a_mask = (rows < B)[:, None] & (k < H)[None, :]
+        a = tl.load(a_ptr + row * H + k[None, :], mask=a_mask, other=0.0)
         sums = ()
         for g in tl.static_range(N):
-            w_tile = ((FIRST + g) * H + cols[None, :]) * H + k[:, None]
-            w = tl.load(w_ptr + w_tile, mask=(k < H)[:, None] & (cols < H)[None, :], other=0.0)
+            w_mask = (k < H)[:, None] & (cols < H)[None, :]
+            w = tl.load(w_ptr + (FIRST + g) * gate + (cols[None, :] * H + k[:, None]), mask=w_mask, other=0.0)
             sums += (product(a, w, products[g], PRECISION),)
         products = sums
     return products
@@ -59,7 +59,7 @@ def gate_products(
 
 @triton.jit
 def through_weights(
-    d_ptr,  # [B, GATES, H] gradient of the products
+    d_ptr,  # [rows of this program, GATES, H] gradient of the products
     w_ptr,  # [GATES, H, H]
     start,  # [BLOCK_B, BLOCK_H] float32 to add to
     rows,
@@ -69,18 +69,21 @@ def through_weights(
     GATES: tl.constexpr,
     FIRST: tl.constexpr,
     N: tl.constexpr,
+    BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """`start + sum of d[:, g] @ w[g]` at `rows` and `cols`, over the gates FIRST to FIRST + N."""
+    """`start + sum of d[:, g] @ w[g]` at `cols`, over the gates FIRST to FIRST + N."""
+    row = tl.arange(0, BLOCK_B)[:, None]
+    gate = (tl.full((), 0, tl.int64) + H) * H
     total = start
     for g in tl.static_range(N):
         for k0 in range(0, H, BLOCK_K):
             k = k0 + tl.arange(0, BLOCK_K)
-            d_tile = (rows[:, None] * GATES + (FIRST + g)) * H + k[None, :]
+            d_tile = row * (GATES * H) + ((FIRST + g) * H + k[None, :])
             d = tl.load(d_ptr + d_tile, mask=(rows < B)[:, None] & (k < H)[None, :], other=0.0)
-            w_tile = ((FIRST + g) * H + k[:, None]) * H + cols[None, :]
-            w = tl.load(w_ptr + w_tile, mask=(k < H)[:, None] & (cols < H)[None, :], other=0.0)
+            w_mask = (k < H)[:, None] & (cols < H)[None, :]
+            w = tl.load(w_ptr + (FIRST + g) * gate + (k[:, None] * H + cols[None, :]), mask=w_mask, other=0.0)
             total = product(d, w, total, PRECISION)
     return total
 
@@ -104,16 +107,20 @@ def reset_kernel(
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    rows = (tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
-    cols = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
+    zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
+    first = (zero + tl.program_id(0) * BLOCK_B) * H  # of this program's rows in a [B, H] plane
+    plane = (zero + B) * H
+    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    cols = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     mask = (rows < B)[:, None] & (cols < H)[None, :]
-    tile = rows[:, None] * H + cols[None, :]
-    plane = (tl.full((), 0, tl.int64) + B) * H
-    x = load_tiles(x_ptr, H, rows[:, None] * (GATES * H) + cols[None, :], mask, 1)
-    product = gate_products(h_ptr, H, w_ptr, rows, cols, B, H, 0, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
+    # Offsets within the program's rows fit 32 bits; what does not is added to the pointer as a scalar.
+    row = tl.arange(0, BLOCK_B)[:, None]
+    tile = row * H + cols[None, :]
+    x = load_tiles(x_ptr + first * GATES, H, row * (GATES * H) + cols[None, :], mask, 1)
+    product = gate_products(h_ptr + first, w_ptr, rows, cols, B, H, 0, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
     h = (product[0] + bias_tiles(b_ptr, cols, H, 1, 0, HAS_BIAS)[0],)
-    reset = RESET(x, h, load_tiles(carry_ptr, plane, tile, mask, STATES))
-    tl.store(reset_ptr + tile, cast(reset, reset_ptr.dtype.element_ty), mask=mask)
+    reset = RESET(x, h, load_tiles(carry_ptr + first, plane, tile, mask, STATES))
+    tl.store(reset_ptr + first + tile, cast(reset, reset_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -145,19 +152,25 @@ def step_forward_kernel(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    rows = (tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
-    cols = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
+    zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
+    first = (zero + tl.program_id(0) * BLOCK_B) * H  # of this program's rows in a [B, H] plane
+    plane = (zero + B) * H
+    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    cols = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     mask = (rows < B)[:, None] & (cols < H)[None, :]
-    tile = rows[:, None] * H + cols[None, :]
-    plane = (tl.full((), 0, tl.int64) + B) * H
-    x = load_tiles(x_ptr, H, rows[:, None] * (GATES * H) + cols[None, :], mask, GATES)
-    state = load_tiles(carry_ptr, plane, tile, mask, STATES)
+    # Offsets within the program's rows fit 32 bits; what does not is added to the pointer as a scalar.
+    row = tl.arange(0, BLOCK_B)[:, None]
+    tile = row * H + cols[None, :]
+    x = load_tiles(x_ptr + first * GATES, H, row * (GATES * H) + cols[None, :], mask, GATES)
+    state = load_tiles(carry_ptr + first, plane, tile, mask, STATES)
     if HAS_RESET:
         products = gate_products(
-            h_ptr, H, w_ptr, rows, cols, B, H, 0, GATES - 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION
-        ) + gate_products(reset_ptr, H, w_ptr, rows, cols, B, H, GATES - 1, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
+            h_ptr + first, w_ptr, rows, cols, B, H, 0, GATES - 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION
+        ) + gate_products(
+            reset_ptr + first, w_ptr, rows, cols, B, H, GATES - 1, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION
+        )
     else:
-        products = gate_products(h_ptr, H, w_ptr, rows, cols, B, H, 0, GATES, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
+        products = gate_products(h_ptr + first, w_ptr, rows, cols, B, H, 0, GATES, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
     b = bias_tiles(b_ptr, cols, H, GATES, 0, HAS_BIAS)
     h = ()
     for g in tl.static_range(GATES):
@@ -166,10 +179,10 @@ def step_forward_kernel(
     if RAGGED:
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
         new = keep_ended((t < length)[:, None], new, state, STATES)
-    store_tiles(carry_new_ptr, plane, tile, mask, new)
-    store_state(h_new_ptr, c_new_ptr, 0, tile, mask, new, STATES)
+    store_tiles(carry_new_ptr + first, plane, tile, mask, new)
+    store_state(h_new_ptr, c_new_ptr, first, tile, mask, new, STATES)
     if SAVE:
-        store_tiles(saved_ptr, H, rows[:, None] * (SAVED * H) + cols[None, :], mask, saved)
+        store_tiles(saved_ptr + first * SAVED, H, row * (SAVED * H) + cols[None, :], mask, saved)
 
 
 @triton.jit
@@ -204,39 +217,71 @@ def step_backward_kernel(
     SAME_GRADIENT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    rows = (tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
-    cols = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
+    zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
+    first = (zero + tl.program_id(0) * BLOCK_B) * H  # of this program's rows in a [B, H] plane
+    plane = (zero + B) * H
+    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    cols = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     mask = (rows < B)[:, None] & (cols < H)[None, :]
-    tile = rows[:, None] * H + cols[None, :]
-    gate_tile = rows[:, None] * (GATES * H) + cols[None, :]
-    plane = (tl.full((), 0, tl.int64) + B) * H
-    d_state = load_tiles(d_carry_ptr, plane, tile, mask, STATES)
+    # Offsets within the program's rows fit 32 bits; what does not is added to the pointer as a scalar.
+    row = tl.arange(0, BLOCK_B)[:, None]
+    tile = row * H + cols[None, :]
+    gate_tile = row * (GATES * H) + cols[None, :]
+    d_state = load_tiles(d_carry_ptr + first, plane, tile, mask, STATES)
     if HAS_LATER:
         d_h_state = through_weights(
-            d_later_ptr, w_ptr, d_state[0], rows, cols, B, H, GATES, 0, THROUGH, BLOCK_K, PRECISION
+            d_later_ptr + first * GATES,
+            w_ptr,
+            d_state[0],
+            rows,
+            cols,
+            B,
+            H,
+            GATES,
+            0,
+            THROUGH,
+            BLOCK_B,
+            BLOCK_K,
+            PRECISION,
         )
         d_state = (d_h_state,) + d_state[1:]
     if PART == 3:
-        store_tiles(d_carry_new_ptr, plane, tile, mask, d_state)
+        store_tiles(d_carry_new_ptr + first, plane, tile, mask, d_state)
     else:
         active = mask
         if RAGGED:
             length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
             active = active & (t < length)[:, None]
         if PART != 2:  # the second launch finds it added already
-            d_out = tl.load(d_out_ptr + tile, mask=active, other=0.0).to(tl.float32)
+            d_out = tl.load(d_out_ptr + first + tile, mask=active, other=0.0).to(tl.float32)
             d_state = (d_state[0] + d_out,) + d_state[1:]
-        saved = load_tiles(saved_ptr, H, rows[:, None] * (SAVED * H) + cols[None, :], mask, SAVED)
-        prev = load_state(h_ptr, c_ptr, 0, tile, mask, STATES)
-        new = load_state(h_new_ptr, c_new_ptr, 0, tile, mask, STATES)
+        saved = load_tiles(saved_ptr + first * SAVED, H, row * (SAVED * H) + cols[None, :], mask, SAVED)
+        prev = load_state(h_ptr, c_ptr, first, tile, mask, STATES)
+        new = load_state(h_new_ptr, c_new_ptr, first, tile, mask, STATES)
         if PART == 1:
             d_last_gate = tl.where(active, BACKWARD(d_state, saved, prev, new), 0.0)
-            tl.store(d_x_ptr + (GATES - 1) * H + gate_tile, cast(d_last_gate, d_x_ptr.dtype.element_ty), mask=mask)
-            store_tiles(d_carry_new_ptr, plane, tile, mask, d_state)
+            tl.store(
+                d_x_ptr + first * GATES + (GATES - 1) * H + gate_tile,
+                cast(d_last_gate, d_x_ptr.dtype.element_ty),
+                mask=mask,
+            )
+            store_tiles(d_carry_new_ptr + first, plane, tile, mask, d_state)
         else:
             if PART == 2:
                 d_reset = through_weights(
-                    d_x_ptr, w_ptr, tl.zeros_like(d_state[0]), rows, cols, B, H, GATES, GATES - 1, 1, BLOCK_K, PRECISION
+                    d_x_ptr + first * GATES,
+                    w_ptr,
+                    tl.zeros_like(d_state[0]),
+                    rows,
+                    cols,
+                    B,
+                    H,
+                    GATES,
+                    GATES - 1,
+                    1,
+                    BLOCK_B,
+                    BLOCK_K,
+                    PRECISION,
                 )
                 d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset)
             else:
@@ -247,9 +292,11 @@ def step_backward_kernel(
                 d_prev = keep_ended(active, d_prev, d_state, STATES)
             if PART == 2:  # the last gate's is written, and other programs are reading it
                 for g in tl.static_range(GATES - 1):
-                    tl.store(d_x_ptr + g * H + gate_tile, cast(d_x[g], d_x_ptr.dtype.element_ty), mask=mask)
+                    tl.store(
+                        d_x_ptr + first * GATES + g * H + gate_tile, cast(d_x[g], d_x_ptr.dtype.element_ty), mask=mask
+                    )
             else:
-                store_tiles(d_x_ptr, H, gate_tile, mask, d_x)
+                store_tiles(d_x_ptr + first * GATES, H, gate_tile, mask, d_x)
                 if not SAME_GRADIENT:
-                    store_tiles(d_gates_ptr, H, gate_tile, mask, d_h)
-            store_tiles(d_carry_new_ptr, plane, tile, mask, d_prev)
+                    store_tiles(d_gates_ptr + first * GATES, H, gate_tile, mask, d_h)
+            store_tiles(d_carry_new_ptr + first, plane, tile, mask, d_prev)

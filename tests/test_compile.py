@@ -39,13 +39,13 @@ print([fault for row in compile.compile_case(case) for fault in compile.faults(r
 
 
 LESS_MEMORY = """
-blocks = plan.sequence_blocks(32, 128, 3, 2, 90)
-plan.sequence_blocks = lambda *_: blocks
+blocks = plan.sequence_blocks(128, 3, 2, 90)
+plan.sequence_blocks = lambda *_, **__: blocks
 plan.SHARED_MEMORY[90] = 1 << 10
 """
 MORE_WARPS = """
-blocks = replace(plan.sequence_blocks(32, 128, 3, 2, 90), warps=32)
-plan.sequence_blocks = lambda *_: blocks
+blocks = replace(plan.sequence_blocks(128, 3, 2, 90), warps=32)
+plan.sequence_blocks = lambda *_, **__: blocks
 """
 
 

@@ -20,17 +20,17 @@ LARGEST = [  # gates, bytes an element, capability, largest H that fits one prog
 
 @pytest.mark.parametrize(("gates", "size", "capability", "largest"), LARGEST)
 def test_largest_shape_of_one_program(gates: int, size: int, capability: int, largest: int) -> None:
-    fits = sequence_blocks(32, largest, gates, size, capability)
+    fits = sequence_blocks(largest, gates, size, capability)
     assert isinstance(fits, Blocks)
     assert fits.hidden == largest
-    refused = sequence_blocks(32, largest + 1, gates, size, capability)
+    refused = sequence_blocks(largest + 1, gates, size, capability)
     assert isinstance(refused, str)
     assert f"one program has {SHARED_MEMORY[capability] >> 10} KB" in refused
 
 
 @pytest.mark.parametrize("H", [1, 15, 16, 17, 100, 128])
 def test_a_program_owns_all_columns(H: int) -> None:
-    blocks = sequence_blocks(5, H, 3, 2, 90)
+    blocks = sequence_blocks(H, 3, 2, 90)
     assert isinstance(blocks, Blocks)
     assert blocks.hidden >= max(H, 16)  # a matmul's smallest tile
     assert blocks.hidden.bit_count() == 1
@@ -38,11 +38,18 @@ def test_a_program_owns_all_columns(H: int) -> None:
 
 
 def test_an_unknown_card_is_taken_for_a_small_one() -> None:
-    assert sequence_blocks(32, 128, 3, 2, 70) == sequence_blocks(32, 128, 3, 2, 89)
+    assert sequence_blocks(128, 3, 2, 70) == sequence_blocks(128, 3, 2, 89)
 
 
-@pytest.mark.parametrize(("B", "H"), [(1, 1), (33, 100), (1000, 4096)])
-def test_steps_take_any_shape(B: int, H: int) -> None:
-    blocks = step_blocks(B, H, 4)
+@pytest.mark.parametrize("item_size", [2, 4])
+def test_blocks_of_the_step_kernels(item_size: int) -> None:
+    blocks = step_blocks(item_size)
     assert min(blocks.batch, blocks.hidden, blocks.inner) >= 16
+    assert blocks.hidden // 8 >= blocks.warps and blocks.hidden > blocks.batch  # else warps would repeat each other
     assert blocks.reason
+
+
+def test_backward_takes_the_forwards_tile() -> None:
+    forward, backward = (sequence_blocks(100, 4, 2, 90, backward=b) for b in (False, True))
+    assert isinstance(forward, Blocks) and isinstance(backward, Blocks)
+    assert (forward.batch, forward.hidden) == (backward.batch, backward.hidden)
