@@ -1,4 +1,4 @@
-"""The command line: `fastcells train [CORPUS]` and `fastcells generate RUN --prefix TEXT`."""
+"""The command line: `fastcells train [CORPUS]`, `fastcells generate RUN --prefix TEXT`, `fastcells doctor`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import fastcells
+from fastcells import doctor
 from fastcells.charlm import checkpoint, presets
 from fastcells.charlm.corpus import BUNDLED, Vocabulary, bundled_corpus, read_corpus
 from fastcells.charlm.errors import InputError
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"fastcells: warning: {message}", file=sys.stderr)
         try:
+            if options.command == "doctor":
+                return doctor.main()
             return _train(options) if options.command == "train" else _generate(options)
         except (InputError, OSError) as error:
             print(f"fastcells: error: {error}", file=sys.stderr)
@@ -167,7 +170,7 @@ def _clip(text: str) -> float | str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastcells", description="Train a character language model, and use it.")
+    parser = argparse.ArgumentParser(prog="fastcells", description="Train a character language model and use it.")
     parser.add_argument("--version", action="version", version=f"fastcells {fastcells.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -210,4 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     g.add_argument("--seed", type=int, help="for the same text again")
     g.add_argument("--unknown", choices=("error", "skip"), default="error", help="characters that the model never saw")
     g.add_argument("--device", default="auto")
+
+    help = "check every implementation on this machine against float64"
+    commands.add_parser("doctor", help=help, description=f"Show the environment and {help}; exit status 1 if wrong.")
     return parser

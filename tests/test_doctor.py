@@ -1,0 +1,44 @@
+"""`fastcells doctor`: its table, its exit status, and that it sees a fault."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastcells import doctor, functional
+from fastcells.charlm.cli import main
+
+
+def test_report(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "GRU, token ids [35, 32]" in out and "token ids gather rows of W_ih^T" in out
+    assert out.count("] right\n") == 3 * 5 * 3  # implementations, cells, dtypes
+    assert "cannot run" not in out and "WRONG" not in out
+    assert out.endswith("everything that runs here is right\n")
+
+
+@pytest.mark.parametrize("which", ["forward", "gradients"])
+def test_a_fault_is_seen(which: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    gru = functional.gru
+
+    def wrong(*args: torch.Tensor, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
+        out, h_n = gru(*args, **options)
+        if which == "forward":
+            return out * 1.001, h_n
+        return out + 0.001 * (out - out.detach()), h_n  # the same values, gradients larger by a thousandth
+
+    monkeypatch.setattr(functional, "gru", wrong)
+    assert doctor.main() == 1
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.endswith("WRONG") and "float32" in line]
+    assert {line.split()[1] for line in lines} == {"gru"} and len(lines) == 6
+    assert out.endswith("checks are WRONG\n")
+
+
+def test_what_cannot_run_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    said: list[str] = []
+    assert doctor.main(said.append) == 0
+    assert sum("cannot run: the weights are on cpu" in line for line in said) == 2 * 5 * 3
