@@ -32,7 +32,7 @@ from triton.compiler import ASTSource
 from bench.provenance import print_table, provenance, write_csv
 from fastcells.kernels import launch, plan
 from fastcells.kernels.rule import UpdateRule
-from fastcells.triton_impl import RULES
+from fastcells.triton_ops import RULES
 
 TARGETS = (80, 90, 100)
 DTYPES = {"float32": (torch.float32, "tf32"), "bfloat16": (torch.bfloat16, "ieee"), "float16": (torch.float16, "ieee")}
@@ -56,7 +56,7 @@ class Case:
 def cases(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
     """Every path, rule, dtype and plan row."""
     for target in targets:
-        for name, (rule, _) in RULES.items():
+        for name, rule in RULES.items():
             for dtype in dtypes:
                 size = DTYPES[dtype][0].itemsize
                 for H in (32, 64, 128, 256):
@@ -67,7 +67,7 @@ def cases(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
 
 def compile_case(case: Case) -> list[dict[str, object]]:
     """One row for each kernel that the case launches."""
-    rule = RULES[case.rule][0]
+    rule = RULES[case.rule]
     rows = []
     for name, kernel, arguments in recorded(case, rule):
         compiled = compile_launch(kernel, arguments, case.target)

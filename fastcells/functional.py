@@ -24,6 +24,7 @@ from fastcells.torch_impl.lstm import LSTM
 from fastcells.torch_impl.recurrence import autocast_dtype, recur
 from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
 
+ONEDNN = torch.backends.mkldnn.is_available()  # asked once: Dynamo cannot trace the question
 _ELMAN = {"tanh": RNN_TANH, "relu": RNN_RELU}
 
 
@@ -172,7 +173,7 @@ def _layer(
     dtype = autocast_dtype(w_ih)
     # Under autocast, what torch has as one operator (cuDNN's recurrences, oneDNN's LSTM) runs in the lower precision
     # as a whole. What it composes of operators is cast operator by operator, and so is ours then.
-    whole = x.is_cuda or (cell is LSTM and w_hr is None and torch.backends.mkldnn.is_available())
+    whole = x.is_cuda or (cell is LSTM and w_hr is None and ONEDNN)
     if dtype is not None and (whole or choice.impl != "torch"):
         x = x if is_token_ids(x) else x.to(dtype)
         w_ih, w_hh, initial = w_ih.to(dtype), w_hh.to(dtype), tuple(s.to(dtype) for s in initial)

@@ -298,4 +298,4 @@ def step_backward(
         carry, carry_new = carry_new, carry
         later = d_gates[t]
     launch(3, rule.backward, order[0], None, True)
-    return Backward(d_x, d_gates, tuple(s.to(d_out.dtype) for s in carry_new))
+    return Backward(d_x, d_gates, tuple(s.to(d_out.dtype, copy=True) for s in carry_new))

@@ -34,11 +34,11 @@ def recur(
     w_hr: [P, H], an LSTM's projection; h is then [B, P]. mask: bool [T, B, 1], false where a sequence has ended.
     Returns the outputs [T, B, H], zero where the mask is false, and the final state.
     """
-    if w_hr is not None or _needs_plain_operators(x_proj):
+    if w_hr is not None or _needs_plain_operators(cell, x_proj):
         if not cell.plain_operators:
             raise RuntimeError(
-                "impl='triton' and 'triton-step' do not run under torch.compile, tracing, torch.func transforms or "
-                "forward-mode derivatives in this version; impl='torch' does"
+                "impl='triton' and 'triton-step' do not run under torch.jit.trace, torch.func transforms or with "
+                "forward-mode derivatives; impl='torch' does"
             )
         return unroll(cell, x_proj, state, w_hh, b_hh, w_hr, mask, reverse)
     inputs = (x_proj, w_hh, b_hh, *state)
@@ -98,8 +98,8 @@ class Recurrence(torch.autograd.Function):
         cell: TorchCell = ctx.cell
         x_proj, w_hh, b_hh, *rest = ctx.saved_tensors
         state, hidden, saved = tuple(rest[: cell.states]), rest[cell.states], tuple(rest[cell.states + 1 :])
-        batched = any(torch._C._functorch.is_legacy_batchedtensor(d) for d in (d_out, *d_last))
-        if torch.is_grad_enabled() or batched:  # create_graph=True, or is_grads_batched=True: buffers cannot serve
+        # create_graph=True, or is_grads_batched=True: buffers cannot serve. A compiled backward is neither.
+        if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or _any_batched(d_out, *d_last)):
             return _differentiable_backward(ctx, x_proj, w_hh, b_hh, state, d_out, d_last)
         steps = _steps(x_proj, ctx.reverse)
         before = shift(hidden, state[0], steps)
@@ -109,6 +109,10 @@ class Recurrence(torch.autograd.Function):
         d_w = cell.weight_gradient(d_gates, before, saved) if needs_w else None
         d_b = d_gates.sum((0, 1)) if needs_b else None
         return None, None, None, d_x, d_w, d_b, *d_state
+
+
+def _any_batched(*tensors: Tensor) -> bool:
+    return any(torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
 
 
 def _differentiable_backward(
@@ -143,11 +147,12 @@ def _mask_out(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return hidden if mask is None else torch.where(mask, hidden, 0)
 
 
-def _needs_plain_operators(x_proj: Tensor) -> bool:
+def _needs_plain_operators(cell: TorchCell, x_proj: Tensor) -> bool:
     """Whether a caller looks through the operators or changes them: a hand-written backward would hide them."""
+    if torch.compiler.is_compiling():
+        return cell.plain_operators  # a compiler that sees the steps fuses them; an operator of our own is opaque to it
     return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        torch.jit.is_tracing()  # type: ignore[attr-defined]
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or autocast_dtype(x_proj) is not None
