@@ -159,7 +159,8 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], target: int) -> Any:
         else:
             signature[name] = "constexpr"
             constants[(index,)] = value
-        if signature[name].startswith("*") or (signature[name] == "i32" and value % 16 == 0):
+        known = not kernel.params[index].do_not_specialize
+        if signature[name].startswith("*") or (signature[name] == "i32" and known and value % 16 == 0):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {name: arguments[name] for name in ("num_warps", "num_stages", "maxnreg")}

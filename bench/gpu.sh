@@ -8,6 +8,7 @@ python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
 out=${OUT:-bench/results/gpu}
 part=${PART:-all}
+keep=$([ "$device" = cuda ] || echo --no-write)  # a rehearsal leaves bench/results alone
 mkdir -p "$out"
 export PYTHONUNBUFFERED=1
 
@@ -25,11 +26,20 @@ fi
 
 status=0
 if [ "$part" = all ] || [ "$part" = tests ]; then
+  # The package's own table of errors first: a kernel that is wrong or does not launch shows within a minute.
+  "$python" -m fastcells doctor 2>&1 | tee "$out/doctor.log" || status=1
+  # shellcheck disable=SC2086  # TESTS may name several files
   "$python" -m pytest ${TESTS:-tests} 2>&1 | tee "$out/tests.log" | tail -n 25 || status=1
 fi
 if [ "$part" = all ] || [ "$part" = table ]; then
-  "$python" -m bench.charlm --device "$device" --rounds "${ROUNDS:-30}" 2>&1 | tee "$out/charlm.log" || status=1
-  "$python" -m bench.layers --device "$device" --rounds "${ROUNDS:-30}" 2>&1 | tee "$out/layers.log" || status=1
-  cp "bench/results/charlm-$device.csv" "bench/results/layers-$device.csv" "$out/" 2>/dev/null
+  for impl in ${IMPLS:-auto triton triton-step}; do
+    for table in charlm layers; do
+      echo "== $table $impl"
+      # shellcheck disable=SC2086  # keep is one option or none
+      "$python" -m "bench.$table" --device "$device" --rounds "${ROUNDS:-30}" --impl "$impl" $keep 2>&1 |
+        tee "$out/$table-$impl.log" || status=1
+    done
+  done
+  cp bench/results/*-cuda*.csv "$out/" 2>/dev/null
 fi
 exit $status

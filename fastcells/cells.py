@@ -9,12 +9,11 @@ from torch import _VF, Tensor
 from torch.nn.modules.rnn import RNNCellBase
 
 from fastcells import dispatch
-from fastcells.functional import cell_of, input_projection
+from fastcells.functional import input_projection, own_recurrence
 from fastcells.token_ids import check_range, is_token_ids
 from fastcells.torch_impl.cell import TorchCell
 from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
 from fastcells.torch_impl.lstm import LSTM as LSTM_UNIT
-from fastcells.torch_impl.recurrence import recur
 from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
 
 
@@ -66,11 +65,11 @@ class Cell(RNNCellBase):
         for s in state:
             if s.shape != sizes:
                 raise RuntimeError(f"hidden must be [B, H] = {list(sizes)}, got {list(s.shape)}")
-        x_proj = input_projection(x, self.weight_ih, self.bias_ih)
+        w_ih, w_hh, b_ih, b_hh = self._weights()
         cell = self._maths()
         if choice.impl == "torch":
-            return cell.step(x_proj, state, self.weight_hh, self.bias_hh)
-        return recur(cell_of(choice, cell), x_proj.unsqueeze(0), state, self.weight_hh, self.bias_hh)[1]
+            return cell.step(input_projection(x, w_ih, b_ih), state, w_hh, b_hh)
+        return own_recurrence(cell, choice, x.unsqueeze(0), state, (w_ih, w_hh, b_ih, b_hh))[1]
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh

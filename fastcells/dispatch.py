@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fastcells.autocast import autocast_dtype
 from fastcells.kernels import plan
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -69,21 +70,24 @@ def choose(
 def _triton(impl: str, w_hh: Tensor, projected: bool) -> Choice:
     """The Triton path that `impl` names; RuntimeError with the reason if it cannot run."""
     obstacle, blocks = None, None
+    dtype = autocast_dtype(w_hh) or w_hh.dtype
     if find_spec("triton") is None:
         obstacle = "triton is not installed"
     elif not w_hh.is_cuda and not (w_hh.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         obstacle = f"the weights are on {w_hh.device}: a GPU is needed, or TRITON_INTERPRET=1 for the interpreter"
-    elif w_hh.dtype not in TRITON_DTYPES:
-        obstacle = f"there is no kernel for {w_hh.dtype}"
+    elif dtype not in TRITON_DTYPES:
+        obstacle = f"there is no kernel for {dtype}"
     elif projected:
         obstacle = "there is no kernel for proj_size"
+    elif w_hh.numel() == 0:
+        obstacle = f"w_hh of shape {list(w_hh.shape)} is empty"
     elif impl == "triton":
         capability = 90
         if w_hh.is_cuda:
             major, minor = torch.cuda.get_device_capability(w_hh.device)
             capability = 10 * major + minor
         H = w_hh.shape[1]
-        blocks = plan.sequence_blocks(H, len(w_hh) // H, w_hh.element_size(), capability)
+        blocks = plan.sequence_blocks(H, len(w_hh) // H, dtype.itemsize, capability)
         obstacle = blocks if isinstance(blocks, str) else None
     if obstacle is not None:
         raise RuntimeError(f"impl={impl!r} cannot run: {obstacle}")

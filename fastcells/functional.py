@@ -16,12 +16,13 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 
 from fastcells import dispatch
+from fastcells.autocast import autocast_dtype, no_autocast
 from fastcells.token_ids import check_range, gather_rows, is_token_ids
 from fastcells.torch_impl.aten import aten
 from fastcells.torch_impl.cell import State, TorchCell
 from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
 from fastcells.torch_impl.lstm import LSTM
-from fastcells.torch_impl.recurrence import autocast_dtype, recur
+from fastcells.torch_impl.recurrence import recur
 from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
 
 ONEDNN = torch.backends.mkldnn.is_available()  # asked once: Dynamo cannot trace the question
@@ -170,21 +171,36 @@ def _layer(
         return (out.flip(0) if reverse else out), tuple(s.squeeze(0) for s in last)
 
     mask = None if lengths is None else _mask(x, lengths)
-    dtype = autocast_dtype(w_ih)
+    return own_recurrence(cell, choice, x, initial, weights, w_hr=w_hr, mask=mask, reverse=reverse)
+
+
+def own_recurrence(
+    cell: TorchCell,
+    choice: dispatch.Choice,
+    x: Tensor,
+    state: State,
+    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    *,
+    w_hr: Tensor | None = None,
+    mask: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, State]:
+    """Input projection and recurrence by this package: whatever ATen's fused recurrence does not compute.
+
+    x: [T, B, I] or ids [T, B]. state: each [B, H]. weights: w_ih, w_hh, b_ih, b_hh. mask: bool [T, B, 1].
+    """
+    w_ih, w_hh, b_ih, b_hh = weights
     # Under autocast, what torch has as one operator (cuDNN's recurrences, oneDNN's LSTM) runs in the lower precision
-    # as a whole. What it composes of operators is cast operator by operator, and so is ours then.
-    whole = x.is_cuda or (cell is LSTM and w_hr is None and ONEDNN)
-    if dtype is not None and (whole or choice.impl != "torch"):
+    # as a whole, and so does Triton. What torch composes of operators is cast operator by operator, and so is ours.
+    whole = choice.impl != "torch" or x.is_cuda or (cell is LSTM and w_hr is None and ONEDNN)
+    dtype = autocast_dtype(w_ih) if whole else None
+    if dtype is not None:
         x = x if is_token_ids(x) else x.to(dtype)
-        w_ih, w_hh, initial = w_ih.to(dtype), w_hh.to(dtype), tuple(s.to(dtype) for s in initial)
+        w_ih, w_hh, state = w_ih.to(dtype), w_hh.to(dtype), tuple(s.to(dtype) for s in state)
         b_ih, b_hh, w_hr = (None if w is None else w.to(dtype) for w in (b_ih, b_hh, w_hr))
-        context: contextlib.AbstractContextManager[object] = torch.autocast(x.device.type, enabled=False)
-    else:
-        context = contextlib.nullcontext()
-    with context:
+    with no_autocast(x) if dtype is not None else contextlib.nullcontext():
         x_proj = input_projection(x, w_ih, b_ih, mask)
-        cell = cell_of(choice, cell)
-        return recur(cell, x_proj, initial, w_hh, b_hh, w_hr=w_hr, mask=mask, reverse=reverse)
+        return recur(cell_of(choice, cell), x_proj, state, w_hh, b_hh, w_hr=w_hr, mask=mask, reverse=reverse)
 
 
 def cell_of(choice: dispatch.Choice, cell: TorchCell) -> TorchCell:

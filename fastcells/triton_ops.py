@@ -34,19 +34,21 @@ def recurrence_forward(
 
     x: [T, B, G*H]. h0, c0: [B, H]. w: [G*H, H]. b: [G*H]. lengths: int32 [B]. path: "sequence" or "step".
     """
+    check_alike(x_proj=x, h0=h0, c0=c0, w_hh=w, b_hh=b)
     run = launch.sequence_forward if path == "sequence" else launch.step_forward
-    out = run(
-        RULES[rule],
-        x.contiguous(),
-        tuple(s.contiguous() for s in (h0, c0) if s is not None),
-        w.contiguous(),
-        None if b is None else b.contiguous(),
-        lengths,
-        reverse=reverse,
-        save=save,
-        blocks=_blocks(rule, path, h0),
-        precision=matmul_precision(x),
-    )
+    with torch.cuda.device_of(x):  # Triton launches on the current device, whatever the tensors' is
+        out = run(
+            RULES[rule],
+            x.contiguous(),
+            tuple(s.contiguous() for s in (h0, c0) if s is not None),
+            w.contiguous(),
+            None if b is None else b.contiguous(),
+            lengths,
+            reverse=reverse,
+            save=save,
+            blocks=_blocks(rule, path, h0),
+            precision=matmul_precision(x),
+        )
     return (
         out.hidden,
         _some(out.cells, x),
@@ -98,18 +100,19 @@ def recurrence_backward(
     The adjoint of `recurrence_forward`; hidden, cells and saved are its results.
     """
     run = launch.sequence_backward if path == "sequence" else launch.step_backward
-    d_x, d_gates, d_state = run(
-        RULES[rule],
-        launch.Forward(hidden, cells, saved, ()),
-        d_hidden.contiguous(),
-        tuple(d.contiguous() for d in (d_h_n, d_c_n) if d is not None),
-        tuple(s.contiguous() for s in (h0, c0) if s is not None),
-        w.contiguous(),
-        lengths,
-        reverse=reverse,
-        blocks=_blocks(rule, path, h0, backward=True),
-        precision=matmul_precision(d_hidden),
-    )
+    with torch.cuda.device_of(d_hidden):
+        d_x, d_gates, d_state = run(
+            RULES[rule],
+            launch.Forward(hidden, cells, saved, ()),
+            d_hidden.contiguous(),
+            tuple(d.contiguous() for d in (d_h_n, d_c_n) if d is not None),
+            tuple(s.contiguous() for s in (h0, c0) if s is not None),
+            w.contiguous(),
+            lengths,
+            reverse=reverse,
+            blocks=_blocks(rule, path, h0, backward=True),
+            precision=matmul_precision(d_hidden),
+        )
     same = RULES[rule].same_gradient
     return (
         d_x.flatten(2),
@@ -167,4 +170,17 @@ def matmul_precision(x: Tensor) -> str:
     """Triton's input_precision for matmuls of x: tf32 where torch's own switch for RNNs allows it."""
     if x.dtype != torch.float32 or x.device.type != "cuda":
         return "ieee"
-    return "ieee" if torch.backends.cudnn.rnn.fp32_precision == "ieee" else "tf32"  # type: ignore[attr-defined]
+    return float32_precision()
+
+
+def float32_precision() -> str:
+    """What `torch.backends.cudnn.rnn.fp32_precision` and `allow_tf32` ask for: "tf32" or "ieee"."""
+    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]
+
+
+def check_alike(**tensors: Tensor | None) -> None:
+    """Raise RuntimeError unless all tensors have one dtype and one device; the message names those that differ."""
+    given = {name: t for name, t in tensors.items() if t is not None}
+    if len({(t.dtype, t.device) for t in given.values()}) > 1:
+        listed = ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in given.items())
+        raise RuntimeError(f"expected all tensors to have the same dtype and device, got {listed}")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Shared memory that one program may use, in bytes, by compute capability; others get the smallest.
-SHARED_MEMORY = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+# Shared memory that one program may use, in bytes, by compute capability; an unknown card gets the least.
+SHARED_MEMORY = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 
 
 REGISTERS = 65536  # of a multiprocessor, 32 bit each; a thread has 255 at most
@@ -50,7 +50,7 @@ def sequence_blocks(H: int, gates: int, item_size: int, capability: int, *, back
     block = max(16, 1 << (H - 1).bit_length())
     batch = 16
     needed = (gates * block * block + (gates + 1) * batch * block) * item_size
-    limit = SHARED_MEMORY.get(capability, 99 << 10)
+    limit = SHARED_MEMORY.get(capability, min(SHARED_MEMORY.values()))
     if needed > limit:
         return (
             f"the recurrent weights need {needed >> 10} KB of shared memory ({gates} gates of {block} x {block}, "

@@ -1,7 +1,7 @@
 """The simple (Elman) RNN: `h' = act(x + h)`, where h stands for `W_hh h + b_hh`; act is tanh or relu.
 
 Equations: documentation of torch.nn.RNN. Backward, in terms of the new state: `d = dh' (1 - h'^2)` for tanh,
-`d = dh' where h' > 0` for relu.
+`d = dh'` for relu, but 0 where h' <= 0.
 """
 
 import triton
@@ -29,7 +29,7 @@ def relu_forward(x, h, state):
 
 @triton.jit
 def relu_backward(d_state, saved, prev, new):
-    d = tl.where(new[0] > 0.0, d_state[0], 0.0)
+    d = tl.where(new[0] <= 0.0, 0.0, d_state[0])
     return (d,), (d,), (tl.zeros_like(d),)
 
 

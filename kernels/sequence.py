@@ -23,7 +23,7 @@ from fastcells.kernels.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "B"])
 def sequence_forward_kernel(
     x_ptr,  # [T, B, GATES, H] input projection with b_ih
     w_ptr,  # [GATES, H, H] recurrent weight
@@ -76,7 +76,8 @@ def sequence_forward_kernel(
         t = T - 1 - i if REVERSE else i
         at = t * plane + first
         x = load_tiles(x_ptr + at * GATES, H, x_tile, mask, GATES)
-        operand = cast(state[0], w_ptr.dtype.element_ty)
+        # Columns past H stay 0: were h infinite, the weights' zeros there would make NaN of it.
+        operand = cast(tl.where(mask, state[0], 0.0), w_ptr.dtype.element_ty)
         h = ()
         if RESET is None:
             for g in tl.static_range(GATES):
@@ -84,7 +85,7 @@ def sequence_forward_kernel(
         else:
             for g in tl.static_range(GATES - 1):
                 h += (product(operand, w[g], none, PRECISION) + b[g],)
-            operand = cast(RESET(x, h, state), w_ptr.dtype.element_ty)
+            operand = cast(tl.where(mask, RESET(x, h, state), 0.0), w_ptr.dtype.element_ty)
             h += (product(operand, w[GATES - 1], none, PRECISION) + b[GATES - 1],)
         new, saved = FORWARD(x, h, state)
         if RAGGED:
@@ -96,7 +97,7 @@ def sequence_forward_kernel(
     store_state(h_n_ptr, c_n_ptr, first, tile, mask, state, STATES)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "B"])
 def sequence_backward_kernel(
     w_ptr,  # [GATES, H, H]
     lengths_ptr,  # [B] int32, read if RAGGED
@@ -165,7 +166,7 @@ def sequence_backward_kernel(
             d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new)
         else:
             d_last_gate = BACKWARD_RESET(d_state, saved, prev, new)
-            d_reset = product(cast(d_last_gate, element), w[GATES - 1], none, PRECISION)
+            d_reset = product(cast(tl.where(mask, d_last_gate, 0.0), element), w[GATES - 1], none, PRECISION)
             d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset)
         if RAGGED:
             d_x = zero_ended(active, d_x, GATES)
@@ -175,7 +176,7 @@ def sequence_backward_kernel(
             store_tiles(d_gates_ptr + at * GATES, H, x_tile, mask, d_h)
         through = d_prev[0]
         for g in tl.static_range(GATES if BACKWARD_RESET is None else GATES - 1):
-            through = product(cast(d_h[g], element), w[g], through, PRECISION)
+            through = product(cast(tl.where(mask, d_h[g], 0.0), element), w[g], through, PRECISION)
         d_prev = (through,) + d_prev[1:]
         if RAGGED:
             d_prev = keep_ended(active, d_prev, d_state, STATES)

@@ -88,7 +88,7 @@ def through_weights(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def reset_kernel(
     x_ptr,  # [B, GATES, H]
     w_ptr,  # [GATES, H, H]
@@ -123,7 +123,7 @@ def reset_kernel(
     tl.store(reset_ptr + first + tile, cast(reset, reset_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["t", "B"])
 def step_forward_kernel(
     x_ptr,  # [B, GATES, H] input projection with b_ih
     w_ptr,  # [GATES, H, H]
@@ -185,7 +185,7 @@ def step_forward_kernel(
         store_tiles(saved_ptr + first * SAVED, H, row * (SAVED * H) + cols[None, :], mask, saved)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["t", "B"])
 def step_backward_kernel(
     w_ptr,  # [GATES, H, H]
     lengths_ptr,  # [B] int32, read if RAGGED

@@ -62,3 +62,16 @@ plan.sequence_blocks = lambda *_, **__: blocks
 def test_a_planted_fault_is_found(fault: str, found: str) -> None:
     done = python("-c", PLANTED.format(fault=fault))
     assert found in done.stdout, done.stdout + done.stderr[-2000:]
+
+
+NAMES = """
+from fastcells.kernels.launch import *
+for kernel in (sequence_forward_kernel, sequence_backward_kernel, step_forward_kernel, step_backward_kernel, reset_kernel):
+    print(*[p.name for p in kernel.params if p.do_not_specialize])
+"""
+
+
+def test_sizes_that_change_from_call_to_call_compile_nothing_anew() -> None:
+    """T, B and the step t are not specialised: 1, a multiple of 16 and any other value share one kernel."""
+    done = python("-c", NAMES)
+    assert done.stdout.split("\n")[:5] == ["T B", "T B", "t B", "t B", "B"], done.stdout + done.stderr

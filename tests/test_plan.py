@@ -38,7 +38,7 @@ def test_a_program_owns_all_columns(H: int) -> None:
 
 
 def test_an_unknown_card_is_taken_for_a_small_one() -> None:
-    assert sequence_blocks(128, 3, 2, 70) == sequence_blocks(128, 3, 2, 89)
+    assert sequence_blocks(64, 3, 2, 70) == sequence_blocks(64, 3, 2, 75)
 
 
 @pytest.mark.parametrize("item_size", [2, 4])

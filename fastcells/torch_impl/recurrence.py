@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fastcells.autocast import autocast_dtype, no_autocast
 from fastcells.torch_impl.cell import State, TorchCell, shift
 
 
@@ -101,13 +102,14 @@ class Recurrence(torch.autograd.Function):
         # create_graph=True, or is_grads_batched=True: buffers cannot serve. A compiled backward is neither.
         if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or _any_batched(d_out, *d_last)):
             return _differentiable_backward(ctx, x_proj, w_hh, b_hh, state, d_out, d_last)
-        steps = _steps(x_proj, ctx.reverse)
-        before = shift(hidden, state[0], steps)
-        d_hidden = _mask_out(d_out, ctx.mask)
-        d_x, d_gates, d_state = cell.backward(d_hidden, d_last, saved, hidden, before, state, w_hh, steps, ctx.mask)
-        _, _, _, _, needs_w, needs_b, *_ = ctx.needs_input_grad
-        d_w = cell.weight_gradient(d_gates, before, saved) if needs_w else None
-        d_b = d_gates.sum((0, 1)) if needs_b else None
+        with no_autocast(x_proj):  # backward may be called inside one that forward was not
+            steps = _steps(x_proj, ctx.reverse)
+            before = shift(hidden, state[0], steps)
+            d_hidden = _mask_out(d_out, ctx.mask)
+            d_x, d_gates, d_state = cell.backward(d_hidden, d_last, saved, hidden, before, state, w_hh, steps, ctx.mask)
+            _, _, _, _, needs_w, needs_b, *_ = ctx.needs_input_grad
+            d_w = cell.weight_gradient(d_gates, before, saved) if needs_w else None
+            d_b = d_gates.sum((0, 1)) if needs_b else None
         return None, None, None, d_x, d_w, d_b, *d_state
 
 
@@ -157,11 +159,3 @@ def _needs_plain_operators(cell: TorchCell, x_proj: Tensor) -> bool:
         or forward_ad._current_level >= 0
         or autocast_dtype(x_proj) is not None
     )
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast would compute a matmul of x in, or None where it is off. It leaves float64 alone."""
-    device = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
-        return None
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -74,4 +74,4 @@ class ElmanCell(TorchCell):
 
 
 RNN_TANH = ElmanCell("rnn_tanh", torch.tanh, torch.tanh_, lambda h: 1 - h * h)
-RNN_RELU = ElmanCell("rnn_relu", torch.relu, torch.relu_, lambda h: (h > 0).to(h.dtype))
+RNN_RELU = ElmanCell("rnn_relu", torch.relu, torch.relu_, lambda h: 1 - (h <= 0).to(h.dtype))

@@ -1,0 +1,206 @@
+"""Every address that a kernel touches lies in the tensor that its pointer came from: checked in Triton's interpreter.
+
+Within `bounds_checked()` a pointer carries the number of its tensor in the upper 16 bits of the address, which the
+operating system leaves free. So an access that strays into another tensor of the launch is found too, and not only
+one that leaves them all. On a GPU compute-sanitizer looks for such faults, without the first kind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from shapes import CELLS, EACH_CELL, Case, Shape, gradients
+from torch import Tensor
+
+triton = pytest.importorskip("triton", reason="the kernels are written in Triton")
+
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.errors import InterpreterError
+
+from fastcells.kernels import launch, sequence, step
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="no interpreter with a GPU: use compute-sanitizer")
+
+NUMBER = 48  # the bit of an address from which on the number of the tensor stands
+SHAPES = [Shape(1, 1, 1, 2), Shape(3, 5, 7, 2), Shape(1, 17, 24, 2), Shape(3, 17, 7, 2)]
+SHAPES += [Shape(2, 5, 40, 2)]  # several programs along H, and several tiles of a product
+GRU, RESET_BEFORE, LSTM = CELLS[2:]
+PATHS = {"triton": "sequence", "triton-step": "step"}  # impl, and how its kernels' names begin
+
+
+@dataclass
+class Checker:
+    """What the pointers of the running launch belong to."""
+
+    kernel: str = ""
+    names: dict[int, str] = field(default_factory=dict)  # by id of the tensor that the interpreter passes
+    tensors: list[tuple[str, int, int]] = field(default_factory=list)  # name, first address, bytes
+    checked: Counter[str] = field(default_factory=Counter)  # lanes seen, by kernel
+
+    def number(self, tensor: Tensor) -> int:
+        """Of a tensor, from 1 on; it may be read and written from now on."""
+        name = self.names[id(tensor)]
+        assert tensor.is_contiguous(), f"{self.kernel}: {name} is not contiguous"
+        self.tensors.append((name, tensor.data_ptr(), tensor.numel() * tensor.element_size()))
+        return len(self.tensors)
+
+    def real(self, pointers: Any, mask: Any, access: str) -> Any:
+        """The pointers without the numbers. Raises if a lane whose mask is true lies outside of its tensor."""
+        element = pointers.get_element_ty()
+        size = element.primitive_bitwidth // 8
+        addresses = pointers.data & ((1 << NUMBER) - 1)
+        wanted = pointers.data[mask.data]
+        self.checked[self.kernel] += wanted.size
+        for number in set((wanted >> NUMBER).tolist()):
+            assert 1 <= number <= len(self.tensors), f"{self.kernel}: no tensor has address {int(wanted[0]):#x}"
+            name, first, held = self.tensors[number - 1]
+            offsets = addresses[mask.data & (pointers.data >> NUMBER == number)].astype("int64") - first
+            for offset in (int(offsets.min()), int(offsets.max())):
+                if offset < 0 or offset + size > held:
+                    what = f"{self.kernel}: out-of-bounds {access} of {size} bytes ({element})"
+                    raise IndexError(f"{what} at byte {offset} of {name}, which has {held} bytes")
+        return interpreter.TensorHandle(addresses, pointers.dtype)
+
+
+@contextmanager
+def bounds_checked() -> Iterator[Checker]:
+    """Loads and stores of the interpreter outside of their tensor raise; it wraps the IndexError."""
+    checker = Checker()
+    builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
+    load, store, convert = builder.create_masked_load, builder.create_masked_store, interpreter._implicit_cvt
+    to_host = executor._init_args_hst
+
+    def register(self: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        assert not args, "the launchers pass everything by keyword"
+        hosts = to_host(self, args, kwargs)  # copies, where the tensors are not on the host
+        checker.kernel, checker.tensors = self.fn.__name__, []
+        checker.names = {id(value): name for name, value in hosts[1].items()}
+        return hosts
+
+    def number(argument: Any) -> Any:
+        converted = convert(argument)
+        if isinstance(argument, Tensor):
+            converted.handle.data = converted.handle.data + (checker.number(argument) << NUMBER)
+        return converted
+
+    def checked_load(self: Any, pointers: Any, mask: Any, *rest: Any, **options: Any) -> Any:
+        return load(self, checker.real(pointers, mask, "load"), mask, *rest, **options)
+
+    def checked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **options: Any) -> Any:
+        return store(self, checker.real(pointers, mask, "store"), value, mask, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:  # a load or store without a mask goes through these two as well
+        patch.setattr(builder, "create_masked_load", checked_load)
+        patch.setattr(builder, "create_masked_store", checked_store)
+        patch.setattr(executor, "_init_args_hst", register)
+        patch.setattr(interpreter, "_implicit_cvt", number)
+        yield checker
+
+
+def run(case: Case, shape: Shape, impl: str, dtype: torch.dtype = torch.float32, **options: Any) -> Counter[str]:
+    """Forward and backward under the checker: how many lanes of each kernel it saw."""
+    leaves = case.arguments(shape, dtype)
+    with bounds_checked() as checker:
+        outputs = case.ours(*leaves, impl=impl, **options)
+        gradients(outputs, leaves, [torch.randn_like(o) for o in outputs])
+    return checker.checked
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["onward", "reverse"])
+@pytest.mark.parametrize("ragged", [False, True], ids=["even", "ragged"])
+@pytest.mark.parametrize("impl", PATHS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@EACH_CELL
+def test_nothing_is_out_of_bounds(case: Case, shape: Shape, impl: str, ragged: bool, reverse: bool) -> None:
+    lengths = torch.randint(shape.T + 1, (shape.B,)) if ragged else None
+    dtype = torch.bfloat16 if shape.T == 1 else torch.float32
+    checked = run(case, shape, impl, dtype, lengths=lengths, reverse=reverse)
+    kernels = {f"{PATHS[impl]}_{way}_kernel" for way in ("forward", "backward")}
+    second_product = {"reset_kernel"} if (case.cell.name, impl) == ("gru_reset_before", "triton-step") else set()
+    assert set(checked) == kernels | second_product and all(checked.values())
+
+
+def plant(patch: pytest.MonkeyPatch, kernel: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Have the launchers pass other arguments to a kernel: what `change` makes of theirs."""
+    right = getattr(launch, kernel)
+
+    class Wrong:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]:
+            return lambda **arguments: right[grid](**arguments | change(arguments))
+
+    patch.setattr(launch, kernel, Wrong())
+
+
+SEQUENCE, STEP = ([f"{path}_{way}_kernel" for way in ("forward", "backward")] for path in PATHS.values())
+
+
+@pytest.mark.parametrize("size", ["B", "H", "T"])
+@pytest.mark.parametrize("kernel", [*SEQUENCE, *STEP, "reset_kernel"])
+def test_a_size_too_large_is_found(kernel: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if size == "T" and kernel not in SEQUENCE:
+        pytest.skip("a step's kernel is not told T")
+    plant(monkeypatch, kernel, lambda arguments: {size: arguments[size] + 1})
+    impl = "triton" if kernel in SEQUENCE else "triton-step"
+    with pytest.raises(InterpreterError, match=rf"{kernel}: out-of-bounds (load|store) of 4 bytes \(fp32\) at byte"):
+        run(RESET_BEFORE, Shape(3, 5, 7, 2), impl)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [
+        ("sequence_forward_kernel", "h_n_ptr"),
+        ("sequence_forward_kernel", "saved_ptr"),
+        ("sequence_backward_kernel", "d_c0_ptr"),
+        ("step_forward_kernel", "carry_new_ptr"),
+        ("step_forward_kernel", "c_new_ptr"),
+        ("step_backward_kernel", "d_x_ptr"),
+        ("step_backward_kernel", "lengths_ptr"),
+    ],
+)
+def test_a_tensor_one_element_too_small_is_found(kernel: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, kernel, lambda arguments: {name: arguments[name].flatten()[:-1]})
+    impl = "triton" if kernel in SEQUENCE else "triton-step"
+    access = "load" if name == "lengths_ptr" else "store"
+    with pytest.raises(InterpreterError, match=f"{kernel}: out-of-bounds {access} .* of {name}, which has"):
+        run(LSTM, Shape(3, 5, 7, 2), impl, lengths=torch.tensor([3, 0, 1, 2, 3]))
+
+
+@triton.jit
+def store_tiles_unmasked(ptr, stride, tile, mask, tiles):
+    for i in tl.static_range(len(tiles)):
+        tl.store(ptr + i * stride + tile, tiles[i].to(ptr.dtype.element_ty))
+
+
+@pytest.mark.parametrize("impl", PATHS)
+def test_a_dropped_mask_is_found(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(GRU, Shape(1, 32, 32, 2), impl)  # fills its blocks
+    monkeypatch.setattr(sequence if impl == "triton" else step, "store_tiles", store_tiles_unmasked)
+    run(GRU, Shape(1, 32, 32, 2), impl)
+    with pytest.raises(InterpreterError, match=rf"{PATHS[impl]}_forward_kernel: out-of-bounds store"):
+        run(GRU, Shape(1, 31, 32, 2), impl)
+
+
+@triton.jit
+def load_kernel(x_ptr, out_ptr, at, N: tl.constexpr):
+    x = tl.load(x_ptr.to(tl.pointer_type(tl.float16)) + at, mask=at < N)
+    tl.store(out_ptr, x)
+
+
+def test_the_size_of_an_element_and_the_pointers_own_tensor_count() -> None:
+    whole = torch.zeros(8, dtype=torch.uint8)
+    x, out = whole[2:7], whole[6:].view(torch.float16)  # 5 bytes, and what two bytes at byte 4 of them would be
+    with bounds_checked() as checker:
+        for at in (0, 1, 3):  # the last is masked
+            load_kernel[(1,)](x_ptr=x, out_ptr=out, at=at, N=3)
+        assert checker.checked == {"load_kernel": 2 + 3}
+        for at in (2, -1):
+            with pytest.raises(InterpreterError, match=f"load of 2 bytes .* at byte {2 * at} of x_ptr, which has 5"):
+                load_kernel[(1,)](x_ptr=x, out_ptr=out, at=at, N=3)
+    load_kernel[(1,)](x_ptr=x, out_ptr=out, at=2, N=3)  # within the storage; nothing is wrapped any more
