@@ -65,9 +65,9 @@ def test_a_planted_fault_is_found(fault: str, found: str) -> None:
 
 
 NAMES = """
-from fastcells.kernels.launch import *
-for kernel in (sequence_forward_kernel, sequence_backward_kernel, step_forward_kernel, step_backward_kernel, reset_kernel):
-    print(*[p.name for p in kernel.params if p.do_not_specialize])
+from fastcells.kernels import launch
+for name in ("sequence_forward", "sequence_backward", "step_forward", "step_backward", "reset"):
+    print(*[p.name for p in getattr(launch, name + "_kernel").params if p.do_not_specialize])
 """
 
 
