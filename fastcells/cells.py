@@ -32,6 +32,8 @@ class Cell(RNNCellBase):
 
     def choose(self, input: Tensor) -> dispatch.Choice:
         """Which implementation `forward(input)` runs, and why."""
+        if self.impl == "auto":
+            return dispatch.automatic(is_token_ids(input), self.reset_after)
         return dispatch.choose(
             impl=self.impl, token_ids=is_token_ids(input), w_hh=self.weight_hh, reset_after=self.reset_after
         )

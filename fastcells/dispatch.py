@@ -56,10 +56,14 @@ def choose(
     Raises:
         RuntimeError: `impl` names an implementation that cannot run this case. ValueError: it names none.
     """
-    if impl != "auto":
-        check_impl(impl)
-        if impl != "torch":
-            return _triton(impl, w_hh, projected)
+    check_impl(impl)
+    if impl in ("auto", "torch"):
+        return automatic(token_ids, reset_after, lengths)
+    return _triton(impl, w_hh, projected)
+
+
+def automatic(token_ids: bool, reset_after: bool = True, lengths: bool = False) -> Choice:
+    """What `impl="auto"` runs. Cells ask at every step, so that this has to be quick."""
     if token_ids:
         return TOKEN_IDS
     if not reset_after:

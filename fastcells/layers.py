@@ -47,6 +47,8 @@ class Layer(RNNBase):
     def choose(self, input: Tensor | PackedSequence) -> dispatch.Choice:
         """Which implementation `forward(input)` runs, and why."""
         data = input.data if isinstance(input, PackedSequence) else input
+        if self.impl == "auto":
+            return dispatch.automatic(is_token_ids(data), self.reset_after)
         return dispatch.choose(
             impl=self.impl,
             token_ids=is_token_ids(data),
