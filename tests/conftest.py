@@ -36,3 +36,10 @@ def poisoned_memory() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(before[0])
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture
+def strict_float32() -> Iterator[None]:
+    """No TF32 on a GPU, neither in ours nor in torch's: what is left are errors and float32's own rounding."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
+pytest.importorskip("expecttest", reason="torch.testing._internal.common_modules imports it")
+
 from accuracy import assert_equal_to_rounding
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence

@@ -18,7 +18,7 @@ triton = pytest.importorskip("triton", reason="the kernels are written in Triton
 import fastcells
 from fastcells import functional
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "strict_float32")
 
 SHAPES = [(1, 1, 1), (2, 5, 24), (9, 16, 7), (2, 33, 64), (9, 5, 64), (1, 16, 24)]  # T, B, H
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -73,6 +73,21 @@ def test_accuracy(case: Case, shape: tuple[int, int, int], dtype: str, impl: str
         assert mine.dtype == base.dtype
         eps = torch.finfo(DTYPES[dtype]).eps
         assert rms_error(mine, exact) <= 2 * rms_error(base, exact) + eps, f"tensor {i} of {case}"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="TF32 is a GPU's")
+@EACH_IMPL
+@EACH_CELL
+def test_tf32_against_torchs(case: Case, impl: str, device: torch.device) -> None:
+    """With TF32 on, as it is by default: no further from float64 than cuDNN, on dense input, which is cuDNN's."""
+    args = arguments(case, (9, 5, 64), device, ids=False)
+    d = [torch.randn(9, 5, 64, device=device), *(torch.randn(5, 64, device=device) for _ in range(case.states))]
+    truth = run(case, args, torch.float64, d, impl="torch")
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        theirs, ours = (run(case, args, torch.float32, d, impl=i) for i in ("torch", impl))
+    eps = 2.0**-11  # TF32 keeps 10 bits behind the leading one
+    for exact, base, mine in zip(truth, theirs, ours, strict=True):
+        assert rms_error(mine, exact) <= 2 * rms_error(base, exact) + eps
 
 
 @EACH_IMPL

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from accuracy import error
@@ -16,21 +14,14 @@ from fastcells import functional
 from fastcells.triton_ops import float32_precision
 
 INPUT, H = 6, 10
+pytestmark = pytest.mark.usefixtures("strict_float32")
 EACH_IMPL = pytest.mark.parametrize("impl", ["triton", "triton-step"])
 
 
-@pytest.fixture
-def switches() -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    yield
-    torch.backends.cudnn.allow_tf32 = before
-
-
-@pytest.mark.usefixtures("switches")
 def test_float32_precision_follows_torchs_switch() -> None:
     for allowed, precision in ((True, "tf32"), (False, "ieee")):
-        torch.backends.cudnn.allow_tf32 = allowed
-        assert float32_precision() == precision
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            assert float32_precision() == precision
 
 
 @EACH_IMPL

@@ -12,6 +12,7 @@ pytest.importorskip("triton", reason="the operators run Triton kernels")
 import fastcells
 from fastcells.triton_ops import RULES, recurrence_backward, recurrence_forward
 
+pytestmark = pytest.mark.usefixtures("strict_float32")
 T, B, H = 3, 5, 16
 EACH_RULE = pytest.mark.parametrize("rule", RULES)
 EACH_PATH = pytest.mark.parametrize("path", ["sequence", "step"])
