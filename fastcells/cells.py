@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from fastcells.torch_impl.lstm import LSTM as LSTM_UNIT
 from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
 
 
-class Cell(RNNCellBase):
+class Cell(RNNCellBase, ABC):
     """What the three cells share: checking and shaping the input, and the step that ATen has not."""
 
     impl: str = "auto"
@@ -76,11 +77,11 @@ class Cell(RNNCellBase):
     def _weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
 
-    def _maths(self) -> TorchCell:
-        raise NotImplementedError
+    @abstractmethod
+    def _maths(self) -> TorchCell: ...
 
-    def _aten(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+    @abstractmethod
+    def _aten(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]: ...
 
 
 class RNNCell(Cell):

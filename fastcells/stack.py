@@ -7,6 +7,7 @@ that a parametrization, weight norm or a shared weight could leave behind.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from fastcells.torch_impl.aten import aten
 State = tuple[Tensor, ...]
 
 
-class Layer(RNNBase):
+class Layer(RNNBase, ABC):
     """A stack of layers and directions; a subclass says what one direction of one layer computes."""
 
     impl: str = "auto"
@@ -124,14 +125,14 @@ class Layer(RNNBase):
             return pack_padded_sequence(x, lengths).data, final
         return (x.transpose(0, 1) if self.batch_first else x), final
 
+    @abstractmethod
     def _direction(
         self, x: Tensor, state: State, w: dict[str, Tensor], *, lengths: Tensor | None, reverse: bool
     ) -> tuple[Tensor, State]:
         """One layer and one direction. w: the weights by their names without layer and direction."""
-        raise NotImplementedError
 
-    def _aten_op(self) -> Callable[..., Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _aten_op(self) -> Callable[..., Any]: ...
 
     def _state_sizes(self) -> tuple[int, ...]:
         return (self.hidden_size,)
