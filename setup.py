@@ -11,10 +11,8 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "fastcells/__init__.py").
 TEST = [
     "expecttest",  # torch.testing._internal.common_modules imports it
     "matplotlib",
-    "mypy",
     "pytest",
     "pytest-benchmark",
-    "ruff",
     "setuptools",
     "triton>=3.6,<3.9; sys_platform == 'linux'",  # torch's CUDA builds bring it; its interpreter runs on CPU tensors
     "wheel",
@@ -34,7 +32,7 @@ setup(
     package_dir={"fastcells.kernels": "kernels"},
     package_data={"fastcells": ["py.typed"], "fastcells.data": ["*.txt"]},
     install_requires=["torch>=2.11", "numpy", "safetensors", "tqdm"],
-    extras_require={"test": TEST, "dev": [*TEST, "build"], "plot": ["matplotlib"]},
+    extras_require={"test": TEST, "dev": [*TEST, "build", "mypy", "ruff"], "plot": ["matplotlib"]},
     entry_points={"console_scripts": ["fastcells = fastcells.charlm.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

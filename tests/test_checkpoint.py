@@ -77,7 +77,25 @@ def test_weights_of_another_model(run: RunFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"hidden": 0}', '{"no_such_option": 1}', '{"cell": "transformer"}', "\x00"]
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "\x00",
+        "[" * 100_000,
+        '{"hidden": 0}',
+        '{"no_such_option": 1}',
+        '{"cell": "transformer"}',
+        '{"impl": "bogus"}',
+        '{"impl": 4}',
+        '{"reset_after": 5}',
+        '{"bidirectional": "no"}',
+        '{"lr": null}',
+        '{"lr": true}',
+        '{"seed": "x"}',
+    ],
+    ids=lambda text: text[:24],
 )
 def test_damaged_configuration(run: RunFolder, text: str) -> None:
     (run.path / "config.json").write_text(text)
@@ -85,11 +103,25 @@ def test_damaged_configuration(run: RunFolder, text: str) -> None:
         load(run.path)
 
 
-@pytest.mark.parametrize("text", ["", '"', "[1, 2]", '""'])
+@pytest.mark.parametrize("text", ["", '"', "[1, 2]", '""', '"aab"', '"ba"'])
 def test_damaged_vocabulary(run: RunFolder, text: str) -> None:
     (run.path / "vocabulary.json").write_text(text)
     with pytest.raises(InputError, match=r"vocabulary\.json is damaged"):
         load(run.path)
+
+
+def test_weights_that_are_not_finite(run: RunFolder) -> None:
+    model = CharLM(len(VOCABULARY), CONFIG).double()
+    torch.nn.init.constant_(model.output.bias, float("nan"))
+    run.save_weights(model)
+    with pytest.raises(InputError, match="holds weights that are not finite"):
+        load(run.path)
+
+
+def test_loading_draws_no_random_numbers(run: RunFolder) -> None:
+    before = torch.get_rng_state()
+    load(run.path)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_vocabulary_of_another_size(run: RunFolder) -> None:

@@ -150,7 +150,8 @@ def test_nan_loss_keeps_the_last_good_weights(corpus: Path, tmp_path: Path, caps
     assert main(["generate", str(tmp_path / "run"), "--prefix", "we"]) == 0
 
 
-def test_interrupt_keeps_what_was_learned(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_keeps_what_was_learned(name: str, corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "fastcells", "train", str(corpus), "--out", str(run), *SMALL]
     command[command.index("--epochs") + 1] = "1000000"
@@ -158,11 +159,45 @@ def test_interrupt_keeps_what_was_learned(corpus: Path, tmp_path: Path) -> None:
     deadline = time.time() + 60
     while time.time() < deadline and not ((run / "metrics.csv").exists() and len(RunFolder(run).metrics()) > 2):
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, getattr(signal, name))
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
     assert "interrupted" in err and "saved in" in out
     assert main(["generate", str(run), "--prefix", "we"]) == 0
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "fastcells", *arguments]
+
+
+def test_a_terminal_without_the_characters(tmp_path: Path) -> None:
+    """An ASCII terminal shows Chinese escaped; it does not end the training."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    arguments = ["train", "--chars", "300", "--out", str(tmp_path / "run"), *SMALL]
+    done = subprocess.run(command(*arguments), capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u6211\\u4eec" in done.stdout  # the prefix that means "we"
+
+
+def test_a_reader_who_goes_does_not_end_the_training(corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(command("train", str(corpus), "--out", str(run), *SMALL), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert main(["generate", str(run), "--prefix", "we"]) == 0
+
+
+def test_interrupt_before_the_first_epoch_leaves_nothing(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastcells.charlm.cli.train", interrupt)
+    assert main(["train", str(corpus), "--out", str(tmp_path / "run"), *SMALL]) == 1
+    assert "nothing is kept" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -171,9 +206,13 @@ def test_interrupt_keeps_what_was_learned(corpus: Path, tmp_path: Path) -> None:
         (["nothing.txt"], "no such corpus: nothing.txt"),
         (["--bundled", "en", "--chars", "35"], "the corpus has 35 characters, and one batch of 4 x 8 needs 36"),
         (["--bundled", "en", "--chars", "500", "--prefix", "歌"], "character '歌' (U+6B4C) at position 0"),
+        (["--bundled", "en", "--chars", "500", "--prefix", ""], "the prefix '' has no character"),
+        (["--bundled", "en", "--impl", "triton", "--dtype", "float64"], "impl='triton' cannot run: there is no kernel"),
+        (["--bundled", "en", "--hidden", "99999999999"], ""),
+        (["--bundled", "en", "--device", "meta"], "--device meta: "),
         (["--bundled", "en", "--device", "cuda:99"], "--device cuda:99: "),
         (["--bundled", "en", "--device", "gpu"], "--device gpu: "),
-        (["--bundled", "en", "--lr", "-1"], "lr must be positive, got -1.0"),
+        (["--bundled", "en", "--lr", "-1"], "lr must be positive and finite, got -1.0"),
     ],
 )
 def test_bad_input_to_train(
@@ -214,6 +253,8 @@ def test_unknown_character_in_the_prefix(trained: Path, capsys: pytest.CaptureFi
         (["train", "--chars", "-5"], "must be a positive integer, got '-5'"),
         (["train", "--epochs", "many"], "must be a positive integer, got 'many'"),
         (["train", "--impl", "cuda"], "invalid choice: 'cuda'"),
+        (["train", "--clip", "abc"], "must be a number or none, got 'abc'"),
+        (["train", "--seed", str(2**64)], "must be an integer of 64 bits"),
         ([], "required: command"),
     ],
 )

@@ -92,8 +92,8 @@ def test_unknown_character_in_the_prefix(model: CharLM) -> None:
         ({"prefix": "xyz", "unknown": "skip"}, "the prefix 'xyz' has no character that the model knows"),
         ({"unknown": "ignore"}, "unknown must be 'error' or 'skip', got 'ignore'"),
         ({"length": -1}, "length must not be negative, got -1"),
-        ({"temperature": -0.5}, "temperature must not be negative, got -0.5"),
-        ({"temperature": float("nan")}, "temperature must not be negative, got nan"),
+        ({"temperature": -0.5}, "temperature must be 0 or above, got -0.5"),
+        ({"temperature": float("nan")}, "temperature must be 0 or above, got nan"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
     ],
 )

@@ -146,7 +146,7 @@ def test_bidirectional_warns_once() -> None:
     assert len(record) == 1
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
 def test_dtype(dtype: str) -> None:
     model = train(IDS, len(VOCABULARY), replace(preset("gru"), dtype=dtype, **SMALL))
     assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
@@ -166,7 +166,7 @@ def test_non_positive_sizes(name: str, value: object) -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("lr", 0.0), ("lr", math.nan), ("clip", -1.0)])
 def test_non_positive_rates(name: str, value: float) -> None:
-    with pytest.raises(InputError, match=f"{name} must be positive, got {value}"):
+    with pytest.raises(InputError, match=f"{name} must be positive and finite, got {value}"):
         Config(**{name: value})
 
 

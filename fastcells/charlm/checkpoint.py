@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from fastcells.charlm.corpus import Vocabulary
 from fastcells.charlm.errors import InputError
@@ -57,18 +59,32 @@ class RunFolder:
         with (self.path / METRICS).open(newline="") as file:
             return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
-    def save_weights(self, model: CharLM) -> None:
-        """Write the weights under another name first, so that an interruption leaves the old ones whole."""
+    def save_weights(self, weights: CharLM | Mapping[str, Tensor]) -> None:
+        """Write a model's weights, under another name first, so that an interruption leaves the old ones whole."""
+        weights = weights.state_dict() if isinstance(weights, CharLM) else weights
         partial = self.path / (WEIGHTS + ".partial")
-        save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, partial)
-        os.replace(partial, self.path / WEIGHTS)
+        try:
+            save_file({name: t.detach().cpu().contiguous() for name, t in weights.items()}, partial)
+            os.replace(partial, self.path / WEIGHTS)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove what this run wrote: nothing was learned, and the name shall be free."""
+        for name in (CONFIG, VOCABULARY, WEIGHTS, METRICS):
+            (self.path / name).unlink(missing_ok=True)
+        self.path.rmdir()
 
     def _write_json(self, name: str, value: object) -> None:
         (self.path / name).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[CharLM, Vocabulary, Config]:
+def load(
+    path: str | Path, device: torch.device | str = "cpu", *, impl: str = "auto"
+) -> tuple[CharLM, Vocabulary, Config]:
     """The model, vocabulary and configuration of a run folder.
+
+    impl: implementation of the recurrent layer; a run that was trained with Triton can be used without.
 
     Raises:
         FileNotFoundError: no such folder, or a file of it is missing. InputError: a file is damaged.
@@ -83,18 +99,23 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[CharLM, 
         values = json.loads((folder / CONFIG).read_text("utf-8"))
         values.pop("provenance", None)
         config = Config(**values)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder / CONFIG} is damaged: {error}") from error
     try:
         characters = json.loads((folder / VOCABULARY).read_text("utf-8"))
-        if not isinstance(characters, str) or not characters:
-            raise ValueError("it should hold one string with every character")
+        if not isinstance(characters, str) or not characters or characters != "".join(sorted(set(characters))):
+            raise ValueError("it should hold one string with every character once, sorted")
     except ValueError as error:
         raise InputError(f"{folder / VOCABULARY} is damaged: {error}") from error
     vocabulary = Vocabulary(characters)
-    model = CharLM(len(vocabulary), config).to(dtype_of(config))
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        weights = load_file(folder / WEIGHTS)
+        with torch.device("meta"):  # no memory, no random numbers: the weights are about to come
+            model = CharLM(len(vocabulary), replace(config, impl=impl))
+        model.load_state_dict(weights, assign=True)
     except (safetensors.SafetensorError, RuntimeError) as error:
-        raise InputError(f"{folder / WEIGHTS} is damaged or belongs to another model: {error}") from error
-    return model.to(device).eval(), vocabulary, config
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder / WEIGHTS} is damaged or belongs to another model: {reason}") from error
+    if not all(w.isfinite().all() for w in weights.values()):
+        raise InputError(f"{folder / WEIGHTS} holds weights that are not finite")
+    return model.to(device, dtype_of(config)).eval(), vocabulary, config

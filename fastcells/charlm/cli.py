@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import shlex
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -16,11 +21,12 @@ from fastcells import doctor
 from fastcells.charlm import checkpoint, presets
 from fastcells.charlm.corpus import BUNDLED, Vocabulary, bundled_corpus, read_corpus
 from fastcells.charlm.errors import InputError
-from fastcells.charlm.generate import generate
-from fastcells.charlm.progress import Progress
+from fastcells.charlm.generate import encode_prefix, generate
+from fastcells.charlm.model import CharLM, dtype_of
+from fastcells.charlm.progress import Progress, say, silence_stdout
 from fastcells.charlm.sampling import SAMPLING, check_length
 from fastcells.charlm.train import Diverged, train
-from fastcells.dispatch import IMPLEMENTATIONS
+from fastcells.dispatch import IMPLEMENTATIONS, explain
 
 BUNDLED_PREFIXES = {"zh": ["我们", "风吹过来"], "en": ["and the", "goodbye to the"]}
 
@@ -28,12 +34,18 @@ BUNDLED_PREFIXES = {"zh": ["我们", "风吹过来"], "en": ["and the", "goodbye
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 (diverged or interrupted) or 2 (bad input)."""
     options = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character must not end the training
+            stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"fastcells: warning: {message}", file=sys.stderr)
         try:
             if options.command == "doctor":
                 return doctor.main()
             return _train(options) if options.command == "train" else _generate(options)
+        except BrokenPipeError:
+            silence_stdout()
+            return 0
         except (InputError, OSError) as error:
             print(f"fastcells: error: {error}", file=sys.stderr)
             return 2
@@ -56,7 +68,13 @@ def _train(options: argparse.Namespace) -> int:
     if not options.prefix:
         prefixes = [p for p in prefixes if set(p) <= set(vocabulary.characters)] or [text[0]]
     for prefix in prefixes:
-        vocabulary.encode(prefix)  # an unknown character is reported now, not after the first epochs
+        encode_prefix(vocabulary, prefix)  # what is wrong with it is said now, not after the first epochs
+    try:
+        torch.manual_seed(config.seed)
+        model = CharLM(len(vocabulary), config).to(device, dtype_of(config))
+        choice = explain(model.layer, ids[:1].view(1, 1).to(device))
+    except (RuntimeError, OverflowError, TypeError) as error:  # out of memory, or an impl that cannot run here
+        raise InputError(str(error).splitlines()[0]) from error
 
     provenance = {
         "corpus": str(name),
@@ -66,31 +84,62 @@ def _train(options: argparse.Namespace) -> int:
         "torch": torch.__version__,
     }
     run = checkpoint.RunFolder.create(options.out or _unused_folder(options.preset), config, vocabulary, provenance)
-    print(f"corpus {name}: {len(ids):,} characters, {len(vocabulary):,} distinct")
-    progress = Progress(run, config, ids, vocabulary, prefixes, options.length)
+    say(f"corpus {name}: {len(ids):,} characters, {len(vocabulary):,} distinct")
+    parameters = sum(p.numel() for p in model.parameters())
+    say(f"model {model.layer}, {parameters:,} parameters; runs on {choice}")
+    progress = Progress(run, config, model, ids, vocabulary, prefixes, options.length)
     status = 0
     try:
-        train(ids, len(vocabulary), config, device=device, on_step=progress.step, on_epoch=progress.epoch)
+        with _terminations_interrupt():
+            train(
+                ids,
+                len(vocabulary),
+                config,
+                device=device,
+                model=model,
+                on_step=progress.step,
+                on_epoch=progress.epoch,
+            )
         progress.finish()
     except Diverged as error:
         status = 1
-        progress.say(f"fastcells: error: {error}", file=sys.stderr)
-        progress.save(error.model)
+        say(f"fastcells: error: {error}", file=sys.stderr)
+        progress.save()
     except KeyboardInterrupt:
         status = 1
-        progress.say("interrupted", file=sys.stderr)
+        say("interrupted", file=sys.stderr)
         progress.finish()
     finally:
         progress.close()
-    if options.plot and run.metrics():
+    if options.plot and progress.last is not None:
         _plot(run)
     if status == 0:
-        print(f"try: fastcells generate {run.path} --prefix {prefixes[0]!r} --temperature 0.8")
+        path, prefix = shlex.quote(str(run.path)), shlex.quote(prefixes[0])
+        say(f"try: fastcells generate {path} --prefix={prefix} --temperature 0.8")
     return status
 
 
+@contextlib.contextmanager
+def _terminations_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP act as Ctrl-C does, so that what was learned is saved."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), interrupt) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
 def _generate(options: argparse.Namespace) -> int:
-    model, vocabulary, _ = checkpoint.load(options.run, _device(options.device))
+    model, vocabulary, _ = checkpoint.load(options.run, _device(options.device), impl=options.impl)
     temperature = options.temperature
     if temperature is None:
         temperature = 0.0 if options.top_k is None else 1.0
@@ -126,8 +175,8 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch without CUDA
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error
     return device
 
@@ -159,14 +208,27 @@ def _plot(run: checkpoint.RunFolder) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text) if text.lstrip("+-").isdecimal() else 0
+    value = int(text) if text.isdecimal() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
     return value
 
 
 def _clip(text: str) -> float | str:
-    return text if text == "none" else float(text)
+    try:
+        return text if text == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or none, got {text!r}") from None
+
+
+def _seed(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 2**64
+    if not -(2**63) <= value < 2**64:
+        raise argparse.ArgumentTypeError(f"must be an integer of 64 bits, got {text!r}")
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -195,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     t.add_argument("--report", type=_positive, metavar="N", help="epochs between two reports")
     t.add_argument("--steps", type=_positive, metavar="T", help="time steps of a batch")
     t.add_argument("--batch", type=_positive, metavar="B", help="sequences of a batch")
-    t.add_argument("--seed", type=int)
+    t.add_argument("--seed", type=_seed)
     t.add_argument("--dtype", choices=presets.DTYPES)
     t.add_argument("--impl", choices=IMPLEMENTATIONS, help="implementation of the recurrent layer")
     t.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
@@ -210,8 +272,9 @@ def _parser() -> argparse.ArgumentParser:
     g.add_argument("--length", type=_positive, default=100, metavar="N", help="characters to add (default 100)")
     g.add_argument("--temperature", type=float, help="0 takes the likeliest character (default, without --top-k)")
     g.add_argument("--top-k", type=_positive, metavar="K", help="draw among the K likeliest characters")
-    g.add_argument("--seed", type=int, help="for the same text again")
+    g.add_argument("--seed", type=_seed, help="for the same text again")
     g.add_argument("--unknown", choices=("error", "skip"), default="error", help="characters that the model never saw")
+    g.add_argument("--impl", choices=IMPLEMENTATIONS, default="auto", help="implementation of the recurrent layer")
     g.add_argument("--device", default="auto")
 
     help = "check every implementation on this machine against float64"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -50,6 +52,8 @@ def prepare(text: str, name: str, chars: int | None = None) -> str:
 
 def _read_bytes(path: str | Path) -> bytes:
     if str(path) == "-":
+        if sys.stdin is None:
+            raise InputError("standard input is closed")
         return sys.stdin.buffer.read()
     path = Path(path)
     if path.is_dir():
@@ -65,7 +69,7 @@ def _read_bytes(path: str | Path) -> bytes:
                 found = ", ".join(texts) or "none"
                 raise InputError(f"{path} must hold exactly one .txt file, found {len(texts)}: {found}")
             return archive.read(texts[0])
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, odd compression
+    except (zipfile.BadZipFile, RuntimeError, EOFError, lzma.LZMAError, zlib.error) as error:  # damaged, encrypted, ...
         raise InputError(f"{path} cannot be read as a zip archive: {error}") from error
 
 

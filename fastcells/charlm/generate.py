@@ -34,24 +34,32 @@ def generate(
     if length < 0:
         raise InputError(f"length must not be negative, got {length}")
     if not temperature >= 0:
-        raise InputError(f"temperature must not be negative, got {temperature}")
+        raise InputError(f"temperature must be 0 or above, got {temperature}")
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k must be at least 1, got {top_k}")
-    ids = vocabulary.encode(prefix, unknown=unknown)
-    if len(ids) == 0:
-        raise InputError(f"the prefix {prefix!r} has no character that the model knows: nothing to go on from")
+    ids = encode_prefix(vocabulary, prefix, unknown=unknown)
     device = model.output.weight.device
     training = model.training
     model.eval()
     known = ids.tolist()
     ids = ids.to(device).unsqueeze(0)
     state = None
-    for _ in range(length):
-        logits, state = model(ids, state)
-        ids = _pick(logits[0, -1].float().cpu(), temperature, top_k, generator).view(1, 1).to(device)
-        known.append(int(ids))
-    model.train(training)
+    try:
+        for _ in range(length):
+            logits, state = model(ids, state)
+            ids = _pick(logits[0, -1].float().cpu(), temperature, top_k, generator).view(1, 1).to(device)
+            known.append(int(ids))
+    finally:
+        model.train(training)
     return vocabulary.decode(known)
+
+
+def encode_prefix(vocabulary: Vocabulary, prefix: str, *, unknown: str = "error") -> Tensor:
+    """The prefix's ids, newlines as spaces as in the corpus. Raises InputError if there is nothing to go on from."""
+    ids = vocabulary.encode(prefix.replace("\n", " ").replace("\r", " "), unknown=unknown)
+    if len(ids) == 0:
+        raise InputError(f"the prefix {prefix!r} has no character that the model knows: nothing to go on from")
+    return ids
 
 
 def _pick(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
@@ -59,5 +67,5 @@ def _pick(logits: Tensor, temperature: float, top_k: int | None, generator: torc
     if temperature == 0:
         return logits.argmax()
     values, ids = logits.topk(min(top_k or len(logits), len(logits)))
-    probabilities = torch.softmax(values.double() / temperature, 0)
+    probabilities = torch.softmax((values.double() - values.max()) / temperature, 0)  # a tiny temperature: no inf / inf
     return ids[torch.multinomial(probabilities, 1, generator=generator)]

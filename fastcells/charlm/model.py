@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -22,12 +21,6 @@ class CharLM(nn.Module):
 
     def __init__(self, vocabulary: int, config: Config) -> None:
         super().__init__()
-        if config.bidirectional:
-            warnings.warn(
-                "a bidirectional language model sees the characters that it has to predict: its perplexity falls "
-                "to almost 1 and its generated text means nothing",
-                stacklevel=2,
-            )
         options: dict[str, Any] = {
             "num_layers": config.layers,
             "bidirectional": config.bidirectional,

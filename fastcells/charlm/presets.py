@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from fastcells.charlm.errors import InputError
 from fastcells.charlm.sampling import SAMPLING
+from fastcells.dispatch import IMPLEMENTATIONS
 
 CELLS = ("rnn", "gru", "lstm")
 NONLINEARITIES = ("tanh", "relu")
@@ -49,8 +51,15 @@ class Config:
                 raise InputError(f"{name} must be a positive integer, got {value!r}")
         for name in ("lr", "clip"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name} must be positive, got {value!r}")
+            if value is None and name == "clip":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise InputError(f"{name} must be positive and finite, got {value!r}")
+        for name in ("reset_after", "bidirectional"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**64:
+            raise InputError(f"seed must be an integer of 64 bits, got {self.seed!r}")
         choices = {
             "cell": CELLS,
             "nonlinearity": NONLINEARITIES,
@@ -58,6 +67,7 @@ class Config:
             "optimizer": OPTIMIZERS,
             "sampling": SAMPLING,
             "dtype": DTYPES,
+            "impl": IMPLEMENTATIONS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -70,6 +71,12 @@ def train(
     Raises:
         InputError: the corpus does not fill one batch. Diverged: a loss or weight is not finite.
     """
+    if config.bidirectional:
+        warnings.warn(
+            "a bidirectional language model sees the characters that it has to predict: its perplexity falls "
+            "to almost 1 and its generated text means nothing",
+            stacklevel=2,
+        )
     torch.manual_seed(config.seed)
     shuffle = torch.Generator().manual_seed(config.seed)
     model = (model or CharLM(vocabulary, config)).to(device, dtype_of(config))
@@ -108,8 +115,10 @@ def train(
 
 
 def _optimizer(parameters: list[nn.Parameter], config: Config) -> torch.optim.Optimizer:
-    kind = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.Adam
-    return kind(parameters, lr=config.lr)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr)
+    # Adam's usual eps of 1e-8 is 0 in float16, and 0 / 0 follows.
+    return torch.optim.Adam(parameters, lr=config.lr, eps=1e-4 if config.dtype == "float16" else 1e-8)
 
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:
