@@ -86,18 +86,22 @@ def _triton(impl: str, w_hh: Tensor, projected: bool) -> Choice:
     elif w_hh.numel() == 0:
         obstacle = f"w_hh of shape {list(w_hh.shape)} is empty"
     elif impl == "triton":
-        capability = 90
-        if w_hh.is_cuda:
-            major, minor = torch.cuda.get_device_capability(w_hh.device)
-            capability = 10 * major + minor
         H = w_hh.shape[1]
-        blocks = plan.sequence_blocks(H, len(w_hh) // H, dtype.itemsize, capability)
+        blocks = plan.sequence_blocks(H, len(w_hh) // H, dtype.itemsize, capability(w_hh.device))
         obstacle = blocks if isinstance(blocks, str) else None
     if obstacle is not None:
         raise RuntimeError(f"impl={impl!r} cannot run: {obstacle}")
     if isinstance(blocks, plan.Blocks):
         return Choice(impl, "sequence", f"asked for; {blocks.reason}")
     return Choice(impl, "step", "asked for; one launch a step")
+
+
+def capability(device: torch.device) -> int:
+    """Compute capability as plan.py names it: 90 for 9.0. The interpreter gets a large card's."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 class _Chooses(Protocol):

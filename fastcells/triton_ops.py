@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastcells.dispatch import capability
 from fastcells.kernels import gru, launch, lstm, plan, rnn
 from fastcells.kernels.rule import UpdateRule
 
@@ -156,14 +157,6 @@ def _blocks(rule: str, path: str, h: Tensor, *, backward: bool = False) -> plan.
     blocks = plan.sequence_blocks(h.shape[1], RULES[rule].gates, size, capability(h.device), backward=backward)
     assert isinstance(blocks, plan.Blocks), blocks  # dispatch has asked before
     return blocks
-
-
-def capability(device: torch.device) -> int:
-    """Compute capability as plan.py names it: 90 for 9.0. The interpreter gets a large card's."""
-    if device.type != "cuda":
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def matmul_precision(x: Tensor) -> str:

@@ -1,6 +1,6 @@
 """The launchers: tensors in, tensors out, one function for each way to run a cell over time.
 
-All tensors are contiguous and on one device; `fastcells/triton_impl.py` sees to it.
+All tensors are contiguous and on one device; `fastcells/triton_ops.py` sees to it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ class Trace(NamedTuple):
     """What a forward pass over the sequence leaves behind."""
 
     hidden: Tensor  # [T, B, H] h after each step; a row whose sequence has ended holds its last h
-    last: State  # the state after the last step
+    last: State  # the state after the last step, in memory of its own
     saved: tuple[Tensor, ...]  # what `TorchCell.backward` needs; empty unless asked for
 
 

@@ -62,7 +62,7 @@ class GRUResetAfter(TorchCell):
             torch.lerp(n, h, gates[:, H : 2 * H], out=h_t[t])
             hold(mask, t, h_t[t], h)
             h = h_t[t]
-        return Trace(hidden, (h,), (gates_all, n_all) if save else ())
+        return Trace(hidden, (h.clone(),), (gates_all, n_all) if save else ())
 
     def backward(
         self,
@@ -128,7 +128,7 @@ class GRUResetBefore(TorchCell):
             torch.lerp(n, h, rz[:, H:], out=h_t[t])
             hold(mask, t, h_t[t], h)
             h = h_t[t]
-        return Trace(hidden, (h,), (rz_all, n_all, reset_all) if save else ())
+        return Trace(hidden, (h.clone(),), (rz_all, n_all, reset_all) if save else ())
 
     def backward(
         self,

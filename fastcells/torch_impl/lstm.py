@@ -52,7 +52,7 @@ class LSTMUnit(TorchCell):
             hold(mask, t, h_t[t], h)
             hold(mask, t, c_t[t], c)
             h, c = h_t[t], c_t[t]
-        return Trace(hidden, (h, c), (gates_all, c_all, tanh_all) if save else ())
+        return Trace(hidden, (h.clone(), c.clone()), (gates_all, c_all, tanh_all) if save else ())
 
     def backward(
         self,

@@ -48,7 +48,7 @@ def recur(
         return out, tuple(last)
     with torch.no_grad():  # the cells write into buffers, which autograd would refuse
         trace = cell.forward(x_proj, state, w_hh, b_hh, _steps(x_proj, reverse), mask, save=False)
-    return _mask_out(trace.hidden, mask), tuple(s.clone() for s in trace.last)
+    return _mask_out(trace.hidden, mask), trace.last
 
 
 def unroll(
@@ -91,8 +91,7 @@ class Recurrence(torch.autograd.Function):
         trace = cell.forward(x_proj, state, w_hh, b_hh, _steps(x_proj, reverse), mask, save=True)
         ctx.cell, ctx.reverse, ctx.mask = cell, reverse, mask
         ctx.save_for_backward(x_proj, w_hh, b_hh, *state, trace.hidden, *trace.saved)
-        # Copies: the final state is a view of the outputs, and autograd wants outputs that stand alone.
-        return _mask_out(trace.hidden, mask), *(s.clone() for s in trace.last)
+        return _mask_out(trace.hidden, mask), *trace.last
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor, *d_last: Tensor) -> tuple[Tensor | None, ...]:

@@ -45,7 +45,7 @@ class ElmanCell(TorchCell):
             self.act_(h_t[t])
             hold(mask, t, h_t[t], h)
             h = h_t[t]
-        return Trace(hidden, (h,), ())
+        return Trace(hidden, (h.clone(),), ())
 
     def backward(
         self,
