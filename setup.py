@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "fastcells/__init__.py").read_text("utf-8"), re.M).group(1)
@@ -18,6 +18,20 @@ TEST = [
     "wheel",
 ]
 
+# The recurrences on the CPU, in C. Each file asks for its own instructions, so that one build serves every machine.
+# Optional: where there is no compiler, the package installs and works without it.
+C_SOURCES = sorted(str(path.relative_to(HERE)) for path in (HERE / "kernels/cpu").glob("*.c"))
+C_HEADERS = sorted(str(path.relative_to(HERE)) for path in (HERE / "kernels/cpu").glob("*.h"))
+CPU = Extension(
+    "fastcells.kernels._cpu",
+    C_SOURCES,
+    depends=C_HEADERS,
+    extra_compile_args=["-O3", "-std=gnu11", "-Wno-psabi"],
+    libraries=["dl", "pthread"],
+    py_limited_api=True,
+    optional=True,
+)
+
 setup(
     name="fastcells",
     version=VERSION,
@@ -31,6 +45,8 @@ setup(
     packages=["fastcells", "fastcells.charlm", "fastcells.data", "fastcells.kernels", "fastcells.torch_impl"],
     package_dir={"fastcells.kernels": "kernels"},
     package_data={"fastcells": ["py.typed"], "fastcells.data": ["*.txt"]},
+    ext_modules=[CPU],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
     install_requires=["torch>=2.11", "numpy", "safetensors", "tqdm"],
     extras_require={"test": TEST, "dev": [*TEST, "build", "mypy", "ruff"], "plot": ["matplotlib"]},
     entry_points={"console_scripts": ["fastcells = fastcells.charlm.cli:main"]},

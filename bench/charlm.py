@@ -22,22 +22,23 @@ from bench.guard import must_agree, must_run
 from bench.provenance import print_table, provenance, write_csv
 from bench.timing import compare, synchronizer
 from fastcells import explain
+from fastcells.charlm.model import Scores
 from fastcells.dispatch import IMPLEMENTATIONS
 
 CELLS = {"GRU": fastcells.GRU, "LSTM": fastcells.LSTM, "RNN": fastcells.RNN}
-PATHS = {"auto": "recurrence", "torch": "recurrence", "triton": "sequence", "triton-step": "step"}
+PATHS = {"auto": "c", "cpu": "c", "torch": "recurrence", "triton": "sequence", "triton-step": "step"}
 # float32 sums over T*B = 1,120 terms in another order: a few hundred roundings of 6e-8, far below a wrong gradient.
 # On a GPU both sides multiply in tf32, whose rounding is 5e-4.
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}
 
 
 class Model(nn.Module):
-    """A recurrent layer and a linear one; `one_hot` says whether ids are expanded before the layer."""
+    """A recurrent layer and a linear one: torch's own with `one_hot`, where ids are expanded first, or CharLM's."""
 
     def __init__(self, layer: nn.Module, hidden: int, vocabulary: int, *, one_hot: bool) -> None:
         super().__init__()
         self.layer = layer
-        self.output = nn.Linear(hidden, vocabulary)
+        self.output = nn.Linear(hidden, vocabulary) if one_hot else Scores(hidden, vocabulary)
         self.one_hot = one_hot
 
     def forward(self, ids: Tensor) -> Tensor:

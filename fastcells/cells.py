@@ -33,10 +33,9 @@ class Cell(RNNCellBase, ABC):
 
     def choose(self, input: Tensor) -> dispatch.Choice:
         """Which implementation `forward(input)` runs, and why."""
-        if self.impl == "auto":
-            return dispatch.automatic(is_token_ids(input), self.reset_after)
+        batch = len(input) if input.dim() > 1 else 1
         return dispatch.choose(
-            impl=self.impl, token_ids=is_token_ids(input), w_hh=self.weight_hh, reset_after=self.reset_after
+            self.impl, dispatch.Call(self._maths().name, is_token_ids(input), 1, batch, self.weight_hh)
         )
 
     def _step(self, input: Tensor, hx: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:

@@ -9,13 +9,15 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
+from fastcells import cpu_ops
 from fastcells.autocast import autocast_dtype
 from fastcells.kernels import plan
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-IMPLEMENTATIONS = ("auto", "torch", "triton", "triton-step")
+IMPLEMENTATIONS = ("auto", "torch", "cpu", "triton", "triton-step")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Choice:
     """What runs: `impl` as the user names it, `path` within it, and why, as text."""
 
     impl: str
-    path: str  # within "torch": "aten", ATen's fused recurrence, or "recurrence", ours; "sequence" and "step" in Triton
+    # In "torch": "aten", ATen's fused recurrence, or "recurrence", ours. In "cpu": "c". In Triton: "sequence" or "step".
+    path: str
     reason: str
 
     def __str__(self) -> str:
@@ -42,33 +45,97 @@ def check_impl(impl: str) -> None:
         raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLEMENTATIONS))}, got {impl!r}")
 
 
-def choose(
-    *,
-    impl: str,
-    token_ids: bool,
-    w_hh: Tensor,
-    reset_after: bool = True,
-    lengths: bool = False,
-    projected: bool = False,
-) -> Choice:
-    """The implementation of one call. `lengths`: whether the batch is ragged and not packed. w_hh: [G*H, H].
+@dataclass(frozen=True)
+class Call:
+    """One layer, one direction: what a choice depends on."""
+
+    cell: str  # TorchCell.name
+    token_ids: bool
+    steps: int
+    batch: int
+    w_hh: Tensor  # [G*H, H]
+    lengths: bool = False  # whether the batch is ragged and not packed
+    projected: bool = False
+
+
+def choose(impl: str, call: Call) -> Choice:
+    """The implementation of one call.
 
     Raises:
         RuntimeError: `impl` names an implementation that cannot run this case. ValueError: it names none.
     """
     check_impl(impl)
-    if impl in ("auto", "torch"):
-        return automatic(token_ids, reset_after, lengths)
-    return _triton(impl, w_hh, projected)
+    if impl == "auto":
+        return automatic(call)
+    if impl == "torch":
+        return in_torch(call)
+    return _cpu(call) if impl == "cpu" else _triton(impl, call.w_hh, call.projected)
 
 
-def automatic(token_ids: bool, reset_after: bool = True, lengths: bool = False) -> Choice:
-    """What `impl="auto"` runs. Cells ask at every step, so that this has to be quick."""
-    if token_ids:
+def in_torch(call: Call) -> Choice:
+    """Which of its two paths `impl="torch"` takes."""
+    if call.token_ids:
         return TOKEN_IDS
-    if not reset_after:
+    if call.cell == "gru_reset_before":
         return RESET_BEFORE
-    return LENGTHS if lengths else ATEN
+    return LENGTHS if call.lengths else ATEN
+
+
+def automatic(call: Call) -> Choice:
+    """What `impl="auto"` runs. Cells ask at every step, so that this has to be quick."""
+    plain = in_torch(call)
+    if call.steps < plan.FEWEST_STEPS_IN_C or _c_obstacle(call) is not None or _operators_wanted():
+        return plain
+    faster = plan.faster_in_c(
+        call.cell,
+        call.steps,
+        call.batch,
+        call.w_hh.shape[1],
+        aten=plain is ATEN,
+        backward=torch.is_grad_enabled(),
+        instructions=cpu_ops.instruction_set(),
+    )
+    return plain if faster is None else Choice("cpu", "c", faster)
+
+
+def _operators_wanted() -> bool:
+    """Whether somebody looks through torch's operators, which C would hide from them."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def _c_obstacle(call: Call) -> str | None:
+    """Why C cannot run the call, or None."""
+    dtype = autocast_dtype(call.w_hh) or call.w_hh.dtype
+    if call.w_hh.device.type != "cpu":
+        return f"the weights are on {call.w_hh.device}"
+    if dtype != torch.float32:
+        return f"there is no kernel for {dtype}"
+    return "there is no kernel for proj_size" if call.projected else cpu_ops.obstacle()
+
+
+def linear_in_c(impl: str, x: Tensor, w: Tensor) -> bool:
+    """Whether a linear layer beside a recurrent one with this `impl` runs through `cpu_linear`."""
+    return (
+        impl in ("auto", "cpu")
+        and x.device.type == w.device.type == "cpu"
+        and x.dtype == w.dtype == torch.float32
+        and autocast_dtype(w) is None
+        and x.numel() * len(w) >= plan.LARGE_PRODUCT
+        and cpu_ops.obstacle() is None
+        and not _operators_wanted()
+    )
+
+
+def _cpu(call: Call) -> Choice:
+    obstacle = _c_obstacle(call)
+    if obstacle is not None:
+        raise RuntimeError(f"impl='cpu' cannot run: {obstacle}")
+    return Choice("cpu", "c", f"asked for; C with {cpu_ops.instruction_set()} instructions")
 
 
 def _triton(impl: str, w_hh: Tensor, projected: bool) -> Choice:

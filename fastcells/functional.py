@@ -15,8 +15,9 @@ import torch
 from torch import _VF, Tensor
 from torch.nn import functional as F
 
-from fastcells import dispatch
+from fastcells import cpu_linear, dispatch
 from fastcells.autocast import autocast_dtype, no_autocast
+from fastcells.cpu_impl import CpuCell
 from fastcells.token_ids import check_range, gather_rows, is_token_ids
 from fastcells.torch_impl.aten import aten
 from fastcells.torch_impl.cell import State, TorchCell
@@ -52,7 +53,7 @@ def rnn(
         lengths: int [B]; steps from `lengths[b]` on leave the state of row b alone and give zero outputs. A length
             above T means T, one below 0 means 0.
         reverse: walk time from the last step to the first; `out[t]` stays the output at step t.
-        impl: "auto", "torch", "triton" or "triton-step".
+        impl: "auto", "torch", "cpu", "triton" or "triton-step".
 
     Returns:
         out [T, B, H] and h_n [B, H].
@@ -66,10 +67,9 @@ def rnn(
     """
     if nonlinearity not in _ELMAN:
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    choice = dispatch.choose(impl=impl, token_ids=is_token_ids(x), w_hh=w_hh, lengths=lengths is not None)
     op = _VF.rnn_tanh if nonlinearity == "tanh" else _VF.rnn_relu
     weights = (w_ih, w_hh, b_ih, b_hh)
-    out, (h_n,) = _layer(_ELMAN[nonlinearity], op, choice, x, (h0,), weights, None, lengths, reverse)
+    out, (h_n,) = _layer(_ELMAN[nonlinearity], op, impl, x, (h0,), weights, None, lengths, reverse)
     return out, h_n
 
 
@@ -103,11 +103,8 @@ def gru(
     Equations: documentation of torch.nn.GRU; reset-before: Cho et al. 2014 (arXiv 1406.1078v3), equations 5 to 8,
     with z and 1 - z exchanged as torch has them.
     """
-    choice = dispatch.choose(
-        impl=impl, token_ids=is_token_ids(x), w_hh=w_hh, reset_after=reset_after, lengths=lengths is not None
-    )
     cell = GRU_RESET_AFTER if reset_after else GRU_RESET_BEFORE
-    out, (h_n,) = _layer(cell, _VF.gru, choice, x, (h0,), (w_ih, w_hh, b_ih, b_hh), None, lengths, reverse)
+    out, (h_n,) = _layer(cell, _VF.gru, impl, x, (h0,), (w_ih, w_hh, b_ih, b_hh), None, lengths, reverse)
     return out, h_n
 
 
@@ -140,18 +137,15 @@ def lstm(
 
     Equations: documentation of torch.nn.LSTM (Hochreiter and Schmidhuber 1997; projection: Sak et al. 2014).
     """
-    choice = dispatch.choose(
-        impl=impl, token_ids=is_token_ids(x), w_hh=w_hh, lengths=lengths is not None, projected=w_hr is not None
-    )
     weights = (w_ih, w_hh, b_ih, b_hh)
-    out, (h_n, c_n) = _layer(LSTM, _VF.lstm, choice, x, (h0, c0), weights, w_hr, lengths, reverse)
+    out, (h_n, c_n) = _layer(LSTM, _VF.lstm, impl, x, (h0, c0), weights, w_hr, lengths, reverse)
     return out, h_n, c_n
 
 
 def _layer(
     cell: TorchCell,
     op: Callable[..., Any],
-    choice: dispatch.Choice,
+    impl: str,
     x: Tensor,
     state: tuple[Tensor | None, ...],
     weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
@@ -160,7 +154,12 @@ def _layer(
     reverse: bool,
 ) -> tuple[Tensor, State]:
     w_ih, w_hh, b_ih, b_hh = weights
+    dispatch.check_impl(impl)
     _check_shapes(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, lengths)
+    call = dispatch.Call(
+        cell.name, is_token_ids(x), *x.shape[:2], w_hh, lengths=lengths is not None, projected=w_hr is not None
+    )
+    choice = dispatch.choose(impl, call)
     initial = _initial_state(x, state, w_hh, w_hr)
     if choice.path == "aten":
         has_biases = b_ih is not None or b_hh is not None
@@ -199,7 +198,7 @@ def own_recurrence(
         w_ih, w_hh, state = w_ih.to(dtype), w_hh.to(dtype), tuple(s.to(dtype) for s in state)
         b_ih, b_hh, w_hr = (None if w is None else w.to(dtype) for w in (b_ih, b_hh, w_hr))
     with no_autocast(x) if dtype is not None else contextlib.nullcontext():
-        x_proj = input_projection(x, w_ih, b_ih, mask)
+        x_proj = input_projection(x, w_ih, b_ih, mask, in_c=choice.impl == "cpu")
         return recur(cell_of(choice, cell), x_proj, state, w_hh, b_hh, w_hr=w_hr, mask=mask, reverse=reverse)
 
 
@@ -207,24 +206,29 @@ def cell_of(choice: dispatch.Choice, cell: TorchCell) -> TorchCell:
     """The cell in the implementation that was chosen."""
     if choice.impl == "torch":
         return cell
+    if choice.impl == "cpu":
+        return CpuCell(cell)
     from fastcells.triton_impl import TritonCell  # triton is optional
 
     return TritonCell(cell, choice.path)
 
 
-def input_projection(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, mask: Tensor | None = None) -> Tensor:
+def input_projection(
+    x: Tensor, w_ih: Tensor, b_ih: Tensor | None, mask: Tensor | None = None, *, in_c: bool = False
+) -> Tensor:
     """`W_ih x + b_ih` for dense x [..., I] or ids [...]: [..., G*H].
 
-    mask: bool [..., 1], false at padding, which may hold anything (NaN, ids out of range).
+    mask: bool [..., 1], false at padding, which may hold anything (NaN, ids out of range). in_c: by cpu_linear.
     """
+    linear, gather = (cpu_linear.linear, cpu_linear.gather_rows) if in_c else (F.linear, gather_rows)
     if not is_token_ids(x):
-        return F.linear(x if mask is None else torch.where(mask, x, 0), w_ih, b_ih)
+        return linear(x if mask is None else torch.where(mask, x, 0), w_ih, b_ih)
     ids = x if mask is None else torch.where(mask.squeeze(-1), x, 0)
     check_range(ids, w_ih.shape[1])
     dtype = autocast_dtype(w_ih)
     if dtype is not None:  # the dtype of the matmul that this stands for
         w_ih, b_ih = w_ih.to(dtype), None if b_ih is None else b_ih.to(dtype)
-    return gather_rows(ids, w_ih, b_ih)
+    return gather(ids, w_ih, b_ih)
 
 
 def _initial_state(

@@ -10,6 +10,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastcells import functional
 from fastcells.stack import Layer, State
+from fastcells.torch_impl.cell import TorchCell
+from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
+from fastcells.torch_impl.lstm import LSTM as LSTM_UNIT
+from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
 
 
 class _HiddenStateLayer(Layer):
@@ -38,7 +42,7 @@ class RNN(_HiddenStateLayer):
     `one_hot(ids, input_size)` and costs a row gather. Ids outside [0, input_size) raise IndexError on the CPU.
 
     Keyword-only:
-        impl: "auto", "torch", "triton" or "triton-step"; see `fastcells.explain`.
+        impl: "auto", "torch", "cpu", "triton" or "triton-step"; see `fastcells.explain`.
 
     Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
     Equations: documentation of torch.nn.RNN.
@@ -76,6 +80,9 @@ class RNN(_HiddenStateLayer):
         )
         return out, (h_n,)
 
+    def _maths(self) -> TorchCell:
+        return RNN_TANH if self.mode == "RNN_TANH" else RNN_RELU
+
     def _aten_op(self) -> Callable[..., Any]:
         return _VF.rnn_tanh if self.mode == "RNN_TANH" else _VF.rnn_relu
 
@@ -91,7 +98,7 @@ class GRU(_HiddenStateLayer):
     Keyword-only:
         reset_after: True for torch's and cuDNN's `n = tanh(x_n + r * (W_hn h + b_hn))`; False for
             `n = tanh(x_n + W_hn (r * h) + b_hn)` (Cho et al. 2014, Keras's and the textbooks' default).
-        impl: "auto", "torch", "triton" or "triton-step"; see `fastcells.explain`.
+        impl: "auto", "torch", "cpu", "triton" or "triton-step"; see `fastcells.explain`.
 
     Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
     Equations: documentation of torch.nn.GRU; Cho et al. 2014 (arXiv 1406.1078v3), equations 5 to 8.
@@ -123,6 +130,9 @@ class GRU(_HiddenStateLayer):
         )
         return out, (h_n,)
 
+    def _maths(self) -> TorchCell:
+        return GRU_RESET_AFTER if self.reset_after else GRU_RESET_BEFORE
+
     def _aten_op(self) -> Callable[..., Any]:
         return _VF.gru
 
@@ -136,7 +146,7 @@ class LSTM(Layer):
     `one_hot(ids, input_size)` and costs a row gather. Ids outside [0, input_size) raise IndexError on the CPU.
 
     Keyword-only:
-        impl: "auto", "torch", "triton" or "triton-step"; see `fastcells.explain`.
+        impl: "auto", "torch", "cpu", "triton" or "triton-step"; see `fastcells.explain`.
 
     Returns: output [T, B, D*H_out] and (h_n [num_layers*D, B, H_out], c_n [num_layers*D, B, H]), D being 2 if
     bidirectional and 1 if not, H_out proj_size if that is positive and H if not.
@@ -181,6 +191,9 @@ class LSTM(Layer):
             impl=self.impl,
         )
         return out, tuple(last)
+
+    def _maths(self) -> TorchCell:
+        return LSTM_UNIT
 
     def _aten_op(self) -> Callable[..., Any]:
         return _VF.lstm

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from fastcells import dispatch
 from fastcells.token_ids import check_range, is_token_ids
 from fastcells.torch_impl.aten import aten
+from fastcells.torch_impl.cell import TorchCell
 
 State = tuple[Tensor, ...]
 
@@ -48,15 +49,15 @@ class Layer(RNNBase, ABC):
     def choose(self, input: Tensor | PackedSequence) -> dispatch.Choice:
         """Which implementation `forward(input)` runs, and why."""
         data = input.data if isinstance(input, PackedSequence) else input
-        if self.impl == "auto":
-            return dispatch.automatic(is_token_ids(data), self.reset_after)
-        return dispatch.choose(
-            impl=self.impl,
-            token_ids=is_token_ids(data),
-            w_hh=self.weight_hh_l0,
-            reset_after=self.reset_after,
-            projected=self.proj_size > 0,
+        if isinstance(input, PackedSequence):
+            steps, batch = len(input.batch_sizes), int(input.batch_sizes[0])
+        else:
+            sizes = data.shape if is_token_ids(data) else data.shape[:-1]
+            steps, batch = (sizes[0], 1) if len(sizes) < 2 else (sizes[::-1] if self.batch_first else sizes)
+        call = dispatch.Call(
+            self._maths().name, is_token_ids(data), steps, batch, self.weight_hh_l0, projected=self.proj_size > 0
         )
+        return dispatch.choose(self.impl, call)
 
     def _forward(self, input: Tensor | PackedSequence, hx: State | None) -> tuple[Any, State]:
         weights = [getattr(self, name) for name in self._flat_weights_names]
@@ -130,6 +131,9 @@ class Layer(RNNBase, ABC):
         self, x: Tensor, state: State, w: dict[str, Tensor], *, lengths: Tensor | None, reverse: bool
     ) -> tuple[Tensor, State]:
         """One layer and one direction. w: the weights by their names without layer and direction."""
+
+    @abstractmethod
+    def _maths(self) -> TorchCell: ...
 
     @abstractmethod
     def _aten_op(self) -> Callable[..., Any]: ...

@@ -60,3 +60,20 @@ def sequence_blocks(H: int, gates: int, item_size: int, capability: int, *, back
     warps = 4 if block <= 32 else 8 if block <= 64 or item_size == 4 else 16
     # The forward has room to load a step ahead; the backward keeps every gate's operand there instead.
     return Blocks(batch, block, block, warps, 1 if backward else 2, f"weights fit one program: {needed >> 10} KB")
+
+
+# ---- the CPU ----
+
+FEWEST_STEPS_IN_C = 2
+# Multiplications in a matmul from which oneDNN's longer way into the kernel (about 10 us) is worth it.
+LARGE_PRODUCT = 1 << 22
+
+
+def faster_in_c(
+    cell: str, steps: int, batch: int, H: int, *, aten: bool, backward: bool, instructions: str
+) -> str | None:
+    """Why C is the fastest on the CPU for this shape, or None where it is not.
+
+    aten: whether the alternative is ATen's fused recurrence; otherwise it is a loop over torch's operators.
+    """
+    return f"C with {instructions} instructions"

@@ -8,9 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from fastcells.charlm.presets import Config
+from fastcells.cpu_linear import linear
+from fastcells.dispatch import linear_in_c
 from fastcells.layers import GRU, LSTM, RNN
 
 State = Tensor | tuple[Tensor, Tensor]  # h, or (h, c) for an LSTM, each [layers * directions, B, H]
+
+
+class Scores(nn.Linear):
+    """`nn.Linear(hidden, vocabulary)`; on a CPU its three matmuls run as the recurrent layers' do."""
+
+    def __init__(self, hidden: int, vocabulary: int, *, impl: str = "auto") -> None:
+        super().__init__(hidden, vocabulary)
+        self.impl = impl
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: [..., H]. Returns scores [..., V]."""
+        if linear_in_c(self.impl, hidden, self.weight):
+            return linear(hidden, self.weight, self.bias)
+        return super().forward(hidden)
 
 
 class CharLM(nn.Module):
@@ -34,7 +50,7 @@ class CharLM(nn.Module):
             self.layer = GRU(vocabulary, config.hidden, reset_after=config.reset_after, **options)
         else:
             self.layer = LSTM(vocabulary, config.hidden, **options)
-        self.output = nn.Linear(config.hidden * (2 if config.bidirectional else 1), vocabulary)
+        self.output = Scores(config.hidden * (2 if config.bidirectional else 1), vocabulary, impl=config.impl)
         if config.init == "d2l":
             self._init_d2l()
 

@@ -70,6 +70,13 @@ class TorchCell(ABC):
         """dW_hh [G*H, H], by one matmul over all steps."""
         return d_gates.flatten(0, 1).t() @ before.flatten(0, 1)
 
+    def weight_gradients(
+        self, d_gates: Tensor, before: Tensor, saved: tuple[Tensor, ...], needs_w: bool, needs_b: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """dW_hh and db_hh [G*H], those that are needed."""
+        d_w = self.weight_gradient(d_gates, before, saved) if needs_w else None
+        return d_w, d_gates.sum((0, 1)) if needs_b else None
+
 
 def hold(mask: Tensor | None, t: int, new: Tensor, old: Tensor) -> None:
     """Put `old` back, in place, into the rows of `new` whose sequence has ended at step t."""

@@ -38,8 +38,8 @@ def recur(
     if w_hr is not None or _needs_plain_operators(cell, x_proj):
         if not cell.plain_operators:
             raise RuntimeError(
-                "impl='triton' and 'triton-step' do not run under torch.jit.trace, torch.func transforms or with "
-                "forward-mode derivatives; impl='torch' does"
+                "impl='cpu', 'triton' and 'triton-step' do not run under torch.jit.trace, torch.func transforms or "
+                "with forward-mode derivatives; impl='torch' does"
             )
         return unroll(cell, x_proj, state, w_hh, b_hh, w_hr, mask, reverse)
     inputs = (x_proj, w_hh, b_hh, *state)
@@ -107,8 +107,7 @@ class Recurrence(torch.autograd.Function):
             d_hidden = _mask_out(d_out, ctx.mask)
             d_x, d_gates, d_state = cell.backward(d_hidden, d_last, saved, hidden, before, state, w_hh, steps, ctx.mask)
             _, _, _, _, needs_w, needs_b, *_ = ctx.needs_input_grad
-            d_w = cell.weight_gradient(d_gates, before, saved) if needs_w else None
-            d_b = d_gates.sum((0, 1)) if needs_b else None
+            d_w, d_b = cell.weight_gradients(d_gates, before, saved, needs_w, needs_b)
         return None, None, None, d_x, d_w, d_b, *d_state
 
 

@@ -1,0 +1,56 @@
+"""Memory for what lives from one forward to its backward, or within a backward, on the CPU.
+
+torch asks the system for large tensors anew each time, and the first touch of each page then costs a page fault: a
+third of a training step's time where the kernels are fast. These buffers are kept for the next call instead.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SMALLEST = 1 << 16  # bytes; malloc keeps what is smaller
+MOST = 1 << 28  # bytes kept in all
+ALIGNMENT = 64  # a cache line
+
+_lock = threading.Lock()
+_kept: list[np.ndarray] = [np.empty(0, np.uint8)]  # the least recently used first
+_FREE = sys.getrefcount(_kept[0])  # of an array that nobody else has
+
+
+def empty(*shape: int) -> Tensor:
+    """`torch.empty(shape)` in float32, for tensors that no user gets to see: their storage cannot be resized."""
+    size = 4 * math.prod(shape)
+    if size < SMALLEST:
+        return torch.empty(shape)
+    with _lock:
+        tensor = _view(_take(size + ALIGNMENT), shape)
+    if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
+        tensor.fill_(math.nan)  # as torch.empty does
+    return tensor
+
+
+def _take(size: int) -> np.ndarray:
+    """The smallest kept array that is free, large enough and not much too large, or a new one."""
+    best = None
+    for index in range(len(_kept)):
+        if size <= _kept[index].nbytes <= 2 * size and sys.getrefcount(_kept[index]) == _FREE:
+            if best is None or _kept[index].nbytes < _kept[best].nbytes:
+                best = index
+    if best is not None:
+        _kept.append(_kept.pop(best))
+    else:
+        _kept.append(np.empty(size, np.uint8))
+        while sum(array.nbytes for array in _kept) > MOST and len(_kept) > 1:
+            _kept.pop(0)  # one in use lives on until its tensor dies
+    return _kept[-1]
+
+
+def _view(array: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+    first = -array.ctypes.data % ALIGNMENT
+    return torch.from_numpy(array[first : first + 4 * math.prod(shape)].view(np.float32).reshape(shape))

@@ -1,0 +1,77 @@
+"""The implementation `impl="cpu"`: the recurrence in C."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcells import cpu_ops
+from fastcells.torch_impl.cell import Gradients, State, TorchCell, Trace
+
+
+class CpuCell(TorchCell):
+    """A cell whose recurrence runs in C; what has to be differentiated further runs in torch operators."""
+
+    plain_operators = False
+
+    def __init__(self, plain: TorchCell) -> None:
+        self.plain = plain
+        self.name, self.gates, self.states = plain.name, plain.gates, plain.states
+
+    def step(self, x: Tensor, state: State, w_hh: Tensor, b_hh: Tensor | None) -> State:
+        return self.plain.step(x, state, w_hh, b_hh)
+
+    def forward(
+        self, x: Tensor, state: State, w_hh: Tensor, b_hh: Tensor | None, steps: range, mask: Tensor | None, save: bool
+    ) -> Trace:
+        reverse = steps.step < 0
+        if not torch.compiler.is_compiling():
+            out = cpu_ops.forward(self.name, x, state, w_hh, b_hh, mask, reverse=reverse, save=save)
+            return Trace(out.hidden, out.last, tuple(t for t in (out.cells, out.saved) if t is not None))
+        h0, c0 = (*state, None)[:2]
+        hidden, cells, saved, *last = cpu_ops.cpu_forward(x, h0, c0, w_hh, b_hh, mask, self.name, reverse, save)
+        kept = (cells,) * (c0 is not None) + (saved,) * (cpu_ops.CELLS[self.name].saved > 0)
+        return Trace(hidden, tuple(last[: self.states]), kept)
+
+    def backward(
+        self,
+        d_hidden: Tensor,
+        d_last: State,
+        saved: tuple[Tensor, ...],
+        hidden: Tensor,
+        before: Tensor,
+        state: State,
+        w_hh: Tensor,
+        steps: range,
+        mask: Tensor | None,
+    ) -> Gradients:
+        cells = saved[0] if self.states == 2 else None
+        gates = saved[-1] if cpu_ops.CELLS[self.name].saved else None
+        reverse = steps.step < 0
+        if not torch.compiler.is_compiling():
+            return cpu_ops.backward(
+                self.name, d_hidden, d_last, state, w_hh, mask, hidden, cells, gates, reverse=reverse
+            )
+        (h0, c0), (d_h_n, d_c_n) = (*state, None)[:2], (*d_last, None)[:2]
+        d_x, d_gates, *d_state = cpu_ops.cpu_backward(
+            d_hidden, d_h_n, d_c_n, h0, c0, w_hh, mask, hidden, cells, gates, self.name, reverse
+        )
+        return Gradients(d_x, d_gates if self.name == "gru" else d_x, tuple(d_state[: self.states]))
+
+    def weight_gradients(
+        self, d_gates: Tensor, before: Tensor, saved: tuple[Tensor, ...], needs_w: bool, needs_b: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if torch.compiler.is_compiling() or not needs_w:
+            return super().weight_gradients(d_gates, before, saved, needs_w, needs_b)
+        d_gates, before = d_gates.flatten(0, 1), before.flatten(0, 1)
+        if self.name != "gru_reset_before":
+            return cpu_ops.weight_gradients(d_gates, before)
+        H = before.shape[1]
+        d_w, d_b = cpu_ops.weight_gradients(d_gates[:, : 2 * H], before)
+        d_w_n, d_b_n = cpu_ops.weight_gradients(d_gates[:, 2 * H :], saved[0][:, :, 0].flatten(0, 1) * before)
+        return torch.cat([d_w, d_w_n]), torch.cat([d_b, d_b_n])
+
+    def weight_gradient(self, d_gates: Tensor, before: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
+        if self.name != "gru_reset_before":
+            return super().weight_gradient(d_gates, before, saved)
+        return self.plain.weight_gradient(d_gates, before, (before, before, saved[0][:, :, 0] * before))

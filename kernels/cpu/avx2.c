@@ -1,0 +1,24 @@
+/* The recurrences with AVX2 and FMA. */
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+
+#include <stdint.h>
+
+#define LANES 8
+#define REGISTERS 16
+#define BACKEND avx2
+
+static int supported(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+#include "body.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

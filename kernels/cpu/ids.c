@@ -1,0 +1,64 @@
+#include "ids.h"
+
+#include <string.h>
+
+#include "team.h"
+
+enum { ROWS = 16 }; /* at a time: one cache line of a token's projection */
+
+size_t ids_outside(const struct ids *task) {
+    size_t i = 0;
+    while (i < task->tokens && task->ids[i] >= 0 && (uint64_t)task->ids[i] < task->vocabulary) i++;
+    return i;
+}
+
+/* A member's blocks of ROWS rows. */
+static void own_rows(const struct ids *task, int member, int members, size_t *first, size_t *end) {
+    const size_t blocks = (task->rows + ROWS - 1) / ROWS;
+    *first = blocks * (size_t)member / (size_t)members * ROWS;
+    *end = blocks * ((size_t)member + 1) / (size_t)members * ROWS;
+    if (*end > task->rows) *end = task->rows;
+}
+
+static void gather_member(void *argument, int member, int members) {
+    const struct ids *task = argument;
+    const size_t V = task->vocabulary;
+    size_t first, end;
+    own_rows(task, member, members, &first, &end);
+    for (size_t row = first; row < end; row += ROWS) {
+        const size_t count = end - row < ROWS ? end - row : ROWS;
+        const float *w = task->w + row * V;
+        float bias[ROWS] = {0};
+        if (task->b) memcpy(bias, task->b + row, count * sizeof(float));
+        for (size_t token = 0; token < task->tokens; token++) {
+            const float *column = w + task->ids[token];
+            float *out = task->out + token * task->rows + row;
+            for (size_t r = 0; r < count; r++) out[r] = column[r * V] + bias[r];
+        }
+    }
+}
+
+static void scatter_member(void *argument, int member, int members) {
+    const struct ids *task = argument;
+    const size_t V = task->vocabulary;
+    size_t first, end;
+    own_rows(task, member, members, &first, &end);
+    for (size_t row = first; row < end; row += ROWS) {
+        const size_t count = end - row < ROWS ? end - row : ROWS;
+        float *w = task->out + row * V;
+        float sums[ROWS] = {0};
+        memset(w, 0, count * V * sizeof(float));
+        for (size_t token = 0; token < task->tokens; token++) {
+            const float *d = task->d + token * task->rows + row;
+            float *column = w + task->ids[token];
+            for (size_t r = 0; r < count; r++) {
+                column[r * V] += d[r];
+                sums[r] += d[r];
+            }
+        }
+        memcpy(task->sums + row, sums, count * sizeof(float));
+    }
+}
+
+void ids_gather(const struct ids *task, int threads) { team_run(threads, gather_member, (void *)task); }
+void ids_scatter(const struct ids *task, int threads) { team_run(threads, scatter_member, (void *)task); }

@@ -1,0 +1,59 @@
+/* Weights in the order in which the products read them. */
+
+/* A product of some gates: their weights for tile j stand at panel(j), [K][gates][vectors of columns][LANES], zero
+   past the last column. */
+struct panels {
+    size_t H, first_gate, gates;
+    size_t vectors; /* of columns in a tile; the last tile may have fewer */
+    size_t K;
+    float *data;
+};
+
+static size_t vectors_of(size_t H) { return ceil_div(H, LANES); }
+static size_t tiles_of(const struct panels *p) { return ceil_div(vectors_of(p->H), p->vectors); }
+static size_t panels_size(size_t H, size_t gates) { return vectors_of(H) * LANES * H * gates; }
+
+static size_t vectors_in(const struct panels *p, size_t tile) {
+    size_t left = vectors_of(p->H) - tile * p->vectors;
+    return left < p->vectors ? left : p->vectors;
+}
+
+static float *panel(const struct panels *p, size_t tile) {
+    size_t columns = tile * p->vectors * LANES;
+    return p->data + columns * p->K * p->gates;
+}
+
+/* W[g][column][k] for out[column] = sum over k of W[column][k] a[k]: K = H, a gate beside the other. */
+static void pack_forward(const struct panels *p, const float *restrict w, size_t tile) {
+    enum { STRIP = 16 }; /* a line of memory of each row at a time */
+    const size_t H = p->H, count = vectors_in(p, tile), width = p->gates * count;
+    float *restrict out = panel(p, tile);
+    for (size_t g = 0; g < p->gates; g++) {
+        for (size_t v = 0; v < count; v++) {
+            const size_t column = (tile * p->vectors + v) * LANES, lanes = H - column < LANES ? H - column : LANES;
+            const float *restrict rows = w + ((p->first_gate + g) * H + column) * H;
+            float *restrict to = out + (g * count + v) * LANES;
+            for (size_t k0 = 0; k0 < H; k0 += STRIP) {
+                const size_t end = k0 + STRIP < H ? k0 + STRIP : H;
+                for (size_t lane = 0; lane < lanes; lane++)
+                    for (size_t k = k0; k < end; k++) to[k * width * LANES + lane] = rows[lane * H + k];
+            }
+            for (size_t lane = lanes; lane < LANES; lane++)
+                for (size_t k = 0; k < H; k++) to[k * width * LANES + lane] = 0.0f;
+        }
+    }
+}
+
+/* W[g][k][column] for out[column] = sum over g and k of a[g][k] W[g][k][column]: the gates lie one after another
+   along K. */
+static void pack_backward(const struct panels *p, const float *restrict w, size_t tile) {
+    const size_t H = p->H, count = vectors_in(p, tile);
+    const float *restrict from = w + p->first_gate * H * H + tile * p->vectors * LANES;
+    float *restrict out = panel(p, tile);
+    for (size_t k = 0; k < p->K * p->gates; k++) {
+        for (size_t v = 0; v < count; v++) {
+            const size_t column = (tile * p->vectors + v) * LANES, lanes = H - column < LANES ? H - column : LANES;
+            store(out + (k * count + v) * LANES, load_n(from + k * H + v * LANES, lanes));
+        }
+    }
+}

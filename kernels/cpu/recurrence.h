@@ -1,0 +1,72 @@
+/* The recurrence of one layer and one direction on the CPU, float32.
+
+   Letters: T time, B batch, H hidden, G gates (in torch's order). All tensors are contiguous and need no alignment
+   beyond that of a float. The equations stand in ../rnn.py, ../gru.py and ../lstm.py. */
+#ifndef FASTCELLS_RECURRENCE_H
+#define FASTCELLS_RECURRENCE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum cell { RNN_TANH, RNN_RELU, GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, CELLS };
+
+/* What is saved per element of the hidden state for the backward, besides h and c themselves:
+   GRU reset-after r z n h_n, where h_n is the recurrent product; reset-before r z n; LSTM i f g o. */
+static inline size_t gates_of(enum cell cell) { return cell <= RNN_RELU ? 1 : cell == LSTM ? 4 : 3; }
+static inline size_t saved_of(enum cell cell) {
+    return cell <= RNN_RELU ? 0 : cell == GRU_RESET_BEFORE ? 3 : 4;
+}
+
+struct forward {
+    enum cell cell;
+    size_t T, B, H;
+    int reverse;          /* whether time is walked from T-1 to 0 */
+    const float *x;       /* [T, B, G, H] input projection with b_ih */
+    const float *w;       /* [G, H, H] recurrent weight */
+    const float *b;       /* [G, H] recurrent bias, or NULL */
+    const uint8_t *mask;  /* [T, B] 0 where the state stands still, or NULL */
+    const float *h0, *c0; /* [B, H] initial state; c, here and below, of an LSTM only */
+    float *h, *c;         /* [T, B, H] out: state after each step; c only where saved is given */
+    float *saved;         /* [T, B, saved, H] out, or NULL */
+    float *h_n, *c_n;     /* [B, H] out: final state */
+};
+
+struct backward {
+    enum cell cell;
+    size_t T, B, H;
+    int reverse;
+    const float *w;
+    const uint8_t *mask;
+    const float *h0, *c0, *h, *c, *saved; /* as in the forward */
+    const float *d_out;                   /* [T, B, H] gradient of every h */
+    const float *d_h_n, *d_c_n;           /* [B, H] gradient of the final state */
+    float *d_x;                           /* [T, B, G, H] out: gradient of the input projection */
+    float *d_gates; /* [T, B, G, H] out: gradient of h W^T + b; of a reset-after GRU only, d_x itself otherwise */
+    float *d_h0, *d_c0; /* [B, H] out: gradient of the initial state */
+};
+
+/* The gradients of a weight matrix [rows, columns] and of the bias beside it: sums over tokens of d^T x and of d. */
+struct weights {
+    size_t tokens, rows, columns;
+    size_t d_step;  /* from a row of d to the next */
+    const float *d; /* [tokens, rows] gradient of the product's result */
+    const float *x; /* [tokens, columns] */
+    float *out;     /* [rows, columns] out */
+    float *sums;    /* [rows] out */
+};
+
+/* The recurrences on one set of vector instructions. */
+struct backend {
+    const char *name;
+    int (*supported)(void);
+    int (*forward)(const struct forward *, int threads); /* 0, or -1 where memory does not suffice */
+    int (*backward)(const struct backward *, int threads);
+    int (*weights)(const struct weights *, int threads);
+    void (*activations)(const float *x, float *sigmoid, float *tanh, size_t n); /* for tests of their accuracy */
+};
+
+/* The best first; the last one runs everywhere. */
+extern const struct backend *const backends[];
+extern const int backend_count;
+
+#endif

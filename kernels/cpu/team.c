@@ -1,0 +1,129 @@
+#define _GNU_SOURCE /* RTLD_DEFAULT */
+#include "team.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+
+#if defined(__x86_64__) || defined(__i386__)
+#define RELAX() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define RELAX() __asm__ volatile("yield")
+#else
+#define RELAX() ((void)0)
+#endif
+
+enum { SPINS = 4096, MAX_STARTED = 256 };
+
+void barrier_init(struct barrier *barrier) {
+    atomic_init(&barrier->arrived, 0);
+    atomic_init(&barrier->passed, 0);
+}
+
+void barrier_wait(struct barrier *barrier, unsigned members) {
+    if (members < 2) return;
+    unsigned round = atomic_load_explicit(&barrier->passed, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) + 1 == (round + 1) * members) {
+        atomic_store_explicit(&barrier->passed, round + 1, memory_order_release);
+        return;
+    }
+    for (unsigned spins = 0; atomic_load_explicit(&barrier->passed, memory_order_acquire) == round; spins++) {
+        if (spins < SPINS)
+            RELAX();
+        else
+            sched_yield(); /* somebody else has the core that the last member needs */
+    }
+}
+
+struct team {
+    void (*work)(void *, int, int);
+    void *argument;
+    int members;
+};
+
+struct member {
+    struct team *team;
+    int number;
+    pthread_t thread;
+};
+
+/* libgomp's entry point, which LLVM's runtime has too. */
+typedef void (*parallel_fn)(void (*)(void *), void *, unsigned threads, unsigned flags);
+typedef int (*number_fn)(void);
+
+struct openmp {
+    parallel_fn parallel;
+    number_fn member, members;
+};
+
+static struct openmp openmp; /* written by team_init alone, before there is a second thread of ours */
+
+void team_init(void) {
+    struct openmp found;
+    /* POSIX converts the pointers this way. */
+    *(void **)&found.parallel = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    *(void **)&found.member = dlsym(RTLD_DEFAULT, "omp_get_thread_num");
+    *(void **)&found.members = dlsym(RTLD_DEFAULT, "omp_get_num_threads");
+    if (found.parallel && found.member && found.members) openmp = found;
+}
+
+static void openmp_member(void *argument) {
+    struct team *team = argument;
+    team->work(team->argument, openmp.member(), openmp.members());
+}
+
+static void *started_member(void *argument) {
+    struct member *member = argument;
+    member->team->work(member->team->argument, member->number, member->team->members);
+    return NULL;
+}
+
+/* Members must not run before it is known how many there are: work waits for all of them. */
+struct gate {
+    struct member member;
+    pthread_mutex_t *mutex;
+    pthread_cond_t *open;
+    int *ready;
+};
+
+static void *gated_member(void *argument) {
+    struct gate *gate = argument;
+    pthread_mutex_lock(gate->mutex);
+    while (!*gate->ready) pthread_cond_wait(gate->open, gate->mutex);
+    pthread_mutex_unlock(gate->mutex);
+    return started_member(&gate->member);
+}
+
+static void run_started(struct team *team, int threads) {
+    if (threads > MAX_STARTED) threads = MAX_STARTED;
+    struct gate gates[MAX_STARTED];
+    pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+    pthread_cond_t open = PTHREAD_COND_INITIALIZER;
+    int ready = 0, members = 1;
+    for (; members < threads; members++) {
+        gates[members] = (struct gate){{team, members, 0}, &mutex, &open, &ready};
+        if (pthread_create(&gates[members].member.thread, NULL, gated_member, &gates[members])) break;
+    }
+    team->members = members;
+    pthread_mutex_lock(&mutex);
+    ready = 1;
+    pthread_cond_broadcast(&open);
+    pthread_mutex_unlock(&mutex);
+    team->work(team->argument, 0, members);
+    for (int i = 1; i < members; i++) pthread_join(gates[i].member.thread, NULL);
+}
+
+void team_run(int threads, void (*work)(void *, int, int), void *argument) {
+    struct team team = {work, argument, 1};
+    if (threads < 2) {
+        work(argument, 0, 1);
+        return;
+    }
+    if (openmp.parallel)
+        openmp.parallel(openmp_member, &team, (unsigned)threads, 0);
+    else
+        run_started(&team, threads);
+}
+
+const char *team_kind(void) { return openmp.parallel ? "openmp" : "threads"; }

@@ -1,0 +1,86 @@
+/* LANES floats in one register, and the activations on them. Included once for each set of instructions, after LANES
+   is defined; everything is static.
+
+   Strictly IEEE: NaN and infinity go through, gradual underflow is kept. No -ffast-math anywhere. */
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef float unaligned_vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vec load(const float *p) { return *(const unaligned_vec *)p; }
+INLINE void store(float *p, vec v) { *(unaligned_vec *)p = v; }
+
+/* The first n lanes, n < LANES; the others are 0. */
+INLINE vec load_part(const float *p, size_t n) {
+    vec v = {0};
+    memcpy(&v, p, n * sizeof(float));
+    return v;
+}
+INLINE void store_part(float *p, vec v, size_t n) { memcpy(p, &v, n * sizeof(float)); }
+
+INLINE vec load_n(const float *p, size_t n) { return n == LANES ? load(p) : load_part(p, n); }
+INLINE void store_n(float *p, vec v, size_t n) {
+    if (n == LANES)
+        store(p, v);
+    else
+        store_part(p, v, n);
+}
+
+INLINE vec splat(float s) {
+    /* As an integer: adding 0 is nothing then, where for floats -0 + 0 = 0 would have to be computed. */
+    int32_t bits;
+    memcpy(&bits, &s, sizeof bits);
+    return (vec)((ivec){0} + bits);
+}
+INLINE vec where(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+
+/* exp(y) = scale + scale * fraction, for -87 <= y <= 0 (and NaN): y = n ln 2 + r with |r| <= ln(2) / 2,
+   scale = 2^n, fraction = exp(r) - 1 by its series to r^8 (the rest is below 2^-31 of it). */
+struct exponential {
+    vec scale, fraction;
+};
+#define ROUND 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer, which then stands in the low bits */
+
+INLINE vec exp_fraction(vec y, vec rounded) {
+    vec n = rounded - ROUND;
+    vec r = y - n * 0.693145751953125f; /* ln 2 in two parts; the first has zeros at its end, its product is exact */
+    r = r - n * 1.42860682030941723212e-6f;
+    vec p = r * (1.0f / 40320) + 1.0f / 5040;
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    return r + r * r * p;
+}
+
+INLINE vec sigmoid(vec x) {
+    vec y = where(x < 0.0f, x, -x); /* e = exp(-|x|) cannot overflow */
+    y = where(y < -104.0f, splat(-104.0f), y);
+    vec rounded = y * 1.44269504088896341f + ROUND;
+    ivec n = (ivec)rounded - (ivec)splat(ROUND);
+    vec fraction = exp_fraction(y, rounded);
+    ivec half = n >> 1; /* 2^n in two factors, since n goes below the smallest exponent of a normal number */
+    vec first = (vec)((half + 127) << 23), second = (vec)((n - half + 127) << 23);
+    vec e = (first + first * fraction) * second;
+    return where(x < 0.0f, e, splat(1.0f)) / (1.0f + e);
+}
+
+INLINE vec tanh_of(vec x) {
+    /* With e = exp(-2|x|): (1 - e) / (1 + e), where 1 - e = -expm1(-2|x|) does not cancel near 0; or the same as
+       1 - 2 e / (1 + e) where e is small, since the quotient's rounding errors shrink with it. */
+    ivec sign = (ivec)x & (int32_t)0x80000000;
+    vec y = -2.0f * (vec)((ivec)x & 0x7fffffff);
+    y = where(y < -87.0f, splat(-87.0f), y); /* the result is 1 long before that */
+    vec rounded = y * 1.44269504088896341f + ROUND;
+    vec scale = (vec)(((ivec)rounded - (ivec)splat(ROUND) + 127) << 23);
+    vec fraction = exp_fraction(y, rounded);
+    vec e = scale + scale * fraction, one_less_e = (1.0f - scale) - scale * fraction;
+    ivec small = y > -1.0986f;
+    vec quotient = where(small, one_less_e, e + e) / ((1.0f + scale) + scale * fraction);
+    return (vec)((ivec)where(small, quotient, 1.0f - quotient) | sign);
+}
+
+INLINE vec relu(vec x) { return where(x < 0.0f, splat(0.0f), x); } /* NaN goes through */
