@@ -39,9 +39,9 @@ def _take(size: int) -> np.ndarray:
     """The smallest kept array that is free, large enough and not much too large, or a new one."""
     best = None
     for index in range(len(_kept)):
-        if size <= _kept[index].nbytes <= 2 * size and sys.getrefcount(_kept[index]) == _FREE:
-            if best is None or _kept[index].nbytes < _kept[best].nbytes:
-                best = index
+        fits = size <= _kept[index].nbytes <= 2 * size and (best is None or _kept[index].nbytes < _kept[best].nbytes)
+        if fits and sys.getrefcount(_kept[index]) == _FREE:
+            best = index
     if best is not None:
         _kept.append(_kept.pop(best))
     else:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fastcells import cpu_ops, token_ids
 from fastcells.kernels.plan import LARGE_PRODUCT
+from fastcells.transforms import transformed
 
 
 def _onednn_works() -> bool:
@@ -54,8 +55,11 @@ class Linear(torch.autograd.Function):
         x, w = ctx.saved_tensors
         needs_x, needs_w, needs_b = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph=True
-            d_x, d_w = d_out @ w if needs_x else None, d_out.t() @ x if needs_w else None
-            return d_x, d_w, d_out.sum(0) if needs_b else None
+            return (
+                d_out @ w if needs_x else None,
+                d_out.t() @ x if needs_w else None,
+                d_out.sum(0) if needs_b else None,
+            )
         d_x = matmul(d_out, w.t()) if needs_x else None
         d_w, d_b = cpu_ops.weight_gradients(d_out, x) if needs_w else (None, d_out.sum(0))
         return d_x, d_w, d_b if needs_b else None
@@ -77,21 +81,23 @@ class Gather(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             d_w = d_out.new_zeros(ctx.vocabulary, d_out.shape[1]).index_add(0, ids.long(), d_out).t()
             return None, d_w if needs_w else None, d_out.sum(0) if needs_b else None
-        d_w, d_b = cpu_ops.scatter(ids, d_out, ctx.vocabulary) if needs_w else (None, d_out.sum(0))
+        if not needs_w:
+            return None, None, d_out.sum(0) if needs_b else None
+        d_w, d_b = cpu_ops.scatter(ids, d_out, ctx.vocabulary)
         return None, d_w, d_b if needs_b else None
 
 
 def gather_rows(ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """`fastcells.token_ids.gather_rows` in C: ids of any shape, w [G, V], b [G]; [*ids.shape, G]."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or transformed():
         return token_ids.gather_rows(ids, w, b)
-    flat: Tensor = Gather.apply(ids.reshape(-1), w, b)  # type: ignore[no-untyped-call]
+    flat: Tensor = Gather.apply(ids.reshape(-1), w, b)
     return flat.view(*ids.shape, len(w))
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """`F.linear(x, w, b)` for x [..., I], w [G, I] and b [G], float32 on a CPU."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or transformed():
         return F.linear(x, w, b)
-    flat: Tensor = Linear.apply(x.reshape(-1, x.shape[-1]), w, b)  # type: ignore[no-untyped-call]
+    flat: Tensor = Linear.apply(x.reshape(-1, x.shape[-1]), w, b)
     return flat.view(*x.shape[:-1], len(w))

@@ -17,7 +17,7 @@ from fastcells.token_ids import is_token_ids
 from fastcells.torch_impl.cell import Gradients
 
 try:
-    from fastcells.kernels import _cpu
+    from fastcells.kernels import _cpu  # type: ignore[attr-defined]
 except ImportError:  # built only where there was a C compiler
     _cpu = None
 
@@ -49,29 +49,30 @@ class Forward(NamedTuple):
     last: tuple[Tensor, ...]  # each [B, H]
 
 
-def instruction_sets() -> list[str]:
-    """The vector instructions that C can use on this machine, the best first; empty without the C module."""
-    return [] if _cpu is None else [name for name, here in _cpu.backends() if here]
+# The sets of vector instructions that C was written for, and whether this machine has them; the best first.
+INSTRUCTIONS: dict[str, bool] = {} if _cpu is None else dict(_cpu.backends())
 
 
 def _chosen() -> int:
-    """The position of the instruction set to use, that of the environment variable FASTCELLS_CPU or the best."""
-    if _cpu is None:
-        return -1
-    names = [name for name, _ in _cpu.backends()]
-    usable = instruction_sets()
-    wanted = os.environ.get("FASTCELLS_CPU") or usable[0]
-    if wanted not in usable:
+    """The position of the instructions to use: those of the environment variable FASTCELLS_CPU, or the best."""
+    usable = [name for name, here in INSTRUCTIONS.items() if here]
+    wanted = os.environ.get("FASTCELLS_CPU") or next(iter(usable), "")
+    if usable and wanted not in usable:
         raise ImportError(f"FASTCELLS_CPU={wanted!r}, but this machine has {', '.join(usable)}")
-    return names.index(wanted)
+    return list(INSTRUCTIONS).index(wanted) if usable else -1
 
 
 _instructions = _chosen()
 
 
 def instruction_set() -> str:
-    """The one in use."""
-    return "" if _cpu is None else _cpu.backends()[_instructions][0]
+    """The vector instructions in use; "" without the C module."""
+    return list(INSTRUCTIONS)[_instructions] if INSTRUCTIONS else ""
+
+
+def team() -> str:
+    """Where threads come from: "openmp", torch's own, or "threads", started for each call; "" without the C module."""
+    return "" if _cpu is None else _cpu.team()
 
 
 def obstacle() -> str | None:
@@ -117,7 +118,7 @@ def forward(
         _cpu.forward(_instructions, c.number, _threads(x, w), T, B, H, reverse, *addresses)
     else:
         h_n.copy_(h0)
-        if c_n is not None:
+        if c_n is not None and c0 is not None:
             c_n.copy_(c0)
     return Forward(hidden, cells, saved, (h_n,) if c_n is None else (h_n, c_n))
 
@@ -160,7 +161,7 @@ def backward(
         _cpu.backward(_instructions, c.number, _threads(d_x, w), T, B, H, reverse, *addresses)
     else:
         d_h0.copy_(d_h_n)
-        if d_c0 is not None:
+        if d_c0 is not None and d_c_n is not None:
             d_c0.copy_(d_c_n)
     return Gradients(d_x, d_x if d_gates is None else d_gates, (d_h0,) if d_c0 is None else (d_h0, d_c0))
 
@@ -317,11 +318,10 @@ def _(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     T, (B, H), width = x.shape[0], h0.shape, CELLS[cell].saved
-    none = x.new_empty(0)
-    cells = none if c0 is None or not save else x.new_empty(T, B, H)
-    saved = x.new_empty(T, B, width, H) if save and width else none
-    last = x.new_empty(B, H), none if c0 is None else x.new_empty(B, H)
-    return x.new_empty(T, B, H), cells, saved, *last
+    cells = x.new_empty(T, B, H) if save and c0 is not None else x.new_empty(0)
+    saved = x.new_empty(T, B, width, H) if save and width else x.new_empty(0)
+    c_n = x.new_empty(0) if c0 is None else x.new_empty(B, H)
+    return x.new_empty(T, B, H), cells, saved, x.new_empty(B, H), c_n
 
 
 @torch.library.custom_op("fastcells::cpu_backward", mutates_args=())
@@ -363,9 +363,8 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     T, B, H = hidden.shape
     d_x = hidden.new_empty(T, B, CELLS[cell].gates * H)
-    none = w.new_empty(0)
-    d_gates = torch.empty_like(d_x) if cell == "gru" else none
-    return d_x, d_gates, hidden.new_empty(B, H), none if c0 is None else hidden.new_empty(B, H)
+    d_gates = torch.empty_like(d_x) if cell == "gru" else w.new_empty(0)
+    return d_x, d_gates, hidden.new_empty(B, H), w.new_empty(0) if c0 is None else hidden.new_empty(B, H)
 
 
 def _some(tensor: Tensor | None, like: Tensor) -> Tensor:

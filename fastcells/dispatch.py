@@ -9,12 +9,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from fastcells import cpu_ops
 from fastcells.autocast import autocast_dtype
 from fastcells.kernels import plan
+from fastcells.transforms import transformed
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 IMPLEMENTATIONS = ("auto", "torch", "cpu", "triton", "triton-step")
@@ -25,7 +25,7 @@ class Choice:
     """What runs: `impl` as the user names it, `path` within it, and why, as text."""
 
     impl: str
-    # In "torch": "aten", ATen's fused recurrence, or "recurrence", ours. In "cpu": "c". In Triton: "sequence" or "step".
+    # torch: "aten", ATen's fused recurrence, or "recurrence", ours. cpu: "c". Triton: "sequence" or "step".
     path: str
     reason: str
 
@@ -84,7 +84,7 @@ def in_torch(call: Call) -> Choice:
 def automatic(call: Call) -> Choice:
     """What `impl="auto"` runs. Cells ask at every step, so that this has to be quick."""
     plain = in_torch(call)
-    if call.steps < plan.FEWEST_STEPS_IN_C or _c_obstacle(call) is not None or _operators_wanted():
+    if call.steps < plan.FEWEST_STEPS_IN_C or _c_obstacle(call) is not None or _watched():
         return plain
     faster = plan.faster_in_c(
         call.cell,
@@ -92,20 +92,13 @@ def automatic(call: Call) -> Choice:
         call.batch,
         call.w_hh.shape[1],
         aten=plain is ATEN,
-        backward=torch.is_grad_enabled(),
         instructions=cpu_ops.instruction_set(),
     )
     return plain if faster is None else Choice("cpu", "c", faster)
 
 
-def _operators_wanted() -> bool:
-    """Whether somebody looks through torch's operators, which C would hide from them."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+def _watched() -> bool:
+    return torch.compiler.is_compiling() or transformed()
 
 
 def _c_obstacle(call: Call) -> str | None:
@@ -127,7 +120,7 @@ def linear_in_c(impl: str, x: Tensor, w: Tensor) -> bool:
         and autocast_dtype(w) is None
         and x.numel() * len(w) >= plan.LARGE_PRODUCT
         and cpu_ops.obstacle() is None
-        and not _operators_wanted()
+        and not _watched()
     )
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import fastcells
-from fastcells import functional, reference
-from fastcells.dispatch import explain
+from fastcells import cpu_ops, functional, reference
+from fastcells.dispatch import IMPLEMENTATIONS, explain
 
 T, B, I, H = 7, 5, 6, 24  # noqa: E741
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -78,10 +78,14 @@ def main(say: Callable[[str], None] = print) -> int:
 
 
 def environment(device: torch.device) -> Iterator[tuple[str, str]]:
-    """Versions, processor, threads, and how Triton's kernels can run."""
+    """Versions, processor, threads, and how the kernels in C and in Triton can run."""
     yield "fastcells", fastcells.__version__
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads"
+    obstacle = cpu_ops.obstacle()
+    threads = {"openmp": "in torch's OpenMP threads", "threads": "in threads of its own"}
+    using = "" if obstacle else f"{cpu_ops.instruction_set()} instructions, {threads[cpu_ops.team()]}"
+    yield "C on the CPU", using or f"{obstacle}; impl='cpu' cannot run"
     try:
         triton = metadata.version("triton")
     except metadata.PackageNotFoundError:
@@ -107,7 +111,7 @@ def typical(device: torch.device) -> Iterator[tuple[fastcells.RNN | fastcells.GR
 
 def checks(device: torch.device) -> Iterator[Check]:
     """Every implementation, cell and dtype."""
-    for impl in ("torch", "triton", "triton-step"):
+    for impl in IMPLEMENTATIONS[1:]:
         for cell in CELLS:
             for dtype in DTYPES:
                 yield check(impl, cell, dtype, device)

@@ -156,8 +156,9 @@ def _layer(
     w_ih, w_hh, b_ih, b_hh = weights
     dispatch.check_impl(impl)
     _check_shapes(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, lengths)
+    T, B = x.shape[:2]
     call = dispatch.Call(
-        cell.name, is_token_ids(x), *x.shape[:2], w_hh, lengths=lengths is not None, projected=w_hr is not None
+        cell.name, is_token_ids(x), T, B, w_hh, lengths=lengths is not None, projected=w_hr is not None
     )
     choice = dispatch.choose(impl, call)
     initial = _initial_state(x, state, w_hh, w_hr)

@@ -17,9 +17,9 @@ ORIGIN = {"device": "a processor", "torch": "2", "commit": "abc", "date": "2026-
 
 def test_guard_fires_on_a_fallback() -> None:
     gru = fastcells.GRU(4, 3)
-    must_run(fastcells.explain(gru, torch.zeros(2, 1, dtype=torch.int64)), "recurrence")
+    must_run(fastcells.explain(gru, torch.zeros(1, 1, dtype=torch.int64)), "recurrence")
     with pytest.raises(GuardError, match="times the path 'recurrence', but torch \\(aten\\)"):
-        must_run(fastcells.explain(gru, torch.zeros(2, 1, 4)), "recurrence")
+        must_run(fastcells.explain(gru, torch.zeros(1, 1, 4)), "recurrence")
 
 
 @pytest.mark.parametrize(

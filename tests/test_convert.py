@@ -229,9 +229,9 @@ PATHS = [
     (fastcells.GRU(I, H), X[:, 0], "aten", "ATen's fused recurrence"),
     (fastcells.LSTM(I, H), pack_sequence([X[:, 0]]), "aten", "ATen's fused recurrence"),
     (fastcells.RNN(I, H, impl="torch"), X, "aten", "ATen's fused recurrence"),
-    (fastcells.GRU(I, H, reset_after=False), X, "recurrence", "reset-before"),
-    (fastcells.GRU(I, H), IDS, "recurrence", "token ids"),
-    (fastcells.LSTM(I, H), pack_sequence([IDS[:, 0]]), "recurrence", "token ids"),
+    (fastcells.GRU(I, H, reset_after=False), X[:1], "recurrence", "reset-before"),
+    (fastcells.GRU(I, H, impl="torch"), IDS, "recurrence", "token ids"),
+    (fastcells.LSTM(I, H), pack_sequence([IDS[:1, 0]]), "recurrence", "token ids"),
     (fastcells.GRUCell(I, H), X[0], "aten", "ATen's fused recurrence"),
     (fastcells.GRUCell(I, H, reset_after=False), X[0], "recurrence", "reset-before"),
     (fastcells.LSTMCell(I, H), IDS[0], "recurrence", "token ids"),
@@ -259,10 +259,10 @@ def test_explain_points_to_convert(kind: str) -> None:
 def test_impl_is_checked(kind: str) -> None:
     ours = PAIRS[kind][1]
     assert ours(I, H, impl="torch").impl == "torch"
-    with pytest.raises(ValueError, match=r"'auto', 'torch', 'triton', 'triton-step', got 'nonsense'"):
+    with pytest.raises(ValueError, match=r"'auto', 'torch', 'cpu', 'triton', 'triton-step', got 'nonsense'"):
         ours(I, H, impl="nonsense")
     late = ours(I, H)
     late.impl = "nonsense"
     for call in (late, lambda x: fastcells.explain(late, x)):
-        with pytest.raises(ValueError, match=r"'auto', 'torch', 'triton', 'triton-step', got 'nonsense'"):
+        with pytest.raises(ValueError, match=r"'auto', 'torch', 'cpu', 'triton', 'triton-step', got 'nonsense'"):
             call(some(kind))

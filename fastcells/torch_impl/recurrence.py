@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastcells.autocast import autocast_dtype, no_autocast
 from fastcells.torch_impl.cell import State, TorchCell, shift
+from fastcells.transforms import transformed
 
 
 def recur(
@@ -151,9 +151,4 @@ def _needs_plain_operators(cell: TorchCell, x_proj: Tensor) -> bool:
     """Whether a caller looks through the operators or changes them: a hand-written backward would hide them."""
     if torch.compiler.is_compiling():
         return cell.plain_operators  # a compiler that sees the steps fuses them; an operator of our own is opaque to it
-    return (
-        torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or autocast_dtype(x_proj) is not None
-    )
+    return transformed() or autocast_dtype(x_proj) is not None

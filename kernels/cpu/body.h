@@ -27,6 +27,7 @@ static void *scratch(size_t bytes) {
 
 enum { WIDEST = 4 }; /* vectors of a tile: the gates of one vector of columns, or columns of one gate */
 enum { MOST_ROWS = 8 };
+enum { ADDENDS = 16 };
 enum { PART = 512 }; /* terms of a sum that are added up one after another */
 
 /* Rows of a tile by its width: accumulators, weights and a broadcast in registers. */

@@ -4,7 +4,8 @@
 
 #include "team.h"
 
-enum { ROWS = 16 }; /* at a time: one cache line of a token's projection */
+enum { ROWS = 16 };    /* at a time: one cache line of a token's projection */
+enum { ADDENDS = 16 }; /* of a long sum at a time, so that rounding errors stay small */
 
 size_t ids_outside(const struct ids *task) {
     size_t i = 0;
@@ -46,14 +47,18 @@ static void scatter_member(void *argument, int member, int members) {
     for (size_t row = first; row < end; row += ROWS) {
         const size_t count = end - row < ROWS ? end - row : ROWS;
         float *w = task->out + row * V;
-        float sums[ROWS] = {0};
+        float sums[ROWS] = {0}, few[ROWS] = {0};
         memset(w, 0, count * V * sizeof(float));
         for (size_t token = 0; token < task->tokens; token++) {
             const float *d = task->d + token * task->rows + row;
             float *column = w + task->ids[token];
             for (size_t r = 0; r < count; r++) {
                 column[r * V] += d[r];
-                sums[r] += d[r];
+                few[r] += d[r];
+            }
+            if (token % ADDENDS == ADDENDS - 1 || token + 1 == task->tokens) {
+                for (size_t r = 0; r < count; r++) sums[r] += few[r];
+                memset(few, 0, sizeof few);
             }
         }
         memcpy(task->sums + row, sums, count * sizeof(float));

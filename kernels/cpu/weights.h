@@ -20,13 +20,17 @@ static void pack_tokens(float *restrict panel, const float *restrict x, size_t c
     }
 }
 
-/* LANES columns of d, [tokens][LANES], and their sums. */
+/* LANES columns of d, [tokens][LANES], and their sums, a few addends at a time, so that rounding errors stay small. */
 static vec pack_gates(float *restrict to, const float *restrict d, size_t step, size_t lanes, size_t tokens) {
     vec sum = splat(0.0f);
-    for (size_t k = 0; k < tokens; k++) {
-        vec v = load_n(d + k * step, lanes);
-        store(to + k * LANES, v);
-        sum += v;
+    for (size_t part = 0; part < tokens; part += ADDENDS) {
+        vec few = splat(0.0f);
+        for (size_t k = part; k < tokens && k < part + ADDENDS; k++) {
+            vec v = load_n(d + k * step, lanes);
+            store(to + k * LANES, v);
+            few += v;
+        }
+        sum += few;
     }
     return sum;
 }

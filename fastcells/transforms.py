@@ -1,0 +1,15 @@
+"""Whether torch's operators are being looked through: then a kernel or a hand-written backward would hide them."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+
+def transformed() -> bool:
+    """Under torch.jit.trace, a torch.func transform, or forward-mode differentiation."""
+    return (
+        torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
