@@ -166,6 +166,60 @@ def backward(
     return Gradients(d_x, d_x if d_gates is None else d_gates, (d_h0,) if d_c0 is None else (d_h0, d_c0))
 
 
+def step_in_place(
+    cell: str, x: Tensor | int, state: tuple[Tensor, ...], weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+) -> None:
+    """One step of one sequence: `state` becomes the state after it.
+
+    x: [I], or a token id. state: (h,) or (h, c), each [H] and contiguous. weights: w_ih [G*H, I], w_hh [G*H, H], b_ih
+    and b_hh [G*H] or None. All float32.
+
+    Raises:
+        as `forward`. IndexError: an id outside [0, I).
+    """
+    c = CELLS[cell]
+    w_ih, w_hh, b_ih, b_hh = weights
+    (rows, I), (_, H) = _matrix("w_ih", w_ih), _matrix("w_hh", w_hh)  # noqa: E741
+    w_ih, w_hh = _float32("w_ih", w_ih, (c.gates * H, I)), _float32("w_hh", w_hh, (c.gates * H, H))
+    b_ih, b_hh = (None if b is None else _float32(n, b, (rows,)) for n, b in (("b_ih", b_ih), ("b_hh", b_hh)))
+    if len(state) != c.states:
+        raise RuntimeError(f"expected {c.states} states, got {len(state)}")
+    for s in state:
+        if _float32("state", s, (H,)).data_ptr() != s.data_ptr():
+            raise RuntimeError(f"a state that changes in place must be contiguous, got strides {s.stride()}")
+    dense = None if isinstance(x, int) else _float32("x", x, (I,))
+    if H == 0:
+        return
+    addresses = [0 if t is None else t.data_ptr() for t in (w_ih, w_hh, b_ih, b_hh, state[0], *state[1:])]
+    _cpu.single(
+        _instructions,
+        c.number,
+        max(1, min(torch.get_num_threads(), w_hh.numel() // WORK_OF_A_THREAD)),
+        H,
+        I,
+        0 if dense is None else dense.data_ptr(),
+        x if dense is None else -1,
+        *addresses,
+        *(0,) * (2 - c.states),
+    )
+
+
+def matvec(w: Tensor, x: Tensor, b: Tensor | None) -> Tensor:
+    """`w @ x + b` for w [rows, columns], x [columns] and b [rows], float32, without autograd.
+
+    Raises:
+        as `forward`.
+    """
+    rows, columns = _matrix("w", w)
+    w, x = _float32("w", w, (rows, columns)), _float32("x", x, (columns,))
+    b = None if b is None else _float32("b", b, (rows,))
+    out = w.new_empty(rows)
+    threads = max(1, min(torch.get_num_threads(), w.numel() // WORK_OF_A_THREAD))
+    addresses = (w.data_ptr(), x.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
+    _cpu.matvec(_instructions, threads, rows, columns, *addresses)
+    return out
+
+
 def weight_gradients(d: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """`d.t() @ x` and `d.sum(0)` for d [N, rows], whose rows may lie apart, and x [N, columns], float32.
 

@@ -84,7 +84,7 @@ def in_torch(call: Call) -> Choice:
 def automatic(call: Call) -> Choice:
     """What `impl="auto"` runs. Cells ask at every step, so that this has to be quick."""
     plain = in_torch(call)
-    if call.steps < plan.FEWEST_STEPS_IN_C or _c_obstacle(call) is not None or _watched():
+    if call.steps < plan.FEWEST_STEPS_IN_C or c_obstacle(call) is not None or _watched():
         return plain
     faster = plan.faster_in_c(
         call.cell,
@@ -101,7 +101,7 @@ def _watched() -> bool:
     return torch.compiler.is_compiling() or transformed()
 
 
-def _c_obstacle(call: Call) -> str | None:
+def c_obstacle(call: Call) -> str | None:
     """Why C cannot run the call, or None."""
     dtype = autocast_dtype(call.w_hh) or call.w_hh.dtype
     if call.w_hh.device.type != "cpu":
@@ -125,7 +125,7 @@ def linear_in_c(impl: str, x: Tensor, w: Tensor) -> bool:
 
 
 def _cpu(call: Call) -> Choice:
-    obstacle = _c_obstacle(call)
+    obstacle = c_obstacle(call)
     if obstacle is not None:
         raise RuntimeError(f"impl='cpu' cannot run: {obstacle}")
     return Choice("cpu", "c", f"asked for; C with {cpu_ops.instruction_set()} instructions")

@@ -80,7 +80,7 @@ class RNN(_HiddenStateLayer):
         )
         return out, (h_n,)
 
-    def _maths(self) -> TorchCell:
+    def maths(self) -> TorchCell:
         return RNN_TANH if self.mode == "RNN_TANH" else RNN_RELU
 
     def _aten_op(self) -> Callable[..., Any]:
@@ -130,7 +130,7 @@ class GRU(_HiddenStateLayer):
         )
         return out, (h_n,)
 
-    def _maths(self) -> TorchCell:
+    def maths(self) -> TorchCell:
         return GRU_RESET_AFTER if self.reset_after else GRU_RESET_BEFORE
 
     def _aten_op(self) -> Callable[..., Any]:
@@ -192,7 +192,7 @@ class LSTM(Layer):
         )
         return out, tuple(last)
 
-    def _maths(self) -> TorchCell:
+    def maths(self) -> TorchCell:
         return LSTM_UNIT
 
     def _aten_op(self) -> Callable[..., Any]:

@@ -55,7 +55,7 @@ class Layer(RNNBase, ABC):
             sizes = data.shape if is_token_ids(data) else data.shape[:-1]
             steps, batch = (sizes[0], 1) if len(sizes) < 2 else (sizes[::-1] if self.batch_first else sizes)
         call = dispatch.Call(
-            self._maths().name, is_token_ids(data), steps, batch, self.weight_hh_l0, projected=self.proj_size > 0
+            self.maths().name, is_token_ids(data), steps, batch, self.weight_hh_l0, projected=self.proj_size > 0
         )
         return dispatch.choose(self.impl, call)
 
@@ -133,7 +133,8 @@ class Layer(RNNBase, ABC):
         """One layer and one direction. w: the weights by their names without layer and direction."""
 
     @abstractmethod
-    def _maths(self) -> TorchCell: ...
+    def maths(self) -> TorchCell:
+        """The cell's equations."""
 
     @abstractmethod
     def _aten_op(self) -> Callable[..., Any]: ...

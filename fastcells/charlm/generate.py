@@ -8,6 +8,7 @@ from torch import Tensor
 from fastcells.charlm.corpus import Vocabulary
 from fastcells.charlm.errors import InputError
 from fastcells.charlm.model import CharLM
+from fastcells.charlm.stepper import stepper
 
 
 @torch.no_grad()
@@ -37,18 +38,15 @@ def generate(
         raise InputError(f"temperature must be 0 or above, got {temperature}")
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k must be at least 1, got {top_k}")
-    ids = encode_prefix(vocabulary, prefix, unknown=unknown)
-    device = model.output.weight.device
+    known = encode_prefix(vocabulary, prefix, unknown=unknown).tolist()
     training = model.training
     model.eval()
-    known = ids.tolist()
-    ids = ids.to(device).unsqueeze(0)
-    state = None
     try:
+        step = stepper(model)
+        for token in known[:-1] if length else []:
+            step(token)
         for _ in range(length):
-            logits, state = model(ids, state)
-            ids = _pick(logits[0, -1].float().cpu(), temperature, top_k, generator).view(1, 1).to(device)
-            known.append(int(ids))
+            known.append(int(_pick(step(known[-1]), temperature, top_k, generator)))
     finally:
         model.train(training)
     return vocabulary.decode(known)

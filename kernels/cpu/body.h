@@ -183,6 +183,8 @@ static size_t tile_width(size_t H, size_t team) {
 
 #include "weights.h"
 
+#include "single.h"
+
 static void activations(const float *x, float *s, float *t, size_t n) {
     for (size_t i = 0; i < n; i += LANES) {
         size_t lanes = n - i < LANES ? n - i : LANES;
@@ -196,4 +198,5 @@ static void activations(const float *x, float *s, float *t, size_t n) {
 #define TEXT(name) TEXT_OF(name)
 #define STRUCT_OF(name) backend_##name
 #define STRUCT(name) STRUCT_OF(name)
-const struct backend STRUCT(BACKEND) = {TEXT(BACKEND), supported, forward, backward, weights, activations};
+const struct backend STRUCT(BACKEND) = {TEXT(BACKEND), supported, forward, backward, weights, single, matvec,
+                                      activations};

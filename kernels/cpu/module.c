@@ -93,6 +93,41 @@ static PyObject *py_weights(PyObject *self, PyObject *const *args, Py_ssize_t co
     return result(status);
 }
 
+static PyObject *py_single(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
+    if (!count_is(count, 13)) return NULL;
+    size_t backend = size(&args), cell = size(&args), threads = size(&args);
+    struct single s = {.cell = (enum cell)cell};
+    s.H = size(&args), s.I = size(&args);
+    s.x = address(&args);
+    s.id = s.x ? -1 : (int64_t)PyLong_AsLongLong(args[0]);
+    args++;
+    s.w_ih = address(&args), s.w_hh = address(&args), s.b_ih = address(&args), s.b_hh = address(&args);
+    s.h = address(&args), s.c = address(&args);
+    const struct backend *chosen = backend_at(backend, cell, threads);
+    if (!chosen) return NULL;
+    if (!s.x && (s.id < 0 || (uint64_t)s.id >= s.I))
+        return PyErr_Format(PyExc_IndexError, "token id %lld is outside [0, %zu)", (long long)s.id, s.I);
+    int status;
+    Py_BEGIN_ALLOW_THREADS;
+    status = chosen->single(&s, (int)threads);
+    Py_END_ALLOW_THREADS;
+    return result(status);
+}
+
+static PyObject *py_matvec(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
+    if (!count_is(count, 8)) return NULL;
+    size_t backend = size(&args), threads = size(&args), rows = size(&args), columns = size(&args);
+    float *w = address(&args), *x = address(&args), *b = address(&args), *out = address(&args);
+    const struct backend *chosen = backend_at(backend, 0, threads);
+    if (!chosen) return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    chosen->matvec(out, w, x, b, rows, columns, (int)threads);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
 /* tokens, rows, vocabulary and ids, the same for both; 0 if there is an error. */
 static int read_ids(struct ids *task, PyObject *const **args, size_t *threads) {
     *threads = size(args);
@@ -166,6 +201,10 @@ static PyMethodDef methods[] = {
      "d_gates, d_h0, d_c0)"},
     {"weights", (PyCFunction)(void (*)(void))py_weights, METH_FASTCALL,
      "weights(backend, threads, tokens, rows, columns, d_step, d, x, out, sums)"},
+    {"single", (PyCFunction)(void (*)(void))py_single, METH_FASTCALL,
+     "single(backend, cell, threads, H, I, x, id, w_ih, w_hh, b_ih, b_hh, h, c)"},
+    {"matvec", (PyCFunction)(void (*)(void))py_matvec, METH_FASTCALL,
+     "matvec(backend, threads, rows, columns, w, x, b, out)"},
     {"gather", (PyCFunction)(void (*)(void))py_gather, METH_FASTCALL,
      "gather(threads, tokens, rows, vocabulary, ids, w, b, out) -> position of an id outside, or tokens"},
     {"scatter", (PyCFunction)(void (*)(void))py_scatter, METH_FASTCALL,

@@ -55,6 +55,16 @@ struct weights {
     float *sums;    /* [rows] out */
 };
 
+/* One step of one sequence, in place. */
+struct single {
+    enum cell cell;
+    size_t H, I;
+    int64_t id;     /* token id below I, or -1 for a dense x */
+    const float *x; /* [I], or NULL for an id */
+    const float *w_ih, *w_hh, *b_ih, *b_hh; /* [G, H, I], [G, H, H], and [G, H] each or NULL */
+    float *h, *c;                           /* [H] in and out */
+};
+
 /* The recurrences on one set of vector instructions. */
 struct backend {
     const char *name;
@@ -62,6 +72,9 @@ struct backend {
     int (*forward)(const struct forward *, int threads); /* 0, or -1 where memory does not suffice */
     int (*backward)(const struct backward *, int threads);
     int (*weights)(const struct weights *, int threads);
+    int (*single)(const struct single *, int threads);
+    /* out [rows] = w [rows, columns] x [columns] + b [rows] or NULL */
+    void (*matvec)(float *out, const float *w, const float *x, const float *b, size_t rows, size_t columns, int threads);
     void (*activations)(const float *x, float *sigmoid, float *tanh, size_t n); /* for tests of their accuracy */
 };
 

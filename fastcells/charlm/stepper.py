@@ -1,0 +1,54 @@
+"""One character in, the scores of the next one out: the model as text generation uses it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcells import cpu_ops, dispatch
+from fastcells.charlm.model import CharLM, State
+
+
+class ModelStepper:
+    """Any model: its own forward on a sequence of one."""
+
+    def __init__(self, model: CharLM) -> None:
+        self.model = model
+        self.state: State | None = None
+
+    def __call__(self, token: int) -> Tensor:
+        """Scores [V] of the character after `token`, float32 on the CPU."""
+        ids = torch.tensor([[token]], device=self.model.output.weight.device)
+        logits, self.state = self.model(ids, self.state)
+        return logits[0, -1].float().cpu()
+
+
+class CStepper:
+    """A float32 model on the CPU: one call of C for each layer, one for the scores."""
+
+    def __init__(self, model: CharLM) -> None:
+        layer = model.layer
+        self.output = model.output
+        self.cell = layer.maths().name
+        states = cpu_ops.CELLS[self.cell].states
+        self.states = [tuple(torch.zeros(layer.hidden_size) for _ in range(states)) for _ in range(layer.num_layers)]
+        self.weights = [
+            tuple(getattr(layer, f"{name}_l{i}").detach() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+            for i in range(layer.num_layers)
+        ]
+
+    def __call__(self, token: int) -> Tensor:
+        """Scores [V] of the character after `token`."""
+        x: Tensor | int = token
+        for state, weights in zip(self.states, self.weights, strict=True):
+            cpu_ops.step_in_place(self.cell, x, state, weights)
+            x = state[0]
+        return cpu_ops.matvec(self.output.weight, state[0], self.output.bias)
+
+
+def stepper(model: CharLM) -> ModelStepper | CStepper:
+    """The fastest stepper that can run `model`."""
+    layer = model.layer
+    call = dispatch.Call(layer.maths().name, True, 1, 1, layer.weight_hh_l0)
+    plain = layer.bidirectional or layer.impl not in ("auto", "cpu") or type(model) is not CharLM
+    return ModelStepper(model) if plain or dispatch.c_obstacle(call) is not None else CStepper(model)
