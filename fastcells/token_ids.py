@@ -47,7 +47,9 @@ def gather_rows(ids: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
     """
     ids = ids.long()
     if ids.device.type == "cpu":
-        rows = F.embedding(ids, w_ih.t().contiguous())
+        # Few rows are gathered where they lie; many are worth a transposed copy.
+        few = not torch.compiler.is_compiling() and 2 * ids.numel() <= w_ih.shape[1]
+        rows = F.embedding(ids, w_ih.t() if few else w_ih.t().contiguous())
     else:
         known = (ids >= 0) & (ids < w_ih.shape[1])
         rows = F.embedding(torch.where(known, ids, 0), w_ih.t().contiguous()) * known.unsqueeze(-1)
