@@ -33,6 +33,8 @@ class Cell(RNNCellBase, ABC):
 
     def choose(self, input: Tensor) -> dispatch.Choice:
         """Which implementation `forward(input)` runs, and why."""
+        if self.impl in ("auto", "torch"):  # asked at every step: the shortest way
+            return dispatch.in_torch(self._maths().name, is_token_ids(input))
         batch = len(input) if input.dim() > 1 else 1
         return dispatch.choose(
             self.impl, dispatch.Call(self._maths().name, is_token_ids(input), 1, batch, self.weight_hh)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,7 @@ def check_impl(impl: str) -> None:
         raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLEMENTATIONS))}, got {impl!r}")
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One layer, one direction: what a choice depends on."""
 
     cell: str  # TorchCell.name
@@ -68,22 +67,22 @@ def choose(impl: str, call: Call) -> Choice:
     if impl == "auto":
         return automatic(call)
     if impl == "torch":
-        return in_torch(call)
+        return in_torch(call.cell, call.token_ids, call.lengths)
     return _cpu(call) if impl == "cpu" else _triton(impl, call.w_hh, call.projected)
 
 
-def in_torch(call: Call) -> Choice:
-    """Which of its two paths `impl="torch"` takes."""
-    if call.token_ids:
+def in_torch(cell: str, token_ids: bool, lengths: bool = False) -> Choice:
+    """Which of its two paths `impl="torch"` takes; also what "auto" runs for a single step, hence for cells."""
+    if token_ids:
         return TOKEN_IDS
-    if call.cell == "gru_reset_before":
+    if cell == "gru_reset_before":
         return RESET_BEFORE
-    return LENGTHS if call.lengths else ATEN
+    return LENGTHS if lengths else ATEN
 
 
 def automatic(call: Call) -> Choice:
-    """What `impl="auto"` runs. Cells ask at every step, so that this has to be quick."""
-    plain = in_torch(call)
+    """What `impl="auto"` runs."""
+    plain = in_torch(call.cell, call.token_ids, call.lengths)
     if call.steps < plan.FEWEST_STEPS_IN_C or c_obstacle(call) is not None or _watched():
         return plain
     faster = plan.faster_in_c(
