@@ -90,6 +90,7 @@ def automatic(call: Call) -> Choice:
         call.steps,
         call.batch,
         call.w_hh.shape[1],
+        training=call.w_hh.requires_grad and torch.is_grad_enabled(),
         aten=plain is ATEN,
         instructions=cpu_ops.instruction_set(),
     )

@@ -330,6 +330,9 @@ AUTO = [  # layer, sequence length, batch, what auto runs in float32 with AVX-51
     ("RNN", 8, 8, 256, "torch"),
     ("LSTM", 35, 32, 256, "torch"),
     ("LSTM", 35, 32, 1024, "cpu"),
+    ("LSTM", 128, 1, 64, "cpu"),
+    ("LSTM", 128, 2, 64, "cpu"),
+    ("LSTM", 127, 2, 64, "torch"),
 ]
 
 
@@ -339,6 +342,8 @@ def test_what_auto_runs(name: str, T: int, B: int, H: int, impl: str, monkeypatc
     monkeypatch.setattr(cpu_ops, "instruction_set", lambda: "avx512")
     assert fastcells.explain(layer, x).impl == impl
     assert fastcells.explain(copy.deepcopy(layer).double(), x.double()).impl == "torch"
+    with torch.no_grad():
+        assert fastcells.explain(layer, x).impl == ("torch" if (name, B) == ("LSTM", 2) else impl)
     batch_first = getattr(fastcells, name)(4, H, batch_first=True)
     assert fastcells.explain(batch_first, x.transpose(0, 1)).impl == impl
     monkeypatch.setattr(cpu_ops, "instruction_set", lambda: "portable")
