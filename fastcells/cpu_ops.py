@@ -90,13 +90,15 @@ def forward(
     b: Tensor | None,
     mask: Tensor | None,
     *,
+    resets: Tensor | None = None,
     reverse: bool = False,
     save: bool = False,
 ) -> Forward:
     """All steps of one layer in one direction.
 
     x: [T, B, G*H], the input projection with its bias. state: (h0,) or (h0, c0), each [B, H]. w: [G*H, H]. b: [G*H].
-    mask: bool [T, B] or [T, B, 1], false where the state stands still. All but the mask float32; any strides.
+    mask: bool [T, B] or [T, B, 1], false where the state stands still. resets: bool of the same shape, true where a
+    step starts from zeros. All else float32; any strides.
     save: whether `backward` will follow.
 
     Raises:
@@ -106,7 +108,7 @@ def forward(
     T, B, H = _sizes(c, x, w)
     x, w = _float32("x", x, (T, B, c.gates * H)), _float32("w", w, (c.gates * H, H))
     b = None if b is None else _float32("b", b, (c.gates * H,))
-    mask = _mask(mask, T, B)
+    mask, resets = _mask("mask", mask, T, B), _mask("resets", resets, T, B)
     h0, c0 = _pair(state, c, (B, H), "h0", "c0")
     hidden = x.new_empty(T, B, H)
     h_n, c_n = x.new_empty(B, H), None if c0 is None else x.new_empty(B, H)
@@ -114,7 +116,7 @@ def forward(
     saved = buffers.empty(T, B, c.saved, H) if save and c.saved else None
     if hidden.numel():
         outputs = (hidden, cells, saved, h_n, c_n)
-        addresses = [0 if t is None else t.data_ptr() for t in (x, w, b, mask, h0, c0, *outputs)]
+        addresses = [0 if t is None else t.data_ptr() for t in (x, w, b, mask, resets, h0, c0, *outputs)]
         _cpu.forward(_instructions, c.number, _threads(x, w), T, B, H, reverse, *addresses)
     else:
         h_n.copy_(h0)
@@ -134,6 +136,7 @@ def backward(
     cells: Tensor | None,
     saved: Tensor | None,
     *,
+    resets: Tensor | None = None,
     reverse: bool = False,
 ) -> Gradients:
     """The adjoint of `forward`; hidden, cells and saved are what it left behind.
@@ -147,7 +150,7 @@ def backward(
     T, B, H = _sizes(c, d_hidden, w)
     w, d_hidden = _float32("w", w, (c.gates * H, H)), _float32("d_hidden", d_hidden, (T, B, H))
     hidden = _float32("hidden", hidden, (T, B, H))
-    mask = _mask(mask, T, B)
+    mask, resets = _mask("mask", mask, T, B), _mask("resets", resets, T, B)
     h0, c0 = _pair(state, c, (B, H), "h0", "c0")
     d_h_n, d_c_n = _pair(d_last, c, (B, H), "d_h_n", "d_c_n")
     cells = _float32("cells", cells, (T, B, H)) if c.states == 2 else None
@@ -156,7 +159,7 @@ def backward(
     d_gates = buffers.empty(T, B, c.gates * H) if cell == "gru" else None
     d_h0, d_c0 = hidden.new_empty(B, H), None if c0 is None else hidden.new_empty(B, H)
     if hidden.numel():
-        tensors = (w, mask, h0, c0, hidden, cells, saved, d_hidden, d_h_n, d_c_n, d_x, d_gates, d_h0, d_c0)
+        tensors = (w, mask, resets, h0, c0, hidden, cells, saved, d_hidden, d_h_n, d_c_n, d_x, d_gates, d_h0, d_c0)
         addresses = [0 if t is None else t.data_ptr() for t in tensors]
         _cpu.backward(_instructions, c.number, _threads(d_x, w), T, B, H, reverse, *addresses)
     else:
@@ -314,14 +317,14 @@ def _float32(name: str, t: Tensor | None, shape: tuple[int, ...], *, rows_apart:
     return t if t.data_ptr() % 4 == 0 else t.clone()
 
 
-def _mask(mask: Tensor | None, T: int, B: int) -> Tensor | None:
+def _mask(name: str, mask: Tensor | None, T: int, B: int) -> Tensor | None:
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device.type != "cpu":
         shown = f"{mask.dtype} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise RuntimeError(f"mask must be bool on the CPU, got {shown}")
+        raise RuntimeError(f"{name} must be bool on the CPU, got {shown}")
     if mask.shape not in ((T, B), (T, B, 1)):
-        raise RuntimeError(f"mask must be {[T, B]}, got {list(mask.shape)}")
+        raise RuntimeError(f"{name} must be {[T, B]}, got {list(mask.shape)}")
     return mask.contiguous()
 
 

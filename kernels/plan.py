@@ -116,8 +116,8 @@ def faster_in_c(
 ) -> str | None:
     """Why C is the fastest on the CPU for this shape, or None where it is not.
 
-    training: whether a backward follows. aten: whether the alternative is ATen's fused recurrence; otherwise it is a loop over torch's operators, which is
-    slower at every shape of more than one step.
+    training: whether a backward follows. aten: whether the alternative is ATen's fused recurrence; otherwise it is a
+    loop over torch's operators, which is slower at every shape of more than one step.
     """
     if steps < FEWEST_STEPS_IN_C or instructions not in ("avx512", "avx2"):  # the portable code was not timed
         return None

@@ -11,13 +11,15 @@ struct backward_job {
 
 struct backward_tile {
     const struct backward *task;
-    size_t t, row, rows, column, vectors;
+    size_t t, later; /* the step before which t lies, T for none */
+    size_t row, rows, column, vectors;
     const float *h_prev, *c_prev; /* [B, H] */
 };
 
 /* The gates' gradients of one vector, from that of its h. Returns what d_h hands on around the product. */
 INLINE vec gradient_vector(const struct backward *b, vec d_h, const float *saved, const float *h, const float *h_prev,
-                           const float *c, const float *c_prev, float *d_c, float *d_x, float *d_gates, size_t lanes) {
+                           const float *c, const float *c_prev, float *d_c, float *d_x, float *d_gates, size_t lanes,
+                           int reset) {
     const size_t H = b->H;
     switch (b->cell) {
     case RNN_TANH: {
@@ -30,7 +32,7 @@ INLINE vec gradient_vector(const struct backward *b, vec d_h, const float *saved
         vec r = load_n(saved, lanes), z = load_n(saved + H, lanes), n = load_n(saved + 2 * H, lanes);
         vec d_n = d_h * (1.0f - z) * (1.0f - n * n);
         vec d_r = d_n * load_n(saved + 3 * H, lanes) * r * (1.0f - r);
-        vec d_z = d_h * (load_n(h_prev, lanes) - n) * z * (1.0f - z);
+        vec d_z = d_h * ((reset ? splat(0.0f) : load_n(h_prev, lanes)) - n) * z * (1.0f - z);
         store_n(d_x, d_r, lanes);
         store_n(d_x + H, d_z, lanes);
         store_n(d_x + 2 * H, d_n, lanes);
@@ -41,7 +43,7 @@ INLINE vec gradient_vector(const struct backward *b, vec d_h, const float *saved
     }
     case GRU_RESET_BEFORE: { /* d_r follows when d_n has gone through its weights */
         vec z = load_n(saved + H, lanes), n = load_n(saved + 2 * H, lanes);
-        store_n(d_x + H, d_h * (load_n(h_prev, lanes) - n) * z * (1.0f - z), lanes);
+        store_n(d_x + H, d_h * ((reset ? splat(0.0f) : load_n(h_prev, lanes)) - n) * z * (1.0f - z), lanes);
         store_n(d_x + 2 * H, d_h * (1.0f - z) * (1.0f - n * n), lanes);
         return d_h * z;
     }
@@ -51,10 +53,11 @@ INLINE vec gradient_vector(const struct backward *b, vec d_h, const float *saved
         vec s = tanh_of(load_n(c, lanes));
         vec d = load_n(d_c, lanes) + d_h * o * (1.0f - s * s);
         store_n(d_x, d * g * i * (1.0f - i), lanes);
-        store_n(d_x + H, d * load_n(c_prev, lanes) * forget * (1.0f - forget), lanes);
+        vec c_old = reset ? splat(0.0f) : load_n(c_prev, lanes);
+        store_n(d_x + H, d * c_old * forget * (1.0f - forget), lanes);
         store_n(d_x + 2 * H, d * i * (1.0f - g * g), lanes);
         store_n(d_x + 3 * H, d_h * s * o * (1.0f - o), lanes);
-        store_n(d_c, d * forget, lanes);
+        store_n(d_c, reset ? splat(0.0f) : d * forget, lanes);
         return splat(0.0f);
     }
     }
@@ -66,19 +69,21 @@ static void gradient_tile(const struct backward_tile *at, tile_t through) {
     const size_t B = b->B, H = b->H, G = gates_of(b->cell), S = saved_of(b->cell);
     for (size_t r = 0; r < at->rows; r++) {
         const size_t row = at->row + r, token = at->t * B + row;
-        const int active = !b->mask || b->mask[token];
+        const int active = is_active(b->mask, token), reset = is_reset(b->mask, b->resets, token);
+        const int cut = at->later < b->T && is_reset(b->mask, b->resets, at->later * B + row);
         for (size_t v = 0; v < at->vectors; v++) {
             const size_t column = at->column + v * LANES, lanes = lanes_at(H, column), own = row * H + column;
             float *carry = b->d_h0 + own, *d_x = b->d_x + token * G * H + column;
             float *d_gates = b->d_gates ? b->d_gates + token * G * H + column : NULL;
             vec d_h = load_n(carry, lanes);
-            if (through) d_h += load(through[r][v]);
+            if (through && !cut) d_h += load(through[r][v]);
             if (active) {
                 d_h += load_n(b->d_out + token * H + column, lanes);
                 d_h = gradient_vector(b, d_h, b->saved ? b->saved + token * S * H + column : NULL,
                                       b->h + token * H + column, at->h_prev + own,
                                       b->c ? b->c + token * H + column : NULL, at->c_prev ? at->c_prev + own : NULL,
-                                      b->d_c0 ? b->d_c0 + own : NULL, d_x, d_gates, lanes);
+                                      b->d_c0 ? b->d_c0 + own : NULL, d_x, d_gates, lanes, reset);
+                if (reset) d_h = splat(0.0f); /* nothing went around the product either */
             } else {
                 for (size_t g = 0; g < G; g++) {
                     store_n(d_x + g * H, splat(0.0f), lanes);
@@ -96,10 +101,15 @@ static void reset_gradient_tile(const struct backward_tile *at, tile_t d_reset) 
     const size_t H = b->H;
     for (size_t i = 0; i < at->rows; i++) {
         const size_t row = at->row + i, token = at->t * b->B + row;
-        if (b->mask && !b->mask[token]) continue;
+        if (!is_active(b->mask, token)) continue;
+        const int reset = is_reset(b->mask, b->resets, token);
         for (size_t v = 0; v < at->vectors; v++) {
             const size_t column = at->column + v * LANES, lanes = lanes_at(H, column), own = row * H + column;
             vec r = load_n(b->saved + token * 3 * H + column, lanes), d = load(d_reset[i][v]);
+            if (reset) { /* r * h was 0 */
+                store_n(b->d_x + token * 3 * H + column, splat(0.0f), lanes);
+                continue;
+            }
             store_n(b->d_x + token * 3 * H + column, d * load_n(at->h_prev + own, lanes) * r * (1.0f - r), lanes);
             store_n(b->d_h0 + own, load_n(b->d_h0 + own, lanes) + d * r, lanes);
         }
@@ -110,6 +120,7 @@ static void reset_gradient_tile(const struct backward_tile *at, tile_t d_reset) 
 static void initial_tile(const struct backward_tile *at, tile_t through) {
     const struct backward *b = at->task;
     for (size_t r = 0; r < at->rows; r++) {
+        if (is_reset(b->mask, b->resets, at->later * b->B + at->row + r)) continue;
         for (size_t v = 0; v < at->vectors; v++) {
             const size_t column = at->column + v * LANES, lanes = lanes_at(b->H, column);
             float *carry = b->d_h0 + (at->row + r) * b->H + column;
@@ -123,6 +134,7 @@ enum backward_phase { GRADIENT, RESET_GRADIENT, INITIAL };
 /* `later` is the step whose gates' gradients are multiplied; T for none. */
 static void backward_phase(const struct backward_job *job, const struct share *share, struct backward_tile at,
                            size_t later, enum backward_phase phase) {
+    at.later = later;
     const struct backward *b = job->task;
     const struct panels *p = phase == RESET_GRADIENT ? &job->second : &job->first;
     const size_t G = gates_of(b->cell), S = saved_of(b->cell), stride = G * b->H;

@@ -20,12 +20,18 @@ INLINE vec bias(const struct forward *f, size_t gate, size_t column, size_t lane
     return f->b ? load_n(f->b + gate * f->H + column, lanes) : splat(0.0f);
 }
 
+/* Whether a token's sequence goes on, and whether it starts anew there. */
+INLINE int is_active(const uint8_t *mask, size_t token) { return !mask || mask[token]; }
+INLINE int is_reset(const uint8_t *mask, const uint8_t *resets, size_t token) {
+    return resets && resets[token] && is_active(mask, token);
+}
+
 /* The cell's update of one vector, `h` being the recurrent products of all gates with their biases, `x` the input
    projection [G, H]. */
 INLINE void update_vector(const struct forward *f, const vec *h, const float *x, const float *h_prev, float *h_new,
-                          float *c, float *c_saved, float *saved, size_t lanes, int active) {
+                          float *c, float *c_saved, float *saved, size_t lanes, int active, int reset) {
     const size_t H = f->H;
-    vec old = load_n(h_prev, lanes), new;
+    vec old = reset ? splat(0.0f) : load_n(h_prev, lanes), new;
     switch (f->cell) {
     case RNN_TANH: new = tanh_of(load_n(x, lanes) + h[0]); break;
     case RNN_RELU: new = relu(load_n(x, lanes) + h[0]); break;
@@ -47,7 +53,7 @@ INLINE void update_vector(const struct forward *f, const vec *h, const float *x,
         vec forget = sigmoid(load_n(x + H, lanes) + h[1]);
         vec g = tanh_of(load_n(x + 2 * H, lanes) + h[2]);
         vec o = sigmoid(load_n(x + 3 * H, lanes) + h[3]);
-        vec c_old = load_n(c, lanes), c_new = forget * c_old + i * g;
+        vec c_old = reset ? splat(0.0f) : load_n(c, lanes), c_new = forget * c_old + i * g;
         new = o * tanh_of(c_new);
         if (!active) c_new = c_old;
         store_n(c, c_new, lanes);
@@ -68,16 +74,18 @@ static void update_tile(const struct forward_tile *at, tile_t products) {
     const size_t B = f->B, H = f->H, G = gates_of(f->cell), S = saved_of(f->cell);
     for (size_t r = 0; r < at->rows; r++) {
         const size_t row = at->row + r, token = at->t * B + row;
-        const int active = !f->mask || f->mask[token];
+        const int active = is_active(f->mask, token), reset = is_reset(f->mask, f->resets, token);
         for (size_t v = 0; v < at->vectors; v++) {
             const size_t column = at->column + v * LANES, lanes = lanes_at(H, column);
             vec h[WIDEST];
-            for (size_t g = 0; g < G; g++)
-                h[g] = load(products[r][g * at->vectors + v]) + bias(f, g, column, lanes);
+            for (size_t g = 0; g < G; g++) {
+                h[g] = bias(f, g, column, lanes);
+                if (!reset) h[g] += load(products[r][g * at->vectors + v]);
+            }
             update_vector(f, h, f->x + token * G * H + column, at->h_prev + row * H + column,
                           f->h + token * H + column, f->c_n ? f->c_n + row * H + column : NULL,
                           f->c ? f->c + token * H + column : NULL,
-                          f->saved ? f->saved + token * S * H + column : NULL, lanes, active);
+                          f->saved ? f->saved + token * S * H + column : NULL, lanes, active, reset);
         }
     }
 }
@@ -88,14 +96,16 @@ static void reset_tile(const struct forward_tile *at, tile_t products, float *re
     const size_t H = f->H;
     for (size_t i = 0; i < at->rows; i++) {
         const size_t row = at->row + i, token = at->t * f->B + row;
+        const int anew = is_reset(f->mask, f->resets, token);
         for (size_t v = 0; v < at->vectors; v++) {
             const size_t column = at->column + v * LANES, lanes = lanes_at(H, column);
             const float *x = f->x + token * 3 * H + column;
-            vec r = load(products[i][v]) + bias(f, 0, column, lanes);
-            vec z = load(products[i][at->vectors + v]) + bias(f, 1, column, lanes);
+            vec r = bias(f, 0, column, lanes), z = bias(f, 1, column, lanes);
+            if (!anew) r += load(products[i][v]), z += load(products[i][at->vectors + v]);
             r = sigmoid(load_n(x, lanes) + r);
             z = sigmoid(load_n(x + H, lanes) + z);
-            store_n(reset + row * H + column, r * load_n(at->h_prev + row * H + column, lanes), lanes);
+            const vec old = anew ? splat(0.0f) : load_n(at->h_prev + row * H + column, lanes);
+            store_n(reset + row * H + column, r * old, lanes);
             store_n(z_of_step + row * H + column, z, lanes);
             if (f->saved) {
                 float *saved = f->saved + token * 3 * H + column;
@@ -112,13 +122,13 @@ static void reset_update_tile(const struct forward_tile *at, tile_t products, co
     const size_t H = f->H;
     for (size_t i = 0; i < at->rows; i++) {
         const size_t row = at->row + i, token = at->t * f->B + row;
-        const int active = !f->mask || f->mask[token];
+        const int active = is_active(f->mask, token), anew = is_reset(f->mask, f->resets, token);
         for (size_t v = 0; v < at->vectors; v++) {
             const size_t column = at->column + v * LANES, lanes = lanes_at(H, column);
             vec n = load(products[i][v]) + bias(f, 2, column, lanes);
             n = tanh_of(load_n(f->x + token * 3 * H + 2 * H + column, lanes) + n);
             vec z = load_n(z_of_step + row * H + column, lanes);
-            vec old = load_n(at->h_prev + row * H + column, lanes);
+            vec old = anew ? splat(0.0f) : load_n(at->h_prev + row * H + column, lanes);
             store_n(f->h + token * H + column, active ? n + z * (old - n) : old, lanes);
             if (f->saved) store_n(f->saved + token * 3 * H + 2 * H + column, n, lanes);
         }

@@ -36,12 +36,13 @@ static PyObject *result(int status) {
 
 static PyObject *py_forward(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
-    if (!count_is(count, 18)) return NULL;
+    if (!count_is(count, 19)) return NULL;
     size_t backend = size(&args), cell = size(&args), threads = size(&args);
     struct forward f = {.cell = (enum cell)cell};
     f.T = size(&args), f.B = size(&args), f.H = size(&args);
     f.reverse = size(&args) != 0;
-    f.x = address(&args), f.w = address(&args), f.b = address(&args), f.mask = address(&args);
+    f.x = address(&args), f.w = address(&args), f.b = address(&args);
+    f.mask = address(&args), f.resets = address(&args);
     f.h0 = address(&args), f.c0 = address(&args);
     f.h = address(&args), f.c = address(&args), f.saved = address(&args);
     f.h_n = address(&args), f.c_n = address(&args);
@@ -56,12 +57,12 @@ static PyObject *py_forward(PyObject *self, PyObject *const *args, Py_ssize_t co
 
 static PyObject *py_backward(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
-    if (!count_is(count, 21)) return NULL;
+    if (!count_is(count, 22)) return NULL;
     size_t backend = size(&args), cell = size(&args), threads = size(&args);
     struct backward b = {.cell = (enum cell)cell};
     b.T = size(&args), b.B = size(&args), b.H = size(&args);
     b.reverse = size(&args) != 0;
-    b.w = address(&args), b.mask = address(&args);
+    b.w = address(&args), b.mask = address(&args), b.resets = address(&args);
     b.h0 = address(&args), b.c0 = address(&args);
     b.h = address(&args), b.c = address(&args), b.saved = address(&args);
     b.d_out = address(&args), b.d_h_n = address(&args), b.d_c_n = address(&args);
@@ -195,9 +196,10 @@ static PyObject *py_team(PyObject *self, PyObject *ignored) {
 
 static PyMethodDef methods[] = {
     {"forward", (PyCFunction)(void (*)(void))py_forward, METH_FASTCALL,
-     "forward(backend, cell, threads, T, B, H, reverse, x, w, b, mask, h0, c0, h, c, saved, h_n, c_n)"},
+     "forward(backend, cell, threads, T, B, H, reverse, x, w, b, mask, resets, h0, c0, h, c, saved, h_n, "
+     "c_n)"},
     {"backward", (PyCFunction)(void (*)(void))py_backward, METH_FASTCALL,
-     "backward(backend, cell, threads, T, B, H, reverse, w, mask, h0, c0, h, c, saved, d_out, d_h_n, d_c_n, d_x, "
+     "backward(backend, cell, threads, T, B, H, reverse, w, mask, resets, h0, c0, h, c, saved, d_out, d_h_n, d_c_n, d_x, "
      "d_gates, d_h0, d_c0)"},
     {"weights", (PyCFunction)(void (*)(void))py_weights, METH_FASTCALL,
      "weights(backend, threads, tokens, rows, columns, d_step, d, x, out, sums)"},

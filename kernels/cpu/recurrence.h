@@ -25,6 +25,7 @@ struct forward {
     const float *w;       /* [G, H, H] recurrent weight */
     const float *b;       /* [G, H] recurrent bias, or NULL */
     const uint8_t *mask;  /* [T, B] 0 where the state stands still, or NULL */
+    const uint8_t *resets; /* [T, B] not 0 where a step starts from a state of zeros, or NULL; the mask goes first */
     const float *h0, *c0; /* [B, H] initial state; c, here and below, of an LSTM only */
     float *h, *c;         /* [T, B, H] out: state after each step; c only where saved is given */
     float *saved;         /* [T, B, saved, H] out, or NULL */
@@ -36,7 +37,7 @@ struct backward {
     size_t T, B, H;
     int reverse;
     const float *w;
-    const uint8_t *mask;
+    const uint8_t *mask, *resets;
     const float *h0, *c0, *h, *c, *saved; /* as in the forward */
     const float *d_out;                   /* [T, B, H] gradient of every h */
     const float *d_h_n, *d_c_n;           /* [B, H] gradient of the final state */

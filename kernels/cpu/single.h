@@ -69,7 +69,7 @@ static void single_member(void *argument, int member, int members) {
             store_n(job->h + column, n + z * (load_n(s->h + column, lanes) - n), lanes);
         } else {
             update_vector(&f, h, job->x + column, s->h + column, job->h + column, s->c ? s->c + column : NULL, NULL,
-                          NULL, lanes, 1);
+                          NULL, lanes, 1, 0);
         }
     }
     barrier_wait(job->barrier, (unsigned)members); /* everybody has read the old h */
