@@ -113,7 +113,34 @@ def test_sdist_holds_what_a_build_needs(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     needed = {"setup.py", "README.md", "LICENSE", "CHANGELOG.md", "kernels/__init__.py", "fastcells/data/lyrics_en.txt"}
+    needed |= {f"kernels/cpu/{path.name}" for path in (ROOT / "kernels" / "cpu").glob("*.[ch]")}
     assert needed <= names
+    assert not [name for name in names if name.endswith((".so", ".o"))]
+
+
+INSTRUCTIONS = "from fastcells import cpu_ops; print(cpu_ops.instruction_set() or cpu_ops.obstacle())"
+
+
+def test_c_module_is_in_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """One file for all Pythons from 3.10 on."""
+    assert [n for n in zipfile.ZipFile(wheel).namelist() if n.endswith(".so")] == ["fastcells/kernels/_cpu.abi3.so"]
+    assert "-cp310-abi3-" in wheel.name
+    site = installed(wheel, tmp_path / "site")
+    assert python(INSTRUCTIONS, path=site, cwd=tmp_path) in ("avx512", "avx2", "portable")
+
+
+def test_without_a_compiler(tree: Path, tmp_path: Path) -> None:
+    """It installs, works and says what is missing."""
+    copy = tmp_path / "copy"
+    ignore = shutil.ignore_patterns("*.so", "build")
+    shutil.copytree(tree, copy, symlinks=True, ignore=ignore)
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps"]
+    command += ["--no-build-isolation", "--target", str(tmp_path / "site"), str(copy)]
+    environment = {**ENVIRONMENT, "CC": "no-such-compiler"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = python(USE + INSTRUCTIONS, path=tmp_path / "site", cwd=tmp_path).splitlines()[-1]
+    assert said == "the C module was not built: fastcells was installed without a C compiler"
 
 
 def test_metadata(wheel: Path) -> None:
