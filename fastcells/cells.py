@@ -35,8 +35,14 @@ class Cell(RNNCellBase, ABC):
         """Which implementation `forward(input)` runs, and why."""
         if self.impl == "auto":
             return dispatch.automatic(is_token_ids(input), self.reset_after)
+        ids = is_token_ids(input)
+        batched = input.dim() == (1 if ids else 2)
         return dispatch.choose(
-            impl=self.impl, token_ids=is_token_ids(input), w_hh=self.weight_hh, reset_after=self.reset_after
+            impl=self.impl,
+            token_ids=ids,
+            w_hh=self.weight_hh,
+            reset_after=self.reset_after,
+            batch=len(input) if batched else 1,
         )
 
     def _step(self, input: Tensor, hx: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:

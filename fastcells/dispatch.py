@@ -23,7 +23,9 @@ class Choice:
     """What runs: `impl` as the user names it, `path` within it, and why, as text."""
 
     impl: str
-    path: str  # within "torch": "aten", ATen's fused recurrence, or "recurrence", ours; "sequence" and "step" in Triton
+    # Within "torch": "aten", ATen's fused recurrence, or "recurrence", ours. In Triton: "sequence", one program a batch
+    # tile, "split", several that exchange the state, or "step".
+    path: str
     reason: str
 
     def __str__(self) -> str:
@@ -50,6 +52,7 @@ def choose(
     reset_after: bool = True,
     lengths: bool = False,
     projected: bool = False,
+    batch: int = 1,
 ) -> Choice:
     """The implementation of one call. `lengths`: whether the batch is ragged and not packed. w_hh: [G*H, H].
 
@@ -59,7 +62,7 @@ def choose(
     check_impl(impl)
     if impl in ("auto", "torch"):
         return automatic(token_ids, reset_after, lengths)
-    return _triton(impl, w_hh, projected)
+    return _triton(impl, w_hh, projected, batch)
 
 
 def automatic(token_ids: bool, reset_after: bool = True, lengths: bool = False) -> Choice:
@@ -71,9 +74,9 @@ def automatic(token_ids: bool, reset_after: bool = True, lengths: bool = False) 
     return LENGTHS if lengths else ATEN
 
 
-def _triton(impl: str, w_hh: Tensor, projected: bool) -> Choice:
+def _triton(impl: str, w_hh: Tensor, projected: bool, batch: int) -> Choice:
     """The Triton path that `impl` names; RuntimeError with the reason if it cannot run."""
-    obstacle, blocks = None, None
+    obstacle, found = None, None
     dtype = autocast_dtype(w_hh) or w_hh.dtype
     if find_spec("triton") is None:
         obstacle = "triton is not installed"
@@ -87,21 +90,23 @@ def _triton(impl: str, w_hh: Tensor, projected: bool) -> Choice:
         obstacle = f"w_hh of shape {list(w_hh.shape)} is empty"
     elif impl == "triton":
         H = w_hh.shape[1]
-        blocks = plan.sequence_blocks(H, len(w_hh) // H, dtype.itemsize, capability(w_hh.device))
-        obstacle = blocks if isinstance(blocks, str) else None
+        found = plan.sequence_plan(H, batch, len(w_hh) // H, dtype.itemsize, gpu(w_hh.device))
+        obstacle = found if isinstance(found, str) else None
     if obstacle is not None:
         raise RuntimeError(f"impl={impl!r} cannot run: {obstacle}")
-    if isinstance(blocks, plan.Blocks):
-        return Choice(impl, "sequence", f"asked for; {blocks.reason}")
+    if isinstance(found, plan.Blocks):
+        return Choice(impl, "sequence", f"asked for; {found.reason}")
+    if isinstance(found, plan.Split):
+        return Choice(impl, "split", f"asked for; {found.reason}")
     return Choice(impl, "step", "asked for; one launch a step")
 
 
-def capability(device: torch.device) -> int:
-    """Compute capability as plan.py names it: 90 for 9.0. The interpreter gets a large card's."""
+def gpu(device: torch.device) -> plan.Device | None:
+    """What the plan has to know of it; None for the CPU, where the interpreter runs."""
     if device.type != "cuda":
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    return plan.Device(10 * properties.major + properties.minor, properties.multi_processor_count)
 
 
 class _Chooses(Protocol):

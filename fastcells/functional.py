@@ -66,7 +66,9 @@ def rnn(
     """
     if nonlinearity not in _ELMAN:
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    choice = dispatch.choose(impl=impl, token_ids=is_token_ids(x), w_hh=w_hh, lengths=lengths is not None)
+    choice = dispatch.choose(
+        impl=impl, token_ids=is_token_ids(x), w_hh=w_hh, lengths=lengths is not None, batch=_batch(x)
+    )
     op = _VF.rnn_tanh if nonlinearity == "tanh" else _VF.rnn_relu
     weights = (w_ih, w_hh, b_ih, b_hh)
     out, (h_n,) = _layer(_ELMAN[nonlinearity], op, choice, x, (h0,), weights, None, lengths, reverse)
@@ -104,7 +106,12 @@ def gru(
     with z and 1 - z exchanged as torch has them.
     """
     choice = dispatch.choose(
-        impl=impl, token_ids=is_token_ids(x), w_hh=w_hh, reset_after=reset_after, lengths=lengths is not None
+        impl=impl,
+        token_ids=is_token_ids(x),
+        w_hh=w_hh,
+        reset_after=reset_after,
+        lengths=lengths is not None,
+        batch=_batch(x),
     )
     cell = GRU_RESET_AFTER if reset_after else GRU_RESET_BEFORE
     out, (h_n,) = _layer(cell, _VF.gru, choice, x, (h0,), (w_ih, w_hh, b_ih, b_hh), None, lengths, reverse)
@@ -141,11 +148,20 @@ def lstm(
     Equations: documentation of torch.nn.LSTM (Hochreiter and Schmidhuber 1997; projection: Sak et al. 2014).
     """
     choice = dispatch.choose(
-        impl=impl, token_ids=is_token_ids(x), w_hh=w_hh, lengths=lengths is not None, projected=w_hr is not None
+        impl=impl,
+        token_ids=is_token_ids(x),
+        w_hh=w_hh,
+        lengths=lengths is not None,
+        projected=w_hr is not None,
+        batch=_batch(x),
     )
     weights = (w_ih, w_hh, b_ih, b_hh)
     out, (h_n, c_n) = _layer(LSTM, _VF.lstm, choice, x, (h0, c0), weights, w_hr, lengths, reverse)
     return out, h_n, c_n
+
+
+def _batch(x: Tensor) -> int:
+    return x.shape[1] if x.dim() > 1 else 1  # _check_shapes refuses the latter
 
 
 def _layer(

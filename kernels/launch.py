@@ -37,12 +37,12 @@ def _outputs(rule: UpdateRule, x: Tensor, h0: Tensor, save: bool) -> Forward:
     return Forward(h0.new_empty(T, B, H), cells, saved, tuple(torch.empty_like(h0) for _ in range(rule.states)))
 
 
-def _pair(state: tuple[Tensor | None, ...]) -> tuple[Tensor | None, Tensor | None]:
+def pair(state: tuple[Tensor | None, ...]) -> tuple[Tensor | None, Tensor | None]:
     """(h, c), c being None for a cell without."""
     return (state[0], state[1]) if len(state) == 2 else (state[0], None)
 
 
-def _options(blocks: Blocks) -> dict[str, int]:
+def launch_options(blocks: Blocks) -> dict[str, int]:
     return {"num_warps": blocks.warps, "num_stages": blocks.stages, "maxnreg": blocks.registers}
 
 
@@ -62,8 +62,8 @@ def sequence_forward(
     """The whole sequence in one launch."""
     T, (B, H) = len(x), state[0].shape
     out = _outputs(rule, x, state[0], save)
-    h0, c0 = _pair(state)
-    h_n, c_n = _pair(out.last)
+    h0, c0 = pair(state)
+    h_n, c_n = pair(out.last)
     sequence_forward_kernel[(triton.cdiv(B, blocks.batch),)](
         x_ptr=x,
         w_ptr=w,
@@ -91,7 +91,7 @@ def sequence_forward(
         REVERSE=reverse,
         SAVE=out.saved is not None,
         PRECISION=precision,
-        **_options(blocks),
+        **launch_options(blocks),
     )
     return out
 
@@ -114,9 +114,9 @@ def sequence_backward(
     d_x = d_out.new_empty(T, B, rule.gates, H)
     d_gates = d_x if rule.same_gradient else torch.empty_like(d_x)
     d_state = tuple(torch.empty_like(s) for s in state)
-    h0, c0 = _pair(state)
-    d_h_n, d_c_n = _pair(d_last)
-    d_h0, d_c0 = _pair(d_state)
+    h0, c0 = pair(state)
+    d_h_n, d_c_n = pair(d_last)
+    d_h0, d_c0 = pair(d_state)
     sequence_backward_kernel[(triton.cdiv(B, blocks.batch),)](
         w_ptr=w,
         lengths_ptr=lengths,
@@ -146,7 +146,7 @@ def sequence_backward(
         REVERSE=reverse,
         SAME_GRADIENT=rule.same_gradient,
         PRECISION=precision,
-        **_options(blocks),
+        **launch_options(blocks),
     )
     return Backward(d_x, d_gates, d_state)
 
@@ -176,7 +176,7 @@ def step_forward(
         "BLOCK_B": blocks.batch,
         "BLOCK_H": blocks.hidden,
         "BLOCK_K": blocks.inner,
-        **_options(blocks),
+        **launch_options(blocks),
     }
     for t in range(T - 1, -1, -1) if reverse else range(T):
         if rule.reset is not None:
@@ -249,7 +249,7 @@ def step_backward(
     carry_new = torch.empty_like(carry)
     grid = (triton.cdiv(B, blocks.batch), triton.cdiv(H, blocks.hidden))
     through = rule.gates if rule.reset is None else rule.gates - 1
-    h0, c0 = _pair(state)
+    h0, c0 = pair(state)
     later: Tensor | None = None
 
     def launch(part: int, backward: triton.JITFunction, t: int, before: int | None, has_later: bool) -> None:
@@ -283,7 +283,7 @@ def step_backward(
             RAGGED=lengths is not None,
             SAME_GRADIENT=rule.same_gradient,
             PRECISION=precision,
-            **_options(blocks),
+            **launch_options(blocks),
         )
 
     order = list(range(T - 1, -1, -1) if reverse else range(T))
