@@ -90,7 +90,8 @@ def _triton(impl: str, w_hh: Tensor, projected: bool, batch: int) -> Choice:
         obstacle = f"w_hh of shape {list(w_hh.shape)} is empty"
     elif impl == "triton":
         H = w_hh.shape[1]
-        found = plan.sequence_plan(H, batch, len(w_hh) // H, dtype.itemsize, gpu(w_hh.device))
+        precision = matmul_precision(dtype, w_hh.device)
+        found = plan.sequence_plan(H, batch, len(w_hh) // H, dtype.itemsize, gpu(w_hh.device), precision=precision)
         obstacle = found if isinstance(found, str) else None
     if obstacle is not None:
         raise RuntimeError(f"impl={impl!r} cannot run: {obstacle}")
@@ -107,6 +108,17 @@ def gpu(device: torch.device) -> plan.Device | None:
         return None
     properties = torch.cuda.get_device_properties(device)
     return plan.Device(10 * properties.major + properties.minor, properties.multi_processor_count)
+
+
+def matmul_precision(dtype: torch.dtype, device: torch.device) -> str:
+    """Triton's input_precision for a recurrence's matmuls: tf32 where torch's own switch for RNNs allows it.
+
+    Elsewhere a float32 is taken for the sum of two tf32, and three products of these make one in almost float32's
+    precision: "tf32x3". "ieee" has no matrix instructions and spills registers.
+    """
+    if dtype != torch.float32 or device.type != "cuda":
+        return "ieee"
+    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "tf32x3"  # type: ignore[attr-defined]
 
 
 class _Chooses(Protocol):

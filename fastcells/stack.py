@@ -47,8 +47,7 @@ class Layer(RNNBase, ABC):
 
     def choose(self, input: Tensor | PackedSequence) -> dispatch.Choice:
         """Which implementation `forward(input)` runs, and why."""
-        packed = isinstance(input, PackedSequence)
-        data = input.data if packed else input
+        data = input.data if isinstance(input, PackedSequence) else input
         if self.impl == "auto":
             return dispatch.automatic(is_token_ids(data), self.reset_after)
         return dispatch.choose(
@@ -57,13 +56,15 @@ class Layer(RNNBase, ABC):
             w_hh=self.weight_hh_l0,
             reset_after=self.reset_after,
             projected=self.proj_size > 0,
-            batch=int(input.batch_sizes[0]) if packed else self._batch(data),
+            batch=self._batch(input),
         )
 
-    def _batch(self, data: Tensor) -> int:
-        """Rows of a batch that is not packed; 1 for a single sequence."""
-        batched = data.dim() == (2 if is_token_ids(data) else 3)
-        return data.shape[0 if self.batch_first else 1] if batched else 1
+    def _batch(self, input: Tensor | PackedSequence) -> int:
+        """Rows of the batch; 1 for a single sequence."""
+        if isinstance(input, PackedSequence):
+            return int(input.batch_sizes[0])
+        batched = input.dim() == (2 if is_token_ids(input) else 3)
+        return input.shape[0 if self.batch_first else 1] if batched else 1
 
     def _forward(self, input: Tensor | PackedSequence, hx: State | None) -> tuple[Any, State]:
         weights = [getattr(self, name) for name in self._flat_weights_names]

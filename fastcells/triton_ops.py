@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastcells.dispatch import gpu
+from fastcells.dispatch import gpu, matmul_precision
 from fastcells.kernels import gru, launch, launch_split, lstm, plan, rnn
 from fastcells.kernels.rule import UpdateRule
 
@@ -50,7 +50,7 @@ def recurrence_forward(
             lengths,
             reverse=reverse,
             save=save,
-            precision=matmul_precision(x),
+            precision=matmul_precision(x.dtype, x.device),
         )
     return (
         out.hidden,
@@ -112,7 +112,7 @@ def recurrence_backward(
             w.contiguous(),
             lengths,
             reverse=reverse,
-            precision=matmul_precision(d_hidden),
+            precision=matmul_precision(d_hidden.dtype, d_hidden.device),
         )
     same = RULES[rule].same_gradient
     return (
@@ -171,22 +171,13 @@ def _backward(rule: str, path: str, h: Tensor) -> Callable[..., launch.Backward]
 
 def _sequence_plan(rule: str, h: Tensor, *, backward: bool) -> plan.Blocks | plan.Split:
     B, H = h.shape
-    found = plan.sequence_plan(H, B, RULES[rule].gates, h.element_size(), gpu(h.device), backward=backward)
+    precision = matmul_precision(h.dtype, h.device)
+    found = plan.sequence_plan(
+        H, B, RULES[rule].gates, h.element_size(), gpu(h.device), precision=precision, backward=backward
+    )
     if isinstance(found, str):  # dispatch asks before; not everyone comes that way
         raise RuntimeError(f"impl='triton' cannot run: {found}")
     return found
-
-
-def matmul_precision(x: Tensor) -> str:
-    """Triton's input_precision for matmuls of x: tf32 where torch's own switch for RNNs allows it."""
-    if x.dtype != torch.float32 or x.device.type != "cuda":
-        return "ieee"
-    return float32_precision()
-
-
-def float32_precision() -> str:
-    """What `torch.backends.cudnn.rnn.fp32_precision` and `allow_tf32` ask for: "tf32" or "ieee"."""
-    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]
 
 
 def check_alike(**tensors: Tensor | None) -> None:

@@ -68,19 +68,29 @@ def step_blocks(item_size: int) -> Blocks:
 
 
 def sequence_plan(
-    H: int, B: int, gates: int, item_size: int, device: Device | None, *, backward: bool = False
+    H: int,
+    B: int,
+    gates: int,
+    item_size: int,
+    device: Device | None,
+    *,
+    precision: str = "tf32",
+    backward: bool = False,
 ) -> Blocks | Split | str:
     """One program a batch tile where the weights fit it, else a split; or the reason why neither runs.
 
     device: None for the interpreter, which has no limits, and whose programs cannot wait for each other.
+    precision: of float32 matmuls. In "tf32x3" a float32 is the sum of two tf32, and its weights take twice the memory.
     """
     if device is None:
         return _whole(H, item_size, backward, "the interpreter runs one program a batch tile, whatever H")
-    blocks = sequence_blocks(H, gates, item_size, device.capability, backward=backward)
-    return blocks if isinstance(blocks, Blocks) else split_plan(H, B, gates, item_size, device)
+    blocks = sequence_blocks(H, gates, item_size, device.capability, precision=precision, backward=backward)
+    return blocks if isinstance(blocks, Blocks) else split_plan(H, B, gates, item_size, device, precision=precision)
 
 
-def sequence_blocks(H: int, gates: int, item_size: int, capability: int, *, backward: bool = False) -> Blocks | str:
+def sequence_blocks(
+    H: int, gates: int, item_size: int, capability: int, *, precision: str = "tf32", backward: bool = False
+) -> Blocks | str:
     """Blocks of the sequence kernels, or the reason why the shape does not fit.
 
     One program holds the recurrent weights of all gates, [gates, block, block] in the storage dtype, in shared
@@ -88,7 +98,7 @@ def sequence_blocks(H: int, gates: int, item_size: int, capability: int, *, back
     """
     block = max(16, _power_of_2(H))
     batch = 16
-    needed = (gates * block * block + (gates + 1) * batch * block) * item_size
+    needed = (_copies(item_size, precision) * gates * block * block + (gates + 1) * batch * block) * item_size
     limit = Device(capability, 1).shared_memory
     if needed > limit:
         return (
@@ -99,7 +109,14 @@ def sequence_blocks(H: int, gates: int, item_size: int, capability: int, *, back
 
 
 def split_plan(
-    H: int, B: int, gates: int, item_size: int, device: Device, exchange: str = "poll"
+    H: int,
+    B: int,
+    gates: int,
+    item_size: int,
+    device: Device,
+    *,
+    precision: str = "tf32",
+    exchange: str = "poll",
 ) -> Split | str:
     """How a sequence kernel is split, forward and backward alike, or the reason why it cannot be.
 
@@ -110,12 +127,14 @@ def split_plan(
     exchange: "poll" or "counter". By the model, a poll is one way through the L2 cache and a counter three; not timed.
     """
     batch, limit = 16, device.shared_memory
-    inner = _inner_tile(H, item_size)
+    inner = _inner_tile(H, item_size, precision)
     padded = -(-H // inner) * inner
+    if exchange == "counter" and padded > inner:
+        return f"H={H}: gathered in several parts, the kernels that count arrivals spill registers"
     tiles = -(-B // batch)
     fitting, refusal = [], ""
     for columns, warps in ((32, 4), (64, 8)):
-        needed = (gates * padded * columns + batch * inner) * item_size
+        needed = (_copies(item_size, precision) * gates * padded * columns + batch * inner) * item_size
         programs = -(-H // columns)
         at_once = device.multiprocessors // programs
         if needed > limit:
@@ -145,10 +164,17 @@ def _whole(H: int, item_size: int, backward: bool, reason: str) -> Blocks:
     return Blocks(16, block, block, warps, 1 if backward else 2, reason)
 
 
-def _inner_tile(H: int, item_size: int) -> int:
-    """Columns gathered at a time: all H at once if that is up to 16 KB a batch tile, else what pads H least."""
-    largest = 1024 // item_size
-    if H <= largest:
+def _copies(item_size: int, precision: str) -> int:
+    return 2 if item_size == 4 and precision == "tf32x3" else 1
+
+
+def _inner_tile(H: int, item_size: int, precision: str) -> int:
+    """Columns gathered at a time: all H at once if that is up to 16 KB a batch tile, else what pads H least.
+
+    "tf32x3" splits what was gathered in registers, and spills above 4 KB.
+    """
+    largest = 1024 // item_size // _copies(item_size, precision) ** 2
+    if largest >= H:
         return max(16, _power_of_2(H))
     return min(largest, largest // 2, key=lambda inner: -(-H // inner) * inner)
 

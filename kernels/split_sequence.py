@@ -304,9 +304,10 @@ def split_backward_kernel(
         # What the next step reads is under way while this program waits.
         new = prev
         t_next = t + 1 if REVERSE else t - 1
+        more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (cols < H)[None, :]
         d_out, saved, prev = step_inputs(
             d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr, first, plane, t_next, H, tile, saved_tile,
-            mask & (i + 1 < T), i + 2 == T, STATES, SAVED, REVERSE,
+            more, i + 2 == T, STATES, SAVED, REVERSE,
         )  # fmt: skip
         WAIT(counter, arrivals)
         sums = (d_prev[0],)

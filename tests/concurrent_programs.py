@@ -89,7 +89,12 @@ class Concurrent:
             raise RuntimeError(f"{failed} of {len(indices)} programs failed; their tracebacks are on stderr")
 
     def _be_program(
-        self, number: int, grid: tuple[int, ...], index: tuple[int, ...], stores: torch.Tensor, arguments: dict[str, Any]
+        self,
+        number: int,
+        grid: tuple[int, ...],
+        index: tuple[int, ...],
+        stores: torch.Tensor,
+        arguments: dict[str, Any],
     ) -> None:
         """In the child: run one program of the grid, and never return."""
         status = 1
