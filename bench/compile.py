@@ -32,7 +32,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.provenance import print_table, provenance, write_csv
-from fastcells.kernels import launch, launch_split, plan
+from fastcells.kernels import launch, launch_split, launch_step, plan
 from fastcells.kernels.exchange import EXCHANGES
 from fastcells.kernels.rule import UpdateRule
 from fastcells.triton_ops import RULES
@@ -48,9 +48,9 @@ TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", t
 KERNELS = (
     (launch, "sequence_forward_kernel"),
     (launch, "sequence_backward_kernel"),
-    (launch, "step_forward_kernel"),
-    (launch, "step_backward_kernel"),
-    (launch, "reset_kernel"),
+    (launch_step, "step_forward_kernel"),
+    (launch_step, "step_backward_kernel"),
+    (launch_step, "reset_kernel"),
     (launch_split, "split_forward_kernel"),
     (launch_split, "split_backward_kernel"),
 )
@@ -168,7 +168,7 @@ def recorded(case: Case, rule: UpdateRule) -> list[tuple[str, Any, dict[str, Any
     launchers: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         "sequence": (launch.sequence_forward, launch.sequence_backward),
         "split": (launch_split.split_forward, launch_split.split_backward),
-        "step": (launch.step_forward, launch.step_backward),
+        "step": (launch_step.step_forward, launch_step.step_backward),
     }
     argument = "split" if case.path == "split" else "blocks"
     forward, backward = (
@@ -178,7 +178,7 @@ def recorded(case: Case, rule: UpdateRule) -> list[tuple[str, Any, dict[str, Any
     state, w = tuple(meta(B, H) for _ in range(rule.states)), meta(G * H, H)
     lengths = torch.empty(B, dtype=torch.int32, device="meta")
     with recorders(launches):
-        out = forward(rule, meta(T, B, G * H), state, w, meta(G * H), lengths, save=True)
+        out = forward(rule, launch.Input(meta(T, B, G * H)), state, w, meta(G * H), lengths, save=True)
         backward(rule, out, meta(T, B, H), state, state, w, lengths)
     return list(launches.values())
 
@@ -215,7 +215,12 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], target: int) -> Any:
         value = arguments[name]
         if isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
-        elif (isinstance(value, int) and not isinstance(value, bool) and not name.isupper()) or name in ("T", "B", "H"):
+        elif (isinstance(value, int) and not isinstance(value, bool) and not name.isupper()) or name in (
+            "T",
+            "B",
+            "H",
+            "V",
+        ):
             signature[name] = "i32"
         else:
             signature[name] = "constexpr"

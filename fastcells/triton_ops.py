@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastcells.dispatch import gpu, matmul_precision
-from fastcells.kernels import gru, launch, launch_split, lstm, plan, rnn
+from fastcells.kernels import gru, launch, launch_split, launch_step, lstm, plan, rnn
 from fastcells.kernels.rule import UpdateRule
 
 RULES: dict[str, UpdateRule] = {
@@ -33,17 +33,20 @@ def recurrence_forward(
     path: str,
     reverse: bool,
     save: bool,
+    ids: Tensor | None = None,
+    b_ih: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """hidden [T, B, H], cells [T, B, H], saved [T, B, saved, H], h_n and c_n [B, H].
 
-    x: [T, B, G*H]. h0, c0: [B, H]. w: [G*H, H]. b: [G*H]. lengths: int32 [B]. path: "step", or "sequence" or
-    "split", of which the shape decides.
+    x: [T, B, G*H], or with ids [T, B] (int32 or int64) the table [V, G*H] of W_ih^T, whose rows they name; b_ih: [G*H],
+    only with ids. h0, c0: [B, H]. w: [G*H, H]. b: [G*H]. lengths: int32 [B]. path: "step", or "sequence" or "split",
+    of which the shape decides.
     """
-    check_alike(x_proj=x, h0=h0, c0=c0, w_hh=w, b_hh=b)
+    check_alike(x_proj=x, h0=h0, c0=c0, w_hh=w, b_hh=b, b_ih=b_ih)
     with torch.cuda.device_of(x):  # Triton launches on the current device, whatever the tensors' is
         out = _forward(rule, path, h0)(
             RULES[rule],
-            x.contiguous(),
+            launch.Input(*(None if p is None else p.contiguous() for p in (x, ids, b_ih))),
             tuple(s.contiguous() for s in (h0, c0) if s is not None),
             w.contiguous(),
             None if b is None else b.contiguous(),
@@ -73,8 +76,10 @@ def _(
     path: str,
     reverse: bool,
     save: bool,
+    ids: Tensor | None = None,
+    b_ih: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    T, (B, H), width = x.shape[0], h0.shape, RULES[rule].saved
+    T, (B, H), width = len(x if ids is None else ids), h0.shape, RULES[rule].saved
     hidden, last = h0.new_empty(T, B, H), h0.new_empty(B, H)
     saved = h0.new_empty(T, B, width, H) if save and width else x.new_empty(0)
     if c0 is None:
@@ -153,7 +158,7 @@ def _some(tensor: Tensor | None, like: Tensor) -> Tensor:
 def _forward(rule: str, path: str, h: Tensor) -> Callable[..., launch.Forward]:
     """The launcher, with its plan."""
     if path == "step":
-        return partial(launch.step_forward, blocks=plan.step_blocks(h.element_size()))
+        return partial(launch_step.step_forward, blocks=plan.step_blocks(h.element_size()))
     found = _sequence_plan(rule, h, backward=False)
     if isinstance(found, plan.Split):
         return partial(launch_split.split_forward, split=found)
@@ -162,7 +167,7 @@ def _forward(rule: str, path: str, h: Tensor) -> Callable[..., launch.Forward]:
 
 def _backward(rule: str, path: str, h: Tensor) -> Callable[..., launch.Backward]:
     if path == "step":
-        return partial(launch.step_backward, blocks=plan.step_blocks(h.element_size()))
+        return partial(launch_step.step_backward, blocks=plan.step_blocks(h.element_size()))
     found = _sequence_plan(rule, h, backward=True)
     if isinstance(found, plan.Split):
         return partial(launch_split.split_backward, split=found)

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from fastcells.kernels.exchange import EXCHANGES, Exchange
-from fastcells.kernels.launch import Backward, Forward, launch_options, pair
+from fastcells.kernels.launch import Backward, Forward, Input, launch_options, pair
 from fastcells.kernels.plan import Split
 from fastcells.kernels.rule import UpdateRule
 from fastcells.kernels.split_sequence import split_backward_kernel, split_forward_kernel
@@ -21,7 +21,7 @@ COUNTER_LINE = 32  # int32 words between two counters: they lie in different cac
 
 def split_forward(
     rule: UpdateRule,
-    x: Tensor,  # [T, B, G*H]
+    x: Input,
     state: tuple[Tensor, ...],
     w: Tensor,  # [G*H, H]
     b: Tensor | None,  # [G*H]
@@ -33,20 +33,20 @@ def split_forward(
     precision: str,
 ) -> Forward:
     """The whole sequence, split over programs that exchange the state each step."""
-    T, (B, H) = len(x), state[0].shape
+    T, (B, H) = x.steps, state[0].shape
     exchange = EXCHANGES[split.exchange]
     # One tensor for both mailboxes of a cell with a second product, so that one launch fills it.
-    mailboxes = _mailbox(exchange, (1 if rule.reset is None else 2, T, B, H), like=x)
+    mailboxes = _mailbox(exchange, (1 if rule.reset is None else 2, T, B, H), like=w)
     hidden, reset = mailboxes[0], mailboxes[1] if rule.reset is not None else None
     cells = torch.empty_like(hidden) if rule.states == 2 else None
-    saved = x.new_empty(T, B, rule.saved, H) if save and rule.saved else None
+    saved = w.new_empty(T, B, rule.saved, H) if save and rule.saved else None
     last = tuple(torch.empty_like(s) for s in state)
     h0, c0 = pair(state)
     h_n, c_n = pair(last)
-    counters = _counters(exchange, B, split, x)
+    counters = _counters(exchange, B, split, w)
     for first_tile, grid in _grids(B, H, split):
         split_forward_kernel[grid](
-            x_ptr=x,
+            **x.arguments(),
             w_ptr=w,
             b_ptr=b,
             lengths_ptr=lengths,

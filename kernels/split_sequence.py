@@ -17,6 +17,8 @@ from fastcells.kernels.tiles import (
     bias_tiles,
     cast,
     keep_ended,
+    load_ids,
+    load_input,
     load_state,
     load_tiles,
     product,
@@ -59,7 +61,9 @@ def gathered_products(
 
 @triton.jit(do_not_specialize=["first_tile", "T", "B"])
 def split_forward_kernel(
-    x_ptr,  # [T, B, GATES, H] input projection with b_ih
+    x_ptr,  # [T, B, GATES, H] input projection with b_ih; if TOKENS [V, GATES, H], W_ih^T
+    ids_ptr,  # [T, B] int32 or int64, rows of x_ptr, read if TOKENS
+    b_ih_ptr,  # [GATES, H] bias of the input projection, read if HAS_INPUT_BIAS
     w_ptr,  # [GATES, H, H] recurrent weight
     b_ptr,  # [GATES, H] recurrent bias, read if HAS_BIAS
     lengths_ptr,  # [B] int32, read if RAGGED
@@ -76,6 +80,7 @@ def split_forward_kernel(
     T,
     B,
     H,
+    V,
     PUBLISH: tl.constexpr,
     ARRIVE: tl.constexpr,
     WAIT: tl.constexpr,
@@ -89,6 +94,8 @@ def split_forward_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
     INNER: tl.constexpr,  # parts of BLOCK_K columns that make up all H
+    TOKENS: tl.constexpr,
+    HAS_INPUT_BIAS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     RAGGED: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -97,7 +104,8 @@ def split_forward_kernel(
 ):
     zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
     batch_tile = first_tile + tl.program_id(1)
-    first = (zero + batch_tile * BLOCK_B) * H  # of this program's rows in a [B, H] plane
+    first_row = zero + batch_tile * BLOCK_B
+    first = first_row * H  # of this program's rows in a [B, H] plane
     plane = (zero + B) * H
     rows = batch_tile * BLOCK_B + tl.arange(0, BLOCK_B)
     cols = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
@@ -116,6 +124,7 @@ def split_forward_kernel(
             gate = w_ptr + (zero + g * H) * H
             w += (tl.load(gate + cols[None, :] * H + k[:, None], mask=weight_mask, other=0.0),)
     b = bias_tiles(b_ptr, cols, H, GATES, 0, HAS_BIAS)
+    b_ih = bias_tiles(b_ih_ptr, cols, H, GATES, 0, HAS_INPUT_BIAS)
     if RAGGED:
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
     element: tl.constexpr = w_ptr.dtype.element_ty
@@ -127,10 +136,14 @@ def split_forward_kernel(
     arrivals = 0
     state = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
     source = h0_ptr + first  # the state before the step
+    ids = load_ids(ids_ptr, (zero + (T - 1 if REVERSE else 0)) * B + first_row, row, row_mask, TOKENS)
     for i in range(T):
         t = T - 1 - i if REVERSE else i
         at = t * plane + first
-        x = load_tiles(x_ptr + at * GATES, H, x_tile, mask, GATES)  # under way while this program waits
+        # Under way while this program waits, as the next step's ids are, which name what is loaded then.
+        x = load_input(x_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, GATES, TOKENS)
+        more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
+        ids = load_ids(ids_ptr, (zero + (t - 1 if REVERSE else t + 1)) * B + first_row, row, more, TOKENS)
         WAIT(counter, arrivals)
         through: tl.constexpr = GATES if RESET is None else GATES - 1  # gates whose product reads h itself
         sums = gathered_products(

@@ -154,7 +154,7 @@ class Problem:
         self.d_out, self.d_last = torch.randn_like(x[:, :, :H]).contiguous(), tuple(map(torch.randn_like, state))
 
     def forward(self, split: bool) -> launch.Forward:
-        inputs = (self.rule, self.x, self.state, self.w, self.b, self.lengths)
+        inputs = (self.rule, launch.Input(self.x), self.state, self.w, self.b, self.lengths)
         options: dict[str, Any] = {"reverse": self.reverse, "save": True, "precision": "ieee"}
         if split:
             return launch_split.split_forward(*inputs, split=plan.Split(BLOCKS, 1, "tried"), **options)

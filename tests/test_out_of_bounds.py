@@ -24,7 +24,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
-from fastcells.kernels import exchange, launch, launch_split, plan, sequence, split_sequence, step
+from fastcells.kernels import exchange, launch, launch_split, launch_step, plan, sequence, split_sequence, step
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="no interpreter with a GPU: use compute-sanitizer")
 
@@ -146,7 +146,7 @@ def test_nothing_is_out_of_bounds(case: Case, shape: Shape, impl: str, ragged: b
 
 def plant(patch: pytest.MonkeyPatch, kernel: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Have the launchers pass other arguments to a kernel: what `change` makes of theirs."""
-    launchers = launch_split if kernel in SPLIT else launch
+    launchers = launch if kernel in SEQUENCE else launch_split if kernel in SPLIT else launch_step
     right = getattr(launchers, kernel)
 
     class Wrong:
