@@ -215,12 +215,7 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], target: int) -> Any:
         value = arguments[name]
         if isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
-        elif (isinstance(value, int) and not isinstance(value, bool) and not name.isupper()) or name in (
-            "T",
-            "B",
-            "H",
-            "V",
-        ):
+        elif name in ("T", "B", "H", "V") or (type(value) is int and not name.isupper()):
             signature[name] = "i32"
         else:
             signature[name] = "constexpr"

@@ -219,7 +219,7 @@ def own_recurrence(
             from fastcells.triton_tokens import recur_on_ids  # triton is optional
 
             ids = x if mask is None else torch.where(mask.squeeze(-1), x, 0)
-            return recur_on_ids(cell_of(choice, cell), ids, state, (w_ih, w_hh, b_ih, b_hh), mask, reverse)
+            return recur_on_ids(cell, choice.path, ids, state, (w_ih, w_hh, b_ih, b_hh), mask, reverse)
         x_proj = input_projection(x, w_ih, b_ih, mask)
         return recur(cell_of(choice, cell), x_proj, state, w_hh, b_hh, w_hr=w_hr, mask=mask, reverse=reverse)
 

@@ -46,7 +46,7 @@ def recurrence_forward(
     with torch.cuda.device_of(x):  # Triton launches on the current device, whatever the tensors' is
         out = _forward(rule, path, h0)(
             RULES[rule],
-            launch.Input(*(None if p is None else p.contiguous() for p in (x, ids, b_ih))),
+            launch.Input(x.contiguous(), *(None if p is None else p.contiguous() for p in (ids, b_ih))),
             tuple(s.contiguous() for s in (h0, c0) if s is not None),
             w.contiguous(),
             None if b is None else b.contiguous(),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastcells.autocast import no_autocast
 from fastcells.token_ids import check_range, gather_rows
-from fastcells.torch_impl.cell import State, shift
+from fastcells.torch_impl.cell import State, TorchCell, Trace, shift
 from fastcells.torch_impl.recurrence import _any_batched, _mask_out, _needs_plain_operators, _steps, unroll
 from fastcells.triton_impl import TritonCell
 
@@ -17,9 +17,16 @@ Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih, w_hh, b_i
 
 
 def recur_on_ids(
-    cell: TritonCell, ids: Tensor, state: State, weights: Weights, mask: Tensor | None, reverse: bool
+    plain: TorchCell,
+    path: str,
+    ids: Tensor,
+    state: State,
+    weights: Weights,
+    mask: Tensor | None,
+    reverse: bool,
 ) -> tuple[Tensor, State]:
-    """`recur` on the rows of W_ih^T that ids [T, B] name, b_ih added. An id outside [0, I) acts as an all-zero input."""
+    """`recur` on rows of W_ih^T, named by ids [T, B], b_ih added. An id outside [0, I) acts as an all-zero input."""
+    cell = TritonCell(plain, path)
     if _needs_plain_operators(cell, weights[0]):
         raise RuntimeError(
             "impl='triton' and 'triton-step' do not run under torch.jit.trace, torch.func transforms or with "
@@ -38,7 +45,7 @@ def recur_on_ids(
 
 def _forward(
     cell: TritonCell, reverse: bool, mask: Tensor | None, ids: Tensor, weights: Weights, state: State, save: bool
-) -> Any:
+) -> Trace:
     w_ih, w_hh, b_ih, b_hh = weights
     # Rows of W_ih^T in one piece each: columns of W_ih would be as many memory transactions as there are elements.
     table = w_ih.t().contiguous()
@@ -108,7 +115,8 @@ def _differentiable_backward(
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Fresh views: were one input computed from another, its gradient must not pass through that other one here.
-        w_ih, w_hh, b_ih, b_hh = (None if p is None else p.view_as(p) for p in weights)
+        w_ih, w_hh = weights[0].view_as(weights[0]), weights[1].view_as(weights[1])
+        b_ih, b_hh = (None if b is None else b.view_as(b) for b in weights[2:])
         s = tuple(p.view_as(p) for p in state)
         x = gather_rows(ids, w_ih, b_ih)
         out, last = unroll(ctx.cell, x, s, w_hh, b_hh, None, ctx.mask, ctx.reverse)

@@ -80,11 +80,7 @@ def zero_ended(active, tiles, N: tl.constexpr):
 @triton.jit
 def load_ids(ids_ptr, at, row, row_mask, TOKENS: tl.constexpr):
     """The token ids of one step, [BLOCK_B, 1]: from element `at` on, -1 where masked; without ids nothing is read."""
-    if TOKENS:
-        ids = tl.load(ids_ptr + at + row, mask=row_mask, other=-1)
-    else:
-        ids = row
-    return ids
+    return tl.load(ids_ptr + at + row, mask=row_mask, other=-1) if TOKENS else row
 
 
 @triton.jit

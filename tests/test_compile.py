@@ -77,6 +77,5 @@ for module, names in ((launch, ("sequence_forward", "sequence_backward")),
 def test_sizes_that_change_from_call_to_call_compile_nothing_anew() -> None:
     """T, B and the step t are not specialised: 1, a multiple of 16 and any other value share one kernel."""
     done = python("-c", NAMES)
-    assert done.stdout.split("\n")[:7] == ["T B"] * 2 + ["first_tile T B"] * 2 + ["t B"] * 2 + ["B"], (
-        done.stdout + done.stderr
-    )
+    expected = ["T B"] * 2 + ["first_tile T B"] * 2 + ["t B"] * 2 + ["B"]
+    assert done.stdout.split("\n")[:7] == expected, done.stdout + done.stderr
