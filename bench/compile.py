@@ -148,6 +148,7 @@ def compile_case(case: Case) -> list[dict[str, object]]:
                 "registers": registers,
                 "spill_bytes": spills,
                 "shared_bytes": compiled.metadata.shared,
+                "cooperative": compiled.metadata.launch_cooperative_grid,
                 "loop_instructions": instructions,
                 "loop_matmuls_per_warp": matmuls,
                 "matmuls_expected": expected_matmuls(name, case, rule, arguments),
@@ -224,7 +225,8 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], target: int) -> Any:
         if signature[name].startswith("*") or (signature[name] == "i32" and known and value % 16 == 0):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {name: arguments[name] for name in ("num_warps", "num_stages", "maxnreg")}
+    names = ("num_warps", "num_stages", "maxnreg", "launch_cooperative_grid")
+    options = {name: arguments[name] for name in names if name in arguments}
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 
 
@@ -288,6 +290,8 @@ def faults(row: dict[str, object]) -> list[str]:
     limit = plan.SHARED_MEMORY[int(str(row["target"]).removeprefix("sm_"))]
     if int(str(row["shared_bytes"])) > limit:
         found.append(f"needs {row['shared_bytes']} bytes of shared memory, {limit} there are")
+    if row["cooperative"] != str(row["kernel"]).startswith("split"):
+        found.append("programs that wait for each other, and only they, need a cooperative launch")
     if row["matmuls_expected"] not in ("", row["loop_matmuls_per_warp"]):
         found.append(f"{row['loop_matmuls_per_warp']} matrix instructions a warp, {row['matmuls_expected']} expected")
     return found

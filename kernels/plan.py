@@ -134,7 +134,7 @@ def split_plan(
     tiles = -(-B // batch)
     fitting, refusal = [], ""
     for columns, warps in ((32, 4), (64, 8)):
-        needed = (_copies(item_size, precision) * gates * padded * columns + batch * inner) * item_size
+        needed = _copies(item_size, precision) * (gates * padded * columns + batch * inner) * item_size
         programs = -(-H // columns)
         at_once = device.multiprocessors // programs
         if needed > limit:
@@ -171,7 +171,7 @@ def _copies(item_size: int, precision: str) -> int:
 def _inner_tile(H: int, item_size: int, precision: str) -> int:
     """Columns gathered at a time: all H at once if that is up to 16 KB a batch tile, else what pads H least.
 
-    "tf32x3" splits what was gathered in registers, and spills above 4 KB.
+    In "tf32x3" what was gathered is split in registers, which 4 KB of it fill.
     """
     largest = 1024 // item_size // _copies(item_size, precision) ** 2
     if largest >= H:

@@ -94,6 +94,7 @@ def split_forward_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
     INNER: tl.constexpr,  # parts of BLOCK_K columns that make up all H
+    ALIGN: tl.constexpr,  # divides H
     TOKENS: tl.constexpr,
     HAS_INPUT_BIAS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -102,6 +103,7 @@ def split_forward_kernel(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    H = H // ALIGN * ALIGN  # the same, but so the compiler knows how many elements of a row it can load at once
     zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
     batch_tile = first_tile + tl.program_id(1)
     first_row = zero + batch_tile * BLOCK_B
@@ -242,11 +244,13 @@ def split_backward_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
     INNER: tl.constexpr,  # parts of BLOCK_K columns that make up all H
+    ALIGN: tl.constexpr,  # divides H
     RAGGED: tl.constexpr,
     REVERSE: tl.constexpr,
     SAME_GRADIENT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    H = H // ALIGN * ALIGN  # the same, but so the compiler knows how many elements of a row it can load at once
     zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
     batch_tile = first_tile + tl.program_id(1)
     first = (zero + batch_tile * BLOCK_B) * H  # of this program's rows in a [B, H] plane

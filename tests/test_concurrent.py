@@ -19,7 +19,7 @@ import triton.language as tl  # noqa: F401  the interpreter looks for it in each
 from concurrent_programs import Concurrent, Deadlock, concurrent_programs
 
 from fastcells.kernels import exchange, launch, launch_split, plan
-from fastcells.triton_ops import RULES
+from fastcells.triton_ops import RULES, recurrence_forward
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
@@ -96,6 +96,15 @@ def test_one_launch_after_another(name: str) -> None:
     with split(name, tiles=1, columns=16, seed=3) as (forward, backward):
         assert excess(RESET_BEFORE, 3, 20, 24) <= 0
         assert forward.programs == backward.programs == [2, 2]
+
+
+def test_the_mailboxes_are_outputs_that_an_operator_may_return() -> None:
+    """h of a cell with a second product is half of a tensor."""
+    rows = 3 * 24
+    x, h0, w = torch.randn(2, 5, rows), torch.randn(5, 24), torch.randn(rows, 24)
+    arguments = (x, h0, None, w, None, None, "gru_reset_before", "split", False, True)
+    with split("poll"):
+        torch.library.opcheck(recurrence_forward, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 # Broken exchanges, which show that the tests above can fail. `Problem` runs one way at a time, so that the backward

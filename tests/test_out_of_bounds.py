@@ -25,6 +25,7 @@ from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
 from fastcells.kernels import exchange, launch, launch_split, launch_step, plan, sequence, split_sequence, step
+from fastcells.triton_ops import recurrence_forward
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="no interpreter with a GPU: use compute-sanitizer")
 
@@ -142,6 +143,32 @@ def test_nothing_is_out_of_bounds(case: Case, shape: Shape, impl: str, ragged: b
     kernels = {f"{PATHS[impl]}_{way}_kernel" for way in ("forward", "backward")}
     second_product = {"reset_kernel"} if (case.cell.name, impl) == ("gru_reset_before", "triton-step") else set()
     assert set(checked) == kernels | second_product and all(checked.values())
+
+
+IDS = torch.tensor([[6, -1, 0, 7, -(2**31)], [1, 2, 3, 2**31 - 1, 4], [5, 6, 0, 0, 1]])  # not all in [0, 7)
+GATHERING = ["sequence_forward_kernel", "split_forward_kernel", "step_forward_kernel", "reset_kernel"]
+
+
+def run_on_ids(impl: str) -> Counter[str]:
+    """The forward on ids. The operator is called itself: layers on the CPU refuse ids that are none."""
+    table, b_ih, w, h0 = torch.randn(7, 21), torch.randn(21), torch.randn(21, 7), torch.randn(5, 7)
+    options = ("gru_reset_before", PATHS[impl], False, True, IDS, b_ih)
+    with bounds_checked() as checker, split_without_waiting() if impl == "split" else nullcontext():
+        recurrence_forward(table, h0, None, w, None, None, *options)
+    return checker.checked
+
+
+@pytest.mark.parametrize("impl", PATHS)
+def test_no_id_reads_out_of_bounds(impl: str) -> None:
+    assert run_on_ids(impl)[f"{PATHS[impl]}_forward_kernel"] > 0
+
+
+@pytest.mark.parametrize("kernel", GATHERING)
+def test_a_vocabulary_too_large_is_found(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ids hold a 7, which is then taken for a row."""
+    plant(monkeypatch, kernel, lambda arguments: {"V": 8})
+    with pytest.raises(InterpreterError, match=rf"{kernel}: out-of-bounds load .* of x_ptr"):
+        run_on_ids(impl_of(kernel))
 
 
 def plant(patch: pytest.MonkeyPatch, kernel: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
