@@ -1,11 +1,11 @@
 """Compile every kernel for NVIDIA targets on any machine, and read registers, spills and instructions off the result.
 
-    python -m bench.compile --full             # all targets, rules, dtypes and plan rows: a quarter of an hour
-    python -m bench.compile                    # a selection, in which every kernel and rule is: some minutes
+    python -m bench.compile                    # every kernel, rule and target at the sizes that are tightest: minutes
+    python -m bench.compile --full             # every dtype and plan row: half an hour on two cores
     python -m bench.compile --target 90 --quick
 
 Needs triton, whose wheel brings ptxas and cuobjdump, and no GPU. What is compiled is what the launchers launch: they
-run here on meta tensors, with the kernels replaced by recorders. The full table goes to bench/results/compile.csv.
+run here on meta tensors, with the kernels replaced by recorders. With --write the table goes to bench/results/compile.csv.
 """
 
 from __future__ import annotations
@@ -302,7 +302,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", type=int, choices=tuple(DEVICES), action="append")
     parser.add_argument("--quick", action="store_true", help="bfloat16 only")
-    parser.add_argument("--full", action="store_true", help="every row, and write the table")
+    parser.add_argument("--full", action="store_true", help="every dtype and plan row")
+    parser.add_argument("--write", action="store_true", help="put the table into bench/results")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     among = cases if options.full else selection
@@ -311,7 +312,7 @@ def main() -> int:
         rows = [row for found in pool.map(compile_case, chosen) for row in found]
     print(f"triton {triton.__version__}, {len(chosen)} cases")
     print_table(rows)
-    if options.full:
+    if options.write:
         print(f"written to {write_csv('compile', rows, provenance(torch.device('cpu')))}")
     bad = [row for row in rows if faults(row)]
     for row in bad:
