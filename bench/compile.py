@@ -5,7 +5,8 @@
     python -m bench.compile --target 90 --quick
 
 Needs triton, whose wheel brings ptxas and cuobjdump, and no GPU. What is compiled is what the launchers launch: they
-run here on meta tensors, with the kernels replaced by recorders. With --write the table goes to bench/results/compile.csv.
+run here on meta tensors, with the kernels replaced by recorders. With --write the table goes to
+bench/results/compile.csv.
 """
 
 from __future__ import annotations
