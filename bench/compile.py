@@ -1,10 +1,12 @@
 """Compile every kernel for NVIDIA targets on any machine, and read registers, spills and instructions off the result.
 
-    python -m bench.compile                    # all targets, rules, dtypes and plan rows: some minutes
+    python -m bench.compile                    # every kernel, rule and target at the sizes that are tightest: minutes
+    python -m bench.compile --full             # every dtype and plan row: half an hour on two cores
     python -m bench.compile --target 90 --quick
 
 Needs triton, whose wheel brings ptxas and cuobjdump, and no GPU. What is compiled is what the launchers launch: they
-run here on meta tensors, with the kernels replaced by recorders. The table goes to bench/results/compile.csv.
+run here on meta tensors, with the kernels replaced by recorders. With --write the table goes to
+bench/results/compile.csv.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,39 +33,97 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.provenance import print_table, provenance, write_csv
-from fastcells.kernels import launch, plan
+from fastcells.kernels import launch, launch_split, launch_step, plan
+from fastcells.kernels.exchange import EXCHANGES
 from fastcells.kernels.rule import UpdateRule
 from fastcells.triton_ops import RULES
 
-TARGETS = (80, 90, 100)
-DTYPES = {"float32": (torch.float32, "tf32"), "bfloat16": (torch.bfloat16, "ieee"), "float16": (torch.float16, "ieee")}
+DEVICES = {80: plan.Device(80, 108), 90: plan.Device(90, 132), 100: plan.Device(100, 148)}  # A100, H100, B200
+DTYPES = {  # and the precision of the matmuls
+    "bfloat16": (torch.bfloat16, "ieee"),
+    "float16": (torch.float16, "ieee"),
+    "float32": (torch.float32, "tf32"),
+    "float32x3": (torch.float32, "tf32x3"),
+}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"}
-KERNELS = ("sequence_forward_kernel", "sequence_backward_kernel", "step_forward_kernel", "step_backward_kernel")
+KERNELS = (
+    (launch, "sequence_forward_kernel"),
+    (launch, "sequence_backward_kernel"),
+    (launch_step, "step_forward_kernel"),
+    (launch_step, "step_backward_kernel"),
+    (launch_step, "reset_kernel"),
+    (launch_split, "split_forward_kernel"),
+    (launch_split, "split_backward_kernel"),
+)
+SPLIT_SIZES = (200, 256, 512, 768, 1024)  # 200: rows that are not aligned
+SPLIT_SELECTED = {"bfloat16": (512,), "float32": (256,), "float32x3": (256,)}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-T, B = 7, 32
+T = 7
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to run one rule: path "sequence" or "step"."""
+    """One way to run one rule: path "sequence", "split" or "step"."""
 
     path: str
     rule: str
     dtype: str
     H: int
     target: int
+    B: int = 32
+    exchange: str = ""
+
+    def plan(self, *, backward: bool = False) -> plan.Blocks | plan.Split | str:
+        """Its row."""
+        dtype, precision = DTYPES[self.dtype]
+        size, gates, device = dtype.itemsize, RULES[self.rule].gates, DEVICES[self.target]
+        if self.path == "step":
+            return plan.step_blocks(size)
+        if self.path == "sequence":
+            options: dict[str, Any] = {"precision": precision, "backward": backward}
+            return plan.sequence_blocks(self.H, gates, size, self.target, **options)
+        return plan.split_plan(self.H, self.B, gates, size, device, precision=precision, exchange=self.exchange)
 
 
 def cases(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
     """Every path, rule, dtype and plan row."""
     for target in targets:
-        for name, rule in RULES.items():
+        for rule in RULES:
             for dtype in dtypes:
-                size = DTYPES[dtype][0].itemsize
-                for H in (32, 64, 128, 256):
-                    if isinstance(plan.sequence_blocks(H, rule.gates, size, target), plan.Blocks):
-                        yield Case("sequence", name, dtype, H, target)
-                yield Case("step", name, dtype, 256, target)
+                yield from sequence_cases(rule, dtype, target)
+                yield from split_cases(rule, dtype, target)
+                yield Case("step", rule, dtype, 256, target)
+
+
+def sequence_cases(rule: str, dtype: str, target: int) -> Iterator[Case]:
+    """Each size that fits one program."""
+    for H in (32, 64, 128, 256):
+        case = Case("sequence", rule, dtype, H, target)
+        if isinstance(case.plan(), plan.Blocks):
+            yield case
+
+
+def split_cases(rule: str, dtype: str, target: int) -> Iterator[Case]:
+    """Each size with each exchange, at the first B that gets other blocks than the smaller ones."""
+    for exchange in EXCHANGES:
+        for H in SPLIT_SIZES:
+            seen = set()
+            for B in range(16, 2049, 16):
+                case = Case("split", rule, dtype, H, target, B, exchange)
+                row = case.plan()
+                if isinstance(row, plan.Split) and row.blocks.hidden not in seen:
+                    seen.add(row.blocks.hidden)
+                    yield case
+
+
+def selection(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
+    """Every kernel, rule and target, at the sizes that are tightest; float16 compiles as bfloat16 does."""
+    for case in cases(targets, tuple(dtype for dtype in dtypes if dtype != "float16")):
+        tight = case.path != "split" or case.H in SPLIT_SELECTED[case.dtype]
+        # The cell with the second exchange is the counter's worst case, the split kernels are tf32x3's.
+        counted = case.exchange == "counter" and case.rule != "gru_reset_before"
+        if tight and not counted and (case.dtype, case.path) != ("float32x3", "sequence"):
+            yield case
 
 
 def compile_case(case: Case) -> list[dict[str, object]]:
@@ -79,6 +140,7 @@ def compile_case(case: Case) -> list[dict[str, object]]:
                 "kernel": name.removesuffix("_kernel"),
                 "part": arguments.get("PART", ""),
                 "rule": case.rule,
+                "exchange": case.exchange,
                 "dtype": case.dtype,
                 "H": case.H,
                 "target": f"sm_{case.target}",
@@ -87,6 +149,7 @@ def compile_case(case: Case) -> list[dict[str, object]]:
                 "registers": registers,
                 "spill_bytes": spills,
                 "shared_bytes": compiled.metadata.shared,
+                "cooperative": compiled.metadata.launch_cooperative_grid,
                 "loop_instructions": instructions,
                 "loop_matmuls_per_warp": matmuls,
                 "matmuls_expected": expected_matmuls(name, case, rule, arguments),
@@ -103,27 +166,28 @@ def recorded(case: Case, rule: UpdateRule) -> list[tuple[str, Any, dict[str, Any
     def meta(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    H, G = case.H, rule.gates
-    if case.path == "sequence":
-        blocks = plan.sequence_blocks(H, G, dtype.itemsize, case.target)
-        backward_blocks = plan.sequence_blocks(H, G, dtype.itemsize, case.target, backward=True)
-        forward: Callable[..., Any] = launch.sequence_forward
-        backward: Callable[..., Any] = launch.sequence_backward
-    else:
-        blocks = backward_blocks = plan.step_blocks(dtype.itemsize)
-        forward, backward = launch.step_forward, launch.step_backward
+    B, H, G = case.B, case.H, rule.gates
+    launchers: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+        "sequence": (launch.sequence_forward, launch.sequence_backward),
+        "split": (launch_split.split_forward, launch_split.split_backward),
+        "step": (launch_step.step_forward, launch_step.step_backward),
+    }
+    argument = "split" if case.path == "split" else "blocks"
+    forward, backward = (
+        partial(run, reverse=False, precision=precision, **{argument: case.plan(backward=way == 1)})
+        for way, run in enumerate(launchers[case.path])
+    )
     state, w = tuple(meta(B, H) for _ in range(rule.states)), meta(G * H, H)
     lengths = torch.empty(B, dtype=torch.int32, device="meta")
     with recorders(launches):
-        options = {"reverse": False, "precision": precision}
-        out = forward(rule, meta(T, B, G * H), state, w, meta(G * H), lengths, save=True, blocks=blocks, **options)
-        backward(rule, out, meta(T, B, H), state, state, w, lengths, blocks=backward_blocks, **options)
+        out = forward(rule, launch.Input(meta(T, B, G * H)), state, w, meta(G * H), lengths, save=True)
+        backward(rule, out, meta(T, B, H), state, state, w, lengths)
     return list(launches.values())
 
 
 @contextmanager
 def recorders(launches: dict[tuple[str, object], tuple[str, Any, dict[str, Any]]]) -> Iterator[None]:
-    """Put recorders in the kernels' place in launch.py."""
+    """Put recorders in the kernels' place in the launchers' modules."""
 
     class Recorder:
         def __init__(self, name: str, kernel: Any) -> None:
@@ -136,15 +200,14 @@ def recorders(launches: dict[tuple[str, object], tuple[str, Any, dict[str, Any]]
 
             return record
 
-    names = (*KERNELS, "reset_kernel")
-    kernels = {name: getattr(launch, name) for name in names}
+    kernels = [(module, name, getattr(module, name)) for module, name in KERNELS]
     try:
-        for name, kernel in kernels.items():
-            setattr(launch, name, Recorder(name, kernel))
+        for module, name, kernel in kernels:
+            setattr(module, name, Recorder(name, kernel))
         yield
     finally:
-        for name, kernel in kernels.items():
-            setattr(launch, name, kernel)
+        for module, name, kernel in kernels:
+            setattr(module, name, kernel)
 
 
 def compile_launch(kernel: Any, arguments: dict[str, Any], target: int) -> Any:
@@ -154,7 +217,7 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], target: int) -> Any:
         value = arguments[name]
         if isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
-        elif (isinstance(value, int) and not isinstance(value, bool) and not name.isupper()) or name in ("T", "B", "H"):
+        elif name in ("T", "B", "H", "V") or (type(value) is int and not name.isupper()):
             signature[name] = "i32"
         else:
             signature[name] = "constexpr"
@@ -163,7 +226,8 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], target: int) -> Any:
         if signature[name].startswith("*") or (signature[name] == "i32" and known and value % 16 == 0):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {name: arguments[name] for name in ("num_warps", "num_stages", "maxnreg")}
+    names = ("num_warps", "num_stages", "maxnreg", "launch_cooperative_grid")
+    options = {name: arguments[name] for name in names if name in arguments}
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 
 
@@ -200,8 +264,12 @@ def time_loop(compiled: Any) -> tuple[int, int]:
 
 def expected_matmuls(name: str, case: Case, rule: UpdateRule, arguments: dict[str, Any]) -> int | str:
     """Matrix instructions a warp in the loop over time, or over the inner dimension, were no work done twice."""
-    tile = 8 if case.dtype == "float32" else 16  # m16n8k8 for tf32, m16n8k16 for 16 bit
-    inner = arguments["BLOCK_H"] if case.path == "sequence" else arguments["BLOCK_K"]
+    tile = 8 if case.dtype.startswith("float32") else 16  # m16n8k8 for tf32, m16n8k16 for 16 bit
+    inner = {
+        "sequence": arguments["BLOCK_H"],
+        "split": arguments.get("INNER", 0) * arguments.get("BLOCK_K", 0),
+        "step": arguments.get("BLOCK_K", 0),
+    }[case.path]
     tiles = (arguments["BLOCK_B"] // 16) * (arguments["BLOCK_H"] // 8) * (inner // tile)
     if name == "step_backward_kernel":
         gates = int(arguments["HAS_LATER"] or arguments["PART"] == 2)
@@ -211,7 +279,8 @@ def expected_matmuls(name: str, case: Case, rule: UpdateRule, arguments: dict[st
         return ""  # two loops, and which one is the longer depends on the target
     else:
         gates = rule.gates
-    return gates * tiles // arguments["num_warps"]
+    products = 3 if arguments["PRECISION"] == "tf32x3" else 1
+    return products * gates * tiles // arguments["num_warps"]
 
 
 def faults(row: dict[str, object]) -> list[str]:
@@ -222,6 +291,8 @@ def faults(row: dict[str, object]) -> list[str]:
     limit = plan.SHARED_MEMORY[int(str(row["target"]).removeprefix("sm_"))]
     if int(str(row["shared_bytes"])) > limit:
         found.append(f"needs {row['shared_bytes']} bytes of shared memory, {limit} there are")
+    if row["cooperative"] != str(row["kernel"]).startswith("split"):
+        found.append("programs that wait for each other, and only they, need a cooperative launch")
     if row["matmuls_expected"] not in ("", row["loop_matmuls_per_warp"]):
         found.append(f"{row['loop_matmuls_per_warp']} matrix instructions a warp, {row['matmuls_expected']} expected")
     return found
@@ -230,17 +301,19 @@ def faults(row: dict[str, object]) -> list[str]:
 def main() -> int:
     """Print the table and write it; exit status 1 if a kernel has a fault."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--target", type=int, choices=TARGETS, action="append")
+    parser.add_argument("--target", type=int, choices=tuple(DEVICES), action="append")
     parser.add_argument("--quick", action="store_true", help="bfloat16 only")
-    parser.add_argument("--no-write", action="store_true", help="leave bench/results alone")
+    parser.add_argument("--full", action="store_true", help="every dtype and plan row")
+    parser.add_argument("--write", action="store_true", help="put the table into bench/results")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    chosen = list(cases(tuple(options.target or TARGETS), ("bfloat16",) if options.quick else tuple(DTYPES)))
+    among = cases if options.full else selection
+    chosen = list(among(tuple(options.target or DEVICES), ("bfloat16",) if options.quick else tuple(DTYPES)))
     with ProcessPoolExecutor(options.jobs) as pool:
         rows = [row for found in pool.map(compile_case, chosen) for row in found]
     print(f"triton {triton.__version__}, {len(chosen)} cases")
     print_table(rows)
-    if not options.no_write:
+    if options.write:
         print(f"written to {write_csv('compile', rows, provenance(torch.device('cpu')))}")
     bad = [row for row in rows if faults(row)]
     for row in bad:

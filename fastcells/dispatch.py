@@ -25,7 +25,8 @@ class Choice:
     """What runs: `impl` as the user names it, `path` within it, and why, as text."""
 
     impl: str
-    # torch: "aten", ATen's fused recurrence, or "recurrence", ours. cpu: "c". Triton: "sequence" or "step".
+    # torch: "aten", ATen's fused recurrence, or "recurrence", ours. cpu: "c". Triton: "sequence", one program a batch
+    # tile, "split", several that exchange the state, or "step".
     path: str
     reason: str
 
@@ -68,7 +69,7 @@ def choose(impl: str, call: Call) -> Choice:
         return automatic(call)
     if impl == "torch":
         return in_torch(call.cell, call.token_ids, call.lengths)
-    return _cpu(call) if impl == "cpu" else _triton(impl, call.w_hh, call.projected)
+    return _cpu(call) if impl == "cpu" else _triton(impl, call)
 
 
 def in_torch(cell: str, token_ids: bool, lengths: bool = False) -> Choice:
@@ -131,9 +132,9 @@ def _cpu(call: Call) -> Choice:
     return Choice("cpu", "c", f"asked for; C with {cpu_ops.instruction_set()} instructions")
 
 
-def _triton(impl: str, w_hh: Tensor, projected: bool) -> Choice:
+def _triton(impl: str, call: Call) -> Choice:
     """The Triton path that `impl` names; RuntimeError with the reason if it cannot run."""
-    obstacle, blocks = None, None
+    obstacle, found, w_hh = None, None, call.w_hh
     dtype = autocast_dtype(w_hh) or w_hh.dtype
     if find_spec("triton") is None:
         obstacle = "triton is not installed"
@@ -141,27 +142,41 @@ def _triton(impl: str, w_hh: Tensor, projected: bool) -> Choice:
         obstacle = f"the weights are on {w_hh.device}: a GPU is needed, or TRITON_INTERPRET=1 for the interpreter"
     elif dtype not in TRITON_DTYPES:
         obstacle = f"there is no kernel for {dtype}"
-    elif projected:
+    elif call.projected:
         obstacle = "there is no kernel for proj_size"
     elif w_hh.numel() == 0:
         obstacle = f"w_hh of shape {list(w_hh.shape)} is empty"
     elif impl == "triton":
         H = w_hh.shape[1]
-        blocks = plan.sequence_blocks(H, len(w_hh) // H, dtype.itemsize, capability(w_hh.device))
-        obstacle = blocks if isinstance(blocks, str) else None
+        precision = matmul_precision(dtype, w_hh.device)
+        found = plan.sequence_plan(H, call.batch, len(w_hh) // H, dtype.itemsize, gpu(w_hh.device), precision=precision)
+        obstacle = found if isinstance(found, str) else None
     if obstacle is not None:
         raise RuntimeError(f"impl={impl!r} cannot run: {obstacle}")
-    if isinstance(blocks, plan.Blocks):
-        return Choice(impl, "sequence", f"asked for; {blocks.reason}")
+    if isinstance(found, plan.Blocks):
+        return Choice(impl, "sequence", f"asked for; {found.reason}")
+    if isinstance(found, plan.Split):
+        return Choice(impl, "split", f"asked for; {found.reason}")
     return Choice(impl, "step", "asked for; one launch a step")
 
 
-def capability(device: torch.device) -> int:
-    """Compute capability as plan.py names it: 90 for 9.0. The interpreter gets a large card's."""
+def gpu(device: torch.device) -> plan.Device | None:
+    """What the plan has to know of it; None for the CPU, where the interpreter runs."""
     if device.type != "cuda":
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    return plan.Device(10 * properties.major + properties.minor, properties.multi_processor_count)
+
+
+def matmul_precision(dtype: torch.dtype, device: torch.device) -> str:
+    """Triton's input_precision for a recurrence's matmuls: tf32 where torch's own switch for RNNs allows it.
+
+    Elsewhere a float32 is taken for the sum of two tf32, and three products of these make one in almost float32's
+    precision: "tf32x3". "ieee" has no matrix instructions and spills registers.
+    """
+    if dtype != torch.float32 or device.type != "cuda":
+        return "ieee"
+    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "tf32x3"  # type: ignore[attr-defined]
 
 
 class _Chooses(Protocol):

@@ -199,6 +199,11 @@ def own_recurrence(
         w_ih, w_hh, state = w_ih.to(dtype), w_hh.to(dtype), tuple(s.to(dtype) for s in state)
         b_ih, b_hh, w_hr = (None if w is None else w.to(dtype) for w in (b_ih, b_hh, w_hr))
     with no_autocast(x) if dtype is not None else contextlib.nullcontext():
+        if choice.impl in ("triton", "triton-step") and is_token_ids(x):
+            from fastcells.triton_tokens import recur_on_ids  # triton is optional
+
+            ids = x if mask is None else torch.where(mask.squeeze(-1), x, 0)
+            return recur_on_ids(cell, choice.path, ids, state, (w_ih, w_hh, b_ih, b_hh), mask, reverse)
         x_proj = input_projection(x, w_ih, b_ih, mask, in_c=choice.impl == "cpu")
         return recur(cell_of(choice, cell), x_proj, state, w_hh, b_hh, w_hr=w_hr, mask=mask, reverse=reverse)
 

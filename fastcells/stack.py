@@ -121,7 +121,7 @@ class Layer(RNNBase, ABC):
                 outs.append(out)
                 last.append(end)
             x = torch.cat(outs, -1) if len(outs) > 1 else outs[0]
-        final = tuple(torch.stack(s) for s in zip(*last, strict=True))
+        final = tuple(s[0].unsqueeze(0) if len(s) == 1 else torch.stack(s) for s in zip(*last, strict=True))
         if lengths is not None:
             return pack_padded_sequence(x, lengths).data, final
         return (x.transpose(0, 1) if self.batch_first else x), final
@@ -183,7 +183,8 @@ class Layer(RNNBase, ABC):
         sizes = self._state_sizes()
         if hx is None:
             dtype = weight.dtype if is_token_ids(data) else data.dtype
-            return tuple(data.new_zeros(rows, batch, size, dtype=dtype) for size in sizes)
+            zeros = {size: data.new_zeros(rows, batch, size, dtype=dtype) for size in set(sizes)}
+            return tuple(zeros[size] for size in sizes)
         for i, (s, size) in enumerate(zip(hx, sizes, strict=True)):
             name = "hidden" if len(sizes) == 1 else f"hidden[{i}]"
             self.check_hidden_size(s, (rows, batch, size), f"Expected {name} size {{}}, got {{}}")

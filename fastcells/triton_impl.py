@@ -26,10 +26,24 @@ class TritonCell(TorchCell):
     def forward(
         self, x: Tensor, state: State, w_hh: Tensor, b_hh: Tensor | None, steps: range, mask: Tensor | None, save: bool
     ) -> Trace:
+        return self.forward_on_ids(None, x, None, state, w_hh, b_hh, steps, mask, save)
+
+    def forward_on_ids(
+        self,
+        ids: Tensor | None,  # [T, B]
+        x: Tensor,  # [V, G*H] W_ih^T, or without ids [T, B, G*H] the input projection
+        b_ih: Tensor | None,  # [G*H], with ids
+        state: State,
+        w_hh: Tensor,
+        b_hh: Tensor | None,
+        steps: range,
+        mask: Tensor | None,
+        save: bool,
+    ) -> Trace:
+        """`forward`, where the kernels gather the input projection themselves."""
         h0, c0 = _pair(state)
-        reverse = steps.step < 0
         hidden, cells, saved, h_n, c_n = recurrence_forward(
-            x, h0, c0, w_hh, b_hh, _lengths(mask), self.rule.name, self.path, reverse, save
+            x, h0, c0, w_hh, b_hh, _lengths(mask), self.rule.name, self.path, steps.step < 0, save, ids, b_ih
         )
         return Trace(hidden, (h_n,) if c0 is None else (h_n, c_n), (cells, saved))
 

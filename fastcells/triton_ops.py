@@ -6,11 +6,14 @@ say) is passed as None and returned empty. Autograd is `torch_impl/recurrence.py
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from fastcells.dispatch import capability
-from fastcells.kernels import gru, launch, lstm, plan, rnn
+from fastcells.dispatch import gpu, matmul_precision
+from fastcells.kernels import gru, launch, launch_split, launch_step, lstm, plan, rnn
 from fastcells.kernels.rule import UpdateRule
 
 RULES: dict[str, UpdateRule] = {
@@ -30,25 +33,27 @@ def recurrence_forward(
     path: str,
     reverse: bool,
     save: bool,
+    ids: Tensor | None = None,
+    b_ih: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """hidden [T, B, H], cells [T, B, H], saved [T, B, saved, H], h_n and c_n [B, H].
 
-    x: [T, B, G*H]. h0, c0: [B, H]. w: [G*H, H]. b: [G*H]. lengths: int32 [B]. path: "sequence" or "step".
+    x: [T, B, G*H], or with ids [T, B] (int32 or int64) the table [V, G*H] of W_ih^T, whose rows they name; b_ih: [G*H],
+    only with ids. h0, c0: [B, H]. w: [G*H, H]. b: [G*H]. lengths: int32 [B]. path: "step", or "sequence" or "split",
+    of which the shape decides.
     """
-    check_alike(x_proj=x, h0=h0, c0=c0, w_hh=w, b_hh=b)
-    run = launch.sequence_forward if path == "sequence" else launch.step_forward
+    check_alike(x_proj=x, h0=h0, c0=c0, w_hh=w, b_hh=b, b_ih=b_ih)
     with torch.cuda.device_of(x):  # Triton launches on the current device, whatever the tensors' is
-        out = run(
+        out = _forward(rule, path, h0)(
             RULES[rule],
-            x.contiguous(),
+            launch.Input(x.contiguous(), *(None if p is None else p.contiguous() for p in (ids, b_ih))),
             tuple(s.contiguous() for s in (h0, c0) if s is not None),
             w.contiguous(),
             None if b is None else b.contiguous(),
             lengths,
             reverse=reverse,
             save=save,
-            blocks=_blocks(rule, path, h0),
-            precision=matmul_precision(x),
+            precision=matmul_precision(x.dtype, x.device),
         )
     return (
         out.hidden,
@@ -71,8 +76,10 @@ def _(
     path: str,
     reverse: bool,
     save: bool,
+    ids: Tensor | None = None,
+    b_ih: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    T, (B, H), width = x.shape[0], h0.shape, RULES[rule].saved
+    T, (B, H), width = len(x if ids is None else ids), h0.shape, RULES[rule].saved
     hidden, last = h0.new_empty(T, B, H), h0.new_empty(B, H)
     saved = h0.new_empty(T, B, width, H) if save and width else x.new_empty(0)
     if c0 is None:
@@ -100,9 +107,8 @@ def recurrence_backward(
 
     The adjoint of `recurrence_forward`; hidden, cells and saved are its results.
     """
-    run = launch.sequence_backward if path == "sequence" else launch.step_backward
     with torch.cuda.device_of(d_hidden):
-        d_x, d_gates, d_state = run(
+        d_x, d_gates, d_state = _backward(rule, path, h0)(
             RULES[rule],
             launch.Forward(hidden, cells, saved, ()),
             d_hidden.contiguous(),
@@ -111,8 +117,7 @@ def recurrence_backward(
             w.contiguous(),
             lengths,
             reverse=reverse,
-            blocks=_blocks(rule, path, h0, backward=True),
-            precision=matmul_precision(d_hidden),
+            precision=matmul_precision(d_hidden.dtype, d_hidden.device),
         )
     same = RULES[rule].same_gradient
     return (
@@ -150,25 +155,34 @@ def _some(tensor: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if tensor is None else tensor
 
 
-def _blocks(rule: str, path: str, h: Tensor, *, backward: bool = False) -> plan.Blocks:
-    size = h.element_size()
+def _forward(rule: str, path: str, h: Tensor) -> Callable[..., launch.Forward]:
+    """The launcher, with its plan."""
     if path == "step":
-        return plan.step_blocks(size)
-    blocks = plan.sequence_blocks(h.shape[1], RULES[rule].gates, size, capability(h.device), backward=backward)
-    assert isinstance(blocks, plan.Blocks), blocks  # dispatch has asked before
-    return blocks
+        return partial(launch_step.step_forward, blocks=plan.step_blocks(h.element_size()))
+    found = _sequence_plan(rule, h, backward=False)
+    if isinstance(found, plan.Split):
+        return partial(launch_split.split_forward, split=found)
+    return partial(launch.sequence_forward, blocks=found)
 
 
-def matmul_precision(x: Tensor) -> str:
-    """Triton's input_precision for matmuls of x: tf32 where torch's own switch for RNNs allows it."""
-    if x.dtype != torch.float32 or x.device.type != "cuda":
-        return "ieee"
-    return float32_precision()
+def _backward(rule: str, path: str, h: Tensor) -> Callable[..., launch.Backward]:
+    if path == "step":
+        return partial(launch_step.step_backward, blocks=plan.step_blocks(h.element_size()))
+    found = _sequence_plan(rule, h, backward=True)
+    if isinstance(found, plan.Split):
+        return partial(launch_split.split_backward, split=found)
+    return partial(launch.sequence_backward, blocks=found)
 
 
-def float32_precision() -> str:
-    """What `torch.backends.cudnn.rnn.fp32_precision` and `allow_tf32` ask for: "tf32" or "ieee"."""
-    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]
+def _sequence_plan(rule: str, h: Tensor, *, backward: bool) -> plan.Blocks | plan.Split:
+    B, H = h.shape
+    precision = matmul_precision(h.dtype, h.device)
+    found = plan.sequence_plan(
+        H, B, RULES[rule].gates, h.element_size(), gpu(h.device), precision=precision, backward=backward
+    )
+    if isinstance(found, str):  # dispatch asks before; not everyone comes that way
+        raise RuntimeError(f"impl='triton' cannot run: {found}")
+    return found
 
 
 def check_alike(**tensors: Tensor | None) -> None:

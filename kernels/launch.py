@@ -1,6 +1,7 @@
-"""The launchers: tensors in, tensors out, one function for each way to run a cell over time.
+"""The launchers of the sequence kernels with one program a batch tile, and what all launchers share.
 
-All tensors are contiguous and on one device; `fastcells/triton_ops.py` sees to it.
+A launcher takes tensors and gives tensors; one function for each way to run a cell over time. All tensors are
+contiguous and on one device; `fastcells/triton_ops.py` sees to it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,33 @@ from torch import Tensor
 from fastcells.kernels.plan import Blocks
 from fastcells.kernels.rule import UpdateRule
 from fastcells.kernels.sequence import sequence_backward_kernel, sequence_forward_kernel
-from fastcells.kernels.step import reset_kernel, step_backward_kernel, step_forward_kernel
+
+
+class Input(NamedTuple):
+    """What a step reads beside the state: a tensor of its own, or the row of a table."""
+
+    x: Tensor  # [T, B, G*H] the input projection; with ids [V, G*H], W_ih^T
+    ids: Tensor | None = None  # [T, B] int32 or int64
+    bias: Tensor | None = None  # [G*H] b_ih, with ids
+
+    @property
+    def steps(self) -> int:
+        return len(self.x if self.ids is None else self.ids)
+
+    def at(self, t: int) -> Input:
+        """The input of one step."""
+        return Input(self.x[t]) if self.ids is None else self._replace(ids=self.ids[t])
+
+    def arguments(self) -> dict[str, Tensor | int | bool | None]:
+        """As the kernels take it."""
+        return {
+            "x_ptr": self.x,
+            "ids_ptr": self.ids,
+            "b_ih_ptr": self.bias,
+            "V": 0 if self.ids is None else len(self.x),
+            "TOKENS": self.ids is not None,
+            "HAS_INPUT_BIAS": self.bias is not None,
+        }
 
 
 class Forward(NamedTuple):
@@ -30,25 +57,25 @@ class Backward(NamedTuple):
     d_state: tuple[Tensor, ...]  # each [B, H]
 
 
-def _outputs(rule: UpdateRule, x: Tensor, h0: Tensor, save: bool) -> Forward:
-    T, B, H = len(x), *h0.shape
+def new_outputs(rule: UpdateRule, T: int, h0: Tensor, save: bool) -> Forward:
+    B, H = h0.shape
     cells = h0.new_empty(T, B, H) if rule.states == 2 else None
     saved = h0.new_empty(T, B, rule.saved, H) if save and rule.saved else None
     return Forward(h0.new_empty(T, B, H), cells, saved, tuple(torch.empty_like(h0) for _ in range(rule.states)))
 
 
-def _pair(state: tuple[Tensor | None, ...]) -> tuple[Tensor | None, Tensor | None]:
+def pair(state: tuple[Tensor | None, ...]) -> tuple[Tensor | None, Tensor | None]:
     """(h, c), c being None for a cell without."""
     return (state[0], state[1]) if len(state) == 2 else (state[0], None)
 
 
-def _options(blocks: Blocks) -> dict[str, int]:
+def launch_options(blocks: Blocks) -> dict[str, int]:
     return {"num_warps": blocks.warps, "num_stages": blocks.stages, "maxnreg": blocks.registers}
 
 
 def sequence_forward(
     rule: UpdateRule,
-    x: Tensor,  # [T, B, G*H]
+    x: Input,
     state: tuple[Tensor, ...],
     w: Tensor,  # [G*H, H]
     b: Tensor | None,  # [G*H]
@@ -60,12 +87,12 @@ def sequence_forward(
     precision: str,
 ) -> Forward:
     """The whole sequence in one launch."""
-    T, (B, H) = len(x), state[0].shape
-    out = _outputs(rule, x, state[0], save)
-    h0, c0 = _pair(state)
-    h_n, c_n = _pair(out.last)
+    T, (B, H) = x.steps, state[0].shape
+    out = new_outputs(rule, T, state[0], save)
+    h0, c0 = pair(state)
+    h_n, c_n = pair(out.last)
     sequence_forward_kernel[(triton.cdiv(B, blocks.batch),)](
-        x_ptr=x,
+        **x.arguments(),
         w_ptr=w,
         b_ptr=b,
         lengths_ptr=lengths,
@@ -91,7 +118,7 @@ def sequence_forward(
         REVERSE=reverse,
         SAVE=out.saved is not None,
         PRECISION=precision,
-        **_options(blocks),
+        **launch_options(blocks),
     )
     return out
 
@@ -114,9 +141,9 @@ def sequence_backward(
     d_x = d_out.new_empty(T, B, rule.gates, H)
     d_gates = d_x if rule.same_gradient else torch.empty_like(d_x)
     d_state = tuple(torch.empty_like(s) for s in state)
-    h0, c0 = _pair(state)
-    d_h_n, d_c_n = _pair(d_last)
-    d_h0, d_c0 = _pair(d_state)
+    h0, c0 = pair(state)
+    d_h_n, d_c_n = pair(d_last)
+    d_h0, d_c0 = pair(d_state)
     sequence_backward_kernel[(triton.cdiv(B, blocks.batch),)](
         w_ptr=w,
         lengths_ptr=lengths,
@@ -146,156 +173,6 @@ def sequence_backward(
         REVERSE=reverse,
         SAME_GRADIENT=rule.same_gradient,
         PRECISION=precision,
-        **_options(blocks),
+        **launch_options(blocks),
     )
     return Backward(d_x, d_gates, d_state)
-
-
-def step_forward(
-    rule: UpdateRule,
-    x: Tensor,
-    state: tuple[Tensor, ...],
-    w: Tensor,
-    b: Tensor | None,
-    lengths: Tensor | None,
-    *,
-    reverse: bool,
-    save: bool,
-    blocks: Blocks,
-    precision: str,
-) -> Forward:
-    """One launch a step (two for a cell with a second product)."""
-    T, (B, H) = len(x), state[0].shape
-    out = _outputs(rule, x, state[0], save)
-    carry = torch.stack([s.float() for s in state])
-    carry_new = torch.empty_like(carry)
-    reset = torch.empty_like(state[0]) if rule.reset is not None else None
-    h = state[0]
-    grid = (triton.cdiv(B, blocks.batch), triton.cdiv(H, blocks.hidden))
-    tile = {
-        "BLOCK_B": blocks.batch,
-        "BLOCK_H": blocks.hidden,
-        "BLOCK_K": blocks.inner,
-        **_options(blocks),
-    }
-    for t in range(T - 1, -1, -1) if reverse else range(T):
-        if rule.reset is not None:
-            reset_kernel[grid](
-                x_ptr=x[t],
-                w_ptr=w,
-                b_ptr=b,
-                h_ptr=h,
-                carry_ptr=carry,
-                reset_ptr=reset,
-                B=B,
-                H=H,
-                RESET=rule.reset,
-                GATES=rule.gates,
-                STATES=rule.states,
-                HAS_BIAS=b is not None,
-                PRECISION=precision,
-                **tile,
-            )
-        step_forward_kernel[grid](
-            x_ptr=x[t],
-            w_ptr=w,
-            b_ptr=b,
-            lengths_ptr=lengths,
-            h_ptr=h,
-            reset_ptr=reset,
-            carry_ptr=carry,
-            carry_new_ptr=carry_new,
-            h_new_ptr=out.hidden[t],
-            c_new_ptr=None if out.cells is None else out.cells[t],
-            saved_ptr=None if out.saved is None else out.saved[t],
-            t=t,
-            B=B,
-            H=H,
-            FORWARD=rule.forward,
-            GATES=rule.gates,
-            STATES=rule.states,
-            SAVED=rule.saved,
-            HAS_BIAS=b is not None,
-            HAS_RESET=rule.reset is not None,
-            RAGGED=lengths is not None,
-            SAVE=out.saved is not None,
-            PRECISION=precision,
-            **tile,
-        )
-        h, carry, carry_new = out.hidden[t], carry_new, carry
-    for last, s in zip(out.last, carry, strict=True):
-        last.copy_(s)
-    return out
-
-
-def step_backward(
-    rule: UpdateRule,
-    forward: Forward,
-    d_out: Tensor,
-    d_last: tuple[Tensor, ...],
-    state: tuple[Tensor, ...],
-    w: Tensor,
-    lengths: Tensor | None,
-    *,
-    reverse: bool,
-    blocks: Blocks,
-    precision: str,
-) -> Backward:
-    """The adjoint of `step_forward`: one launch a step (two for a cell with a second product), and one at the end."""
-    T, B, H = forward.hidden.shape
-    d_x = d_out.new_empty(T, B, rule.gates, H)
-    d_gates = d_x if rule.same_gradient else torch.empty_like(d_x)
-    carry = torch.stack([d.float() for d in d_last])
-    carry_new = torch.empty_like(carry)
-    grid = (triton.cdiv(B, blocks.batch), triton.cdiv(H, blocks.hidden))
-    through = rule.gates if rule.reset is None else rule.gates - 1
-    h0, c0 = _pair(state)
-    later: Tensor | None = None
-
-    def launch(part: int, backward: triton.JITFunction, t: int, before: int | None, has_later: bool) -> None:
-        step_backward_kernel[grid](
-            w_ptr=w,
-            lengths_ptr=lengths,
-            d_later_ptr=later,
-            d_carry_ptr=carry,
-            d_carry_new_ptr=carry_new,
-            d_out_ptr=d_out[t],
-            saved_ptr=forward.hidden if forward.saved is None else forward.saved[t],
-            h_ptr=h0 if before is None else forward.hidden[before],
-            c_ptr=c0 if before is None or forward.cells is None else forward.cells[before],
-            h_new_ptr=forward.hidden[t],
-            c_new_ptr=None if forward.cells is None else forward.cells[t],
-            d_x_ptr=d_x[t],
-            d_gates_ptr=d_gates[t],
-            t=t,
-            B=B,
-            H=H,
-            BACKWARD=backward,
-            GATES=rule.gates,
-            STATES=rule.states,
-            SAVED=rule.saved,
-            THROUGH=through,
-            BLOCK_B=blocks.batch,
-            BLOCK_H=blocks.hidden,
-            BLOCK_K=blocks.inner,
-            HAS_LATER=has_later,
-            PART=part,
-            RAGGED=lengths is not None,
-            SAME_GRADIENT=rule.same_gradient,
-            PRECISION=precision,
-            **_options(blocks),
-        )
-
-    order = list(range(T - 1, -1, -1) if reverse else range(T))
-    for i in range(T - 1, -1, -1):
-        t, before = order[i], order[i - 1] if i else None
-        if rule.backward_reset is None:
-            launch(0, rule.backward, t, before, later is not None)
-        else:
-            launch(1, rule.backward_reset, t, before, later is not None)
-            carry, carry_new = carry_new, carry
-            launch(2, rule.backward, t, before, False)
-        carry, carry_new = carry_new, carry
-        later = d_gates[t]
-    launch(3, rule.backward, order[0], None, True)
-    return Backward(d_x, d_gates, tuple(s.to(d_out.dtype, copy=True) for s in carry_new))

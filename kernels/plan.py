@@ -11,8 +11,21 @@ from dataclasses import dataclass
 # Shared memory that one program may use, in bytes, by compute capability; an unknown card gets the least.
 SHARED_MEMORY = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 
-
 REGISTERS = 65536  # of a multiprocessor, 32 bit each; a thread has 255 at most
+
+SPLIT_LAUNCHES = 2  # of split kernels for one sequence: with the launch that prepares the mailbox they make three
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a plan has to know of a GPU."""
+
+    capability: int  # 90 for compute capability 9.0
+    multiprocessors: int
+
+    @property
+    def shared_memory(self) -> int:
+        return SHARED_MEMORY.get(self.capability, min(SHARED_MEMORY.values()))
 
 
 @dataclass(frozen=True)
@@ -21,7 +34,7 @@ class Blocks:
 
     batch: int
     hidden: int
-    inner: int  # tile of a matmul's inner dimension, in the step kernels
+    inner: int  # tile of a matmul's inner dimension
     warps: int
     stages: int  # of the compiler's software pipeline; each keeps tiles in shared memory
     reason: str
@@ -30,6 +43,19 @@ class Blocks:
     def registers(self) -> int:
         """Registers a thread, with one program a multiprocessor: left alone, ptxas goes for two and spills."""
         return min(255, REGISTERS // (32 * self.warps))
+
+
+@dataclass(frozen=True)
+class Split:
+    """A sequence kernel split over programs that wait for each other, and so have to run at once."""
+
+    blocks: Blocks
+    tiles: int  # batch tiles that run at once, in one launch
+    exchange: str  # as in kernels/exchange.py
+
+    @property
+    def reason(self) -> str:
+        return self.blocks.reason
 
 
 def step_blocks(item_size: int) -> Blocks:
@@ -41,25 +67,120 @@ def step_blocks(item_size: int) -> Blocks:
     return Blocks(16, 32, inner, 4, 3, "any shape: hidden columns split over programs, inner dimension tiled")
 
 
-def sequence_blocks(H: int, gates: int, item_size: int, capability: int, *, backward: bool = False) -> Blocks | str:
+def sequence_plan(
+    H: int,
+    B: int,
+    gates: int,
+    item_size: int,
+    device: Device | None,
+    *,
+    precision: str = "tf32",
+    backward: bool = False,
+) -> Blocks | Split | str:
+    """One program a batch tile where the weights fit it, else a split; or the reason why neither runs.
+
+    device: None for the interpreter, which has no limits, and whose programs cannot wait for each other.
+    precision: of float32 matmuls. In "tf32x3" a float32 is the sum of two tf32, and its weights take twice the memory.
+    """
+    if device is None:
+        return _whole(H, item_size, backward, "the interpreter runs one program a batch tile, whatever H")
+    blocks = sequence_blocks(H, gates, item_size, device.capability, precision=precision, backward=backward)
+    return blocks if isinstance(blocks, Blocks) else split_plan(H, B, gates, item_size, device, precision=precision)
+
+
+def sequence_blocks(
+    H: int, gates: int, item_size: int, capability: int, *, precision: str = "tf32", backward: bool = False
+) -> Blocks | str:
     """Blocks of the sequence kernels, or the reason why the shape does not fit.
 
     One program holds the recurrent weights of all gates, [gates, block, block] in the storage dtype, in shared
     memory; the backward needs room for every gate's operand, [batch, block], and one more beside them.
     """
-    block = max(16, 1 << (H - 1).bit_length())
+    block = max(16, _power_of_2(H))
     batch = 16
-    needed = (gates * block * block + (gates + 1) * batch * block) * item_size
-    limit = SHARED_MEMORY.get(capability, min(SHARED_MEMORY.values()))
+    needed = (_copies(item_size, precision) * gates * block * block + (gates + 1) * batch * block) * item_size
+    limit = Device(capability, 1).shared_memory
     if needed > limit:
         return (
             f"the recurrent weights need {needed >> 10} KB of shared memory ({gates} gates of {block} x {block}, "
             f"{item_size} bytes each), and one program has {limit >> 10} KB"
         )
+    return _whole(H, item_size, backward, f"weights fit one program: {needed >> 10} KB")
+
+
+def split_plan(
+    H: int,
+    B: int,
+    gates: int,
+    item_size: int,
+    device: Device,
+    *,
+    precision: str = "tf32",
+    exchange: str = "poll",
+) -> Split | str:
+    """How a sequence kernel is split, forward and backward alike, or the reason why it cannot be.
+
+    A program holds the weights of 32 or 64 hidden columns, [gates, H, columns], and gathers up to 16 KB of a mailbox
+    at a time. 32 columns are the least that 4 warps share without computing the same twice; 64 take more memory, and
+    half as many programs.
+
+    exchange: "poll" or "counter". By the model, a poll is one way through the L2 cache and a counter three; not timed.
+    """
+    batch, limit = 16, device.shared_memory
+    inner = _inner_tile(H, item_size, precision)
+    padded = -(-H // inner) * inner
+    if exchange == "counter" and padded > inner:
+        return f"H={H}: gathered in several parts, the kernels that count arrivals spill registers"
+    tiles = -(-B // batch)
+    fitting, refusal = [], ""
+    for columns, warps in ((32, 4), (64, 8)):
+        needed = _copies(item_size, precision) * (gates * padded * columns + batch * inner) * item_size
+        programs = -(-H // columns)
+        at_once = device.multiprocessors // programs
+        if needed > limit:
+            refusal = refusal or (
+                f"H={H}: {columns} columns of the recurrent weights need {needed >> 10} KB of shared memory ({gates} "
+                f"gates of {padded} x {columns}, {item_size} bytes each), and one program has {limit >> 10} KB"
+            )
+        elif tiles > SPLIT_LAUNCHES * at_once:
+            refusal = (
+                f"B={B} and H={H} make {tiles} batch tiles of {programs} programs that wait for each other, and "
+                f"{SPLIT_LAUNCHES} launches on {device.multiprocessors} multiprocessors run {SPLIT_LAUNCHES * at_once} "
+                f"tiles: B up to {SPLIT_LAUNCHES * at_once * batch}"
+            )
+        else:
+            reason = f"{programs} programs hold {columns} columns' weights each, {needed >> 10} KB, and exchange h"
+            blocks = Blocks(batch, columns, inner, warps, 1, reason)
+            fitting.append((-(-tiles // at_once), columns, Split(blocks, at_once, exchange)))
+    return min(fitting, key=lambda fit: fit[:2])[2] if fitting else refusal
+
+
+def _whole(H: int, item_size: int, backward: bool, reason: str) -> Blocks:
+    """One program with all H columns."""
+    block = max(16, _power_of_2(H))
     # More warps would compute the same twice, fewer spill.
     warps = 4 if block <= 32 else 8 if block <= 64 or item_size == 4 else 16
     # The forward has room to load a step ahead; the backward keeps every gate's operand there instead.
-    return Blocks(batch, block, block, warps, 1 if backward else 2, f"weights fit one program: {needed >> 10} KB")
+    return Blocks(16, block, block, warps, 1 if backward else 2, reason)
+
+
+def _copies(item_size: int, precision: str) -> int:
+    return 2 if item_size == 4 and precision == "tf32x3" else 1
+
+
+def _inner_tile(H: int, item_size: int, precision: str) -> int:
+    """Columns gathered at a time: all H at once if that is up to 16 KB a batch tile, else what pads H least.
+
+    In "tf32x3" what was gathered is split in registers, which 4 KB of it fill.
+    """
+    largest = 1024 // item_size // _copies(item_size, precision) ** 2
+    if largest >= H:
+        return max(16, _power_of_2(H))
+    return min(largest, largest // 2, key=lambda inner: -(-H // inner) * inner)
+
+
+def _power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
 
 
 # ---- the CPU ----

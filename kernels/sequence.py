@@ -14,6 +14,8 @@ from fastcells.kernels.tiles import (
     bias_tiles,
     cast,
     keep_ended,
+    load_ids,
+    load_input,
     load_state,
     load_tiles,
     product,
@@ -25,7 +27,9 @@ from fastcells.kernels.tiles import (
 
 @triton.jit(do_not_specialize=["T", "B"])
 def sequence_forward_kernel(
-    x_ptr,  # [T, B, GATES, H] input projection with b_ih
+    x_ptr,  # [T, B, GATES, H] input projection with b_ih; if TOKENS [V, GATES, H], W_ih^T
+    ids_ptr,  # [T, B] int32 or int64, rows of x_ptr, read if TOKENS
+    b_ih_ptr,  # [GATES, H] bias of the input projection, read if HAS_INPUT_BIAS
     w_ptr,  # [GATES, H, H] recurrent weight
     b_ptr,  # [GATES, H] recurrent bias, read if HAS_BIAS
     lengths_ptr,  # [B] int32, read if RAGGED
@@ -39,6 +43,7 @@ def sequence_forward_kernel(
     T,
     B,
     H,
+    V,
     FORWARD: tl.constexpr,
     RESET: tl.constexpr,  # the second product's rule, or None
     GATES: tl.constexpr,
@@ -46,6 +51,8 @@ def sequence_forward_kernel(
     SAVED: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HAS_INPUT_BIAS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     RAGGED: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -53,7 +60,8 @@ def sequence_forward_kernel(
     PRECISION: tl.constexpr,
 ):
     zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
-    first = (zero + tl.program_id(0) * BLOCK_B) * H  # of this program's elements in a [B, H] plane
+    first_row = zero + tl.program_id(0) * BLOCK_B
+    first = first_row * H  # of this program's elements in a [B, H] plane
     plane = (zero + B) * H
     rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     cols = tl.arange(0, BLOCK_H)
@@ -68,14 +76,19 @@ def sequence_forward_kernel(
     for g in tl.static_range(GATES):  # w[g][k, n] multiplies h[k] into column n
         w += (tl.load(w_ptr + (g * H + cols[None, :]) * H + cols[:, None], mask=weight_mask, other=0.0),)
     b = bias_tiles(b_ptr, cols, H, GATES, 0, HAS_BIAS)
+    b_ih = bias_tiles(b_ih_ptr, cols, H, GATES, 0, HAS_INPUT_BIAS)
     if RAGGED:
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
     state = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
     none = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+    ids = load_ids(ids_ptr, (zero + (T - 1 if REVERSE else 0)) * B + first_row, row, (rows < B)[:, None], TOKENS)
     for i in range(T):
         t = T - 1 - i if REVERSE else i
         at = t * plane + first
-        x = load_tiles(x_ptr + at * GATES, H, x_tile, mask, GATES)
+        x = load_input(x_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, GATES, TOKENS)
+        # The next step's ids are under way already when they are needed, to name what is loaded then.
+        more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
+        ids = load_ids(ids_ptr, (zero + (t - 1 if REVERSE else t + 1)) * B + first_row, row, more, TOKENS)
         # Columns past H stay 0: were h infinite, the weights' zeros there would make NaN of it.
         operand = cast(tl.where(mask, state[0], 0.0), w_ptr.dtype.element_ty)
         h = ()

@@ -14,6 +14,8 @@ from fastcells.kernels.tiles import (
     bias_tiles,
     cast,
     keep_ended,
+    load_ids,
+    load_input,
     load_state,
     load_tiles,
     product,
@@ -90,7 +92,9 @@ def through_weights(
 
 @triton.jit(do_not_specialize=["B"])
 def reset_kernel(
-    x_ptr,  # [B, GATES, H]
+    x_ptr,  # [B, GATES, H]; if TOKENS [V, GATES, H]
+    ids_ptr,  # [B], read if TOKENS
+    b_ih_ptr,  # [GATES, H], read if HAS_INPUT_BIAS
     w_ptr,  # [GATES, H, H]
     b_ptr,  # [GATES, H], read if HAS_BIAS
     h_ptr,  # [B, H]
@@ -98,12 +102,15 @@ def reset_kernel(
     reset_ptr,  # [B, H] out: operand of the last gate's product
     B,
     H,
+    V,
     RESET: tl.constexpr,
     GATES: tl.constexpr,
     STATES: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HAS_INPUT_BIAS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -116,7 +123,10 @@ def reset_kernel(
     # Offsets within the program's rows fit 32 bits; what does not is added to the pointer as a scalar.
     row = tl.arange(0, BLOCK_B)[:, None]
     tile = row * H + cols[None, :]
-    x = load_tiles(x_ptr + first * GATES, H, row * (GATES * H) + cols[None, :], mask, 1)
+    x_tile = row * (GATES * H) + cols[None, :]
+    ids = load_ids(ids_ptr, tl.program_id(0) * BLOCK_B, row, (rows < B)[:, None], TOKENS)
+    b_ih = bias_tiles(b_ih_ptr, cols, H, 1, 0, HAS_INPUT_BIAS)
+    x = load_input(x_ptr, ids, b_ih, first, x_tile, cols, mask, V, H, GATES, 1, TOKENS)
     product = gate_products(h_ptr + first, w_ptr, rows, cols, B, H, 0, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
     h = (product[0] + bias_tiles(b_ptr, cols, H, 1, 0, HAS_BIAS)[0],)
     reset = RESET(x, h, load_tiles(carry_ptr + first, plane, tile, mask, STATES))
@@ -125,7 +135,9 @@ def reset_kernel(
 
 @triton.jit(do_not_specialize=["t", "B"])
 def step_forward_kernel(
-    x_ptr,  # [B, GATES, H] input projection with b_ih
+    x_ptr,  # [B, GATES, H] input projection with b_ih; if TOKENS [V, GATES, H], W_ih^T
+    ids_ptr,  # [B] int32 or int64, rows of x_ptr, read if TOKENS
+    b_ih_ptr,  # [GATES, H] bias of the input projection, read if HAS_INPUT_BIAS
     w_ptr,  # [GATES, H, H]
     b_ptr,  # [GATES, H], read if HAS_BIAS
     lengths_ptr,  # [B] int32, read if RAGGED
@@ -139,6 +151,7 @@ def step_forward_kernel(
     t,
     B,
     H,
+    V,
     FORWARD: tl.constexpr,
     GATES: tl.constexpr,
     STATES: tl.constexpr,
@@ -146,6 +159,8 @@ def step_forward_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HAS_INPUT_BIAS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESET: tl.constexpr,
     RAGGED: tl.constexpr,
@@ -161,7 +176,10 @@ def step_forward_kernel(
     # Offsets within the program's rows fit 32 bits; what does not is added to the pointer as a scalar.
     row = tl.arange(0, BLOCK_B)[:, None]
     tile = row * H + cols[None, :]
-    x = load_tiles(x_ptr + first * GATES, H, row * (GATES * H) + cols[None, :], mask, GATES)
+    x_tile = row * (GATES * H) + cols[None, :]
+    ids = load_ids(ids_ptr, tl.program_id(0) * BLOCK_B, row, (rows < B)[:, None], TOKENS)
+    b_ih = bias_tiles(b_ih_ptr, cols, H, GATES, 0, HAS_INPUT_BIAS)
+    x = load_input(x_ptr, ids, b_ih, first, x_tile, cols, mask, V, H, GATES, GATES, TOKENS)
     state = load_tiles(carry_ptr + first, plane, tile, mask, STATES)
     if HAS_RESET:
         products = gate_products(

@@ -78,6 +78,32 @@ def zero_ended(active, tiles, N: tl.constexpr):
 
 
 @triton.jit
+def load_ids(ids_ptr, at, row, row_mask, TOKENS: tl.constexpr):
+    """The token ids of one step, [BLOCK_B, 1]: from element `at` on, -1 where masked; without ids nothing is read."""
+    return tl.load(ids_ptr + at + row, mask=row_mask, other=-1) if TOKENS else row
+
+
+@triton.jit
+def load_input(
+    x_ptr, ids, b_ih, at, tile, cols, mask, V, H, GATES: tl.constexpr, N: tl.constexpr, TOKENS: tl.constexpr
+):
+    """The first N gates' input projections: from element `at` on, or the rows of the table that the ids name.
+
+    An id outside [0, V), as padding may hold, acts as an all-zero input and is never read.
+    """
+    if TOKENS:
+        known = (ids >= 0) & (ids < V)
+        rows = tl.where(known, ids, 0).to(tl.int64) * (GATES * H)
+        read = load_tiles(x_ptr + rows, H, cols[None, :], mask & known, N)
+        tiles = ()
+        for g in tl.static_range(N):
+            tiles += (read[g] + b_ih[g],)
+    else:
+        tiles = load_tiles(x_ptr + at * GATES, H, tile, mask, N)
+    return tiles
+
+
+@triton.jit
 def bias_tiles(b_ptr, cols, H, N: tl.constexpr, FIRST: tl.constexpr, HAS_BIAS: tl.constexpr):
     """Bias of the gates FIRST to FIRST + N, each [1, BLOCK_H] float32; 0 without a bias."""
     tiles = ()

@@ -45,3 +45,11 @@ def test_what_cannot_run_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     assert doctor.main(said.append) == 0
     assert sum("cannot run: the weights are on cpu" in line for line in said) == 2 * 5 * 3
+
+
+def test_a_gpu_checks_the_split_kernels_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(doctor, "check", lambda *arguments: asked.append(arguments))
+    list(doctor.checks(torch.device("cuda")))
+    assert sum(arguments[4:] == (doctor.SPLIT_H,) for arguments in asked) == 5 * 3
+    assert len(asked) == (3 + 1) * 5 * 3

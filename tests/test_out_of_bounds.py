@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -24,7 +24,8 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
-from fastcells.kernels import launch, sequence, step
+from fastcells.kernels import exchange, launch, launch_split, launch_step, plan, sequence, split_sequence, step
+from fastcells.triton_ops import recurrence_forward
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="no interpreter with a GPU: use compute-sanitizer")
 
@@ -32,7 +33,8 @@ NUMBER = 48  # the bit of an address from which on the number of the tensor stan
 SHAPES = [Shape(1, 1, 1, 2), Shape(3, 5, 7, 2), Shape(1, 17, 24, 2), Shape(3, 17, 7, 2)]
 SHAPES += [Shape(2, 5, 40, 2)]  # several programs along H, and several tiles of a product
 GRU, RESET_BEFORE, LSTM = CELLS[2:]
-PATHS = {"triton": "sequence", "triton-step": "step"}  # impl, and how its kernels' names begin
+PATHS = {"triton": "sequence", "split": "split", "triton-step": "step"}  # what runs, and how its kernels' names begin
+MODULES = {"triton": sequence, "split": split_sequence, "triton-step": step}
 
 
 @dataclass
@@ -104,11 +106,27 @@ def bounds_checked() -> Iterator[Checker]:
         yield checker
 
 
+@triton.jit
+def gather_at_once(pointers, mask, published):
+    return exchange.poll_gather(pointers, mask, False)
+
+
+@contextmanager
+def split_without_waiting() -> Iterator[None]:
+    """impl="triton" runs the split kernels, one program after another: the numbers are wrong, the addresses right."""
+    blocks = plan.Blocks(batch=16, hidden=16, inner=16, warps=4, stages=1, reason="several of each, for small shapes")
+    impatient = replace(exchange.POLL, gather=gather_at_once)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(exchange.EXCHANGES, "impatient", impatient)
+        patch.setattr(plan, "sequence_plan", lambda *_, **__: plan.Split(blocks, 1, "impatient"))
+        yield
+
+
 def run(case: Case, shape: Shape, impl: str, dtype: torch.dtype = torch.float32, **options: Any) -> Counter[str]:
     """Forward and backward under the checker: how many lanes of each kernel it saw."""
     leaves = case.arguments(shape, dtype)
-    with bounds_checked() as checker:
-        outputs = case.ours(*leaves, impl=impl, **options)
+    with bounds_checked() as checker, split_without_waiting() if impl == "split" else nullcontext():
+        outputs = case.ours(*leaves, impl="triton" if impl == "split" else impl, **options)
         gradients(outputs, leaves, [torch.randn_like(o) for o in outputs])
     return checker.checked
 
@@ -127,29 +145,59 @@ def test_nothing_is_out_of_bounds(case: Case, shape: Shape, impl: str, ragged: b
     assert set(checked) == kernels | second_product and all(checked.values())
 
 
+IDS = torch.tensor([[6, -1, 0, 7, -(2**31)], [1, 2, 3, 2**31 - 1, 4], [5, 6, 0, 0, 1]])  # not all in [0, 7)
+GATHERING = ["sequence_forward_kernel", "split_forward_kernel", "step_forward_kernel", "reset_kernel"]
+
+
+def run_on_ids(impl: str) -> Counter[str]:
+    """The forward on ids. The operator is called itself: layers on the CPU refuse ids that are none."""
+    table, b_ih, w, h0 = torch.randn(7, 21), torch.randn(21), torch.randn(21, 7), torch.randn(5, 7)
+    options = ("gru_reset_before", PATHS[impl], False, True, IDS, b_ih)
+    with bounds_checked() as checker, split_without_waiting() if impl == "split" else nullcontext():
+        recurrence_forward(table, h0, None, w, None, None, *options)
+    return checker.checked
+
+
+@pytest.mark.parametrize("impl", PATHS)
+def test_no_id_reads_out_of_bounds(impl: str) -> None:
+    assert run_on_ids(impl)[f"{PATHS[impl]}_forward_kernel"] > 0
+
+
+@pytest.mark.parametrize("kernel", GATHERING)
+def test_a_vocabulary_too_large_is_found(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ids hold a 7, which is then taken for a row."""
+    plant(monkeypatch, kernel, lambda arguments: {"V": 8})
+    with pytest.raises(InterpreterError, match=rf"{kernel}: out-of-bounds load .* of x_ptr"):
+        run_on_ids(impl_of(kernel))
+
+
 def plant(patch: pytest.MonkeyPatch, kernel: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Have the launchers pass other arguments to a kernel: what `change` makes of theirs."""
-    right = getattr(launch, kernel)
+    launchers = launch if kernel in SEQUENCE else launch_split if kernel in SPLIT else launch_step
+    right = getattr(launchers, kernel)
 
     class Wrong:
         def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]:
             return lambda **arguments: right[grid](**arguments | change(arguments))
 
-    patch.setattr(launch, kernel, Wrong())
+    patch.setattr(launchers, kernel, Wrong())
 
 
-SEQUENCE, STEP = ([f"{path}_{way}_kernel" for way in ("forward", "backward")] for path in PATHS.values())
+SEQUENCE, SPLIT, STEP = ([f"{path}_{way}_kernel" for way in ("forward", "backward")] for path in PATHS.values())
+
+
+def impl_of(kernel: str) -> str:
+    return "triton" if kernel in SEQUENCE else "split" if kernel in SPLIT else "triton-step"
 
 
 @pytest.mark.parametrize("size", ["B", "H", "T"])
-@pytest.mark.parametrize("kernel", [*SEQUENCE, *STEP, "reset_kernel"])
+@pytest.mark.parametrize("kernel", [*SEQUENCE, *SPLIT, *STEP, "reset_kernel"])
 def test_a_size_too_large_is_found(kernel: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if size == "T" and kernel not in SEQUENCE:
+    if size == "T" and kernel not in SEQUENCE + SPLIT:
         pytest.skip("a step's kernel is not told T")
     plant(monkeypatch, kernel, lambda arguments: {size: arguments[size] + 1})
-    impl = "triton" if kernel in SEQUENCE else "triton-step"
     with pytest.raises(InterpreterError, match=rf"{kernel}: out-of-bounds (load|store) of 4 bytes \(fp32\) at byte"):
-        run(RESET_BEFORE, Shape(3, 5, 7, 2), impl)
+        run(RESET_BEFORE, Shape(3, 5, 7, 2), impl_of(kernel))
 
 
 @pytest.mark.parametrize(
@@ -158,6 +206,10 @@ def test_a_size_too_large_is_found(kernel: str, size: str, monkeypatch: pytest.M
         ("sequence_forward_kernel", "h_n_ptr"),
         ("sequence_forward_kernel", "saved_ptr"),
         ("sequence_backward_kernel", "d_c0_ptr"),
+        ("split_forward_kernel", "h_ptr"),
+        ("split_forward_kernel", "c_n_ptr"),
+        ("split_backward_kernel", "d_gates_ptr"),
+        ("split_backward_kernel", "d_h0_ptr"),
         ("step_forward_kernel", "carry_new_ptr"),
         ("step_forward_kernel", "c_new_ptr"),
         ("step_backward_kernel", "d_x_ptr"),
@@ -166,10 +218,9 @@ def test_a_size_too_large_is_found(kernel: str, size: str, monkeypatch: pytest.M
 )
 def test_a_tensor_one_element_too_small_is_found(kernel: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, kernel, lambda arguments: {name: arguments[name].flatten()[:-1]})
-    impl = "triton" if kernel in SEQUENCE else "triton-step"
     access = "load" if name == "lengths_ptr" else "store"
     with pytest.raises(InterpreterError, match=f"{kernel}: out-of-bounds {access} .* of {name}, which has"):
-        run(LSTM, Shape(3, 5, 7, 2), impl, lengths=torch.tensor([3, 0, 1, 2, 3]))
+        run(LSTM, Shape(3, 5, 7, 2), impl_of(kernel), lengths=torch.tensor([3, 0, 1, 2, 3]))
 
 
 @triton.jit
@@ -181,7 +232,7 @@ def store_tiles_unmasked(ptr, stride, tile, mask, tiles):
 @pytest.mark.parametrize("impl", PATHS)
 def test_a_dropped_mask_is_found(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run(GRU, Shape(1, 32, 32, 2), impl)  # fills its blocks
-    monkeypatch.setattr(sequence if impl == "triton" else step, "store_tiles", store_tiles_unmasked)
+    monkeypatch.setattr(MODULES[impl], "store_tiles", store_tiles_unmasked)
     run(GRU, Shape(1, 32, 32, 2), impl)
     with pytest.raises(InterpreterError, match=rf"{PATHS[impl]}_forward_kernel: out-of-bounds store"):
         run(GRU, Shape(1, 31, 32, 2), impl)

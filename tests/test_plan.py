@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import pytest
 
-from fastcells.kernels.plan import SHARED_MEMORY, Blocks, sequence_blocks, step_blocks
+from fastcells.kernels.plan import (
+    SHARED_MEMORY,
+    SPLIT_LAUNCHES,
+    Blocks,
+    Device,
+    Split,
+    sequence_blocks,
+    sequence_plan,
+    split_plan,
+    step_blocks,
+)
+
+H100, A100, SMALL = Device(90, 132), Device(80, 108), Device(89, 24)
 
 LARGEST = [  # gates, bytes an element, capability, largest H that fits one program
     (3, 2, 90, 128),
@@ -53,3 +68,97 @@ def test_backward_takes_the_forwards_tile() -> None:
     forward, backward = (sequence_blocks(100, 4, 2, 90, backward=b) for b in (False, True))
     assert isinstance(forward, Blocks) and isinstance(backward, Blocks)
     assert (forward.batch, forward.hidden) == (backward.batch, backward.hidden)
+
+
+def launches(split: Split, B: int) -> int:
+    tiles = math.ceil(B / split.blocks.batch)
+    return math.ceil(tiles / split.tiles)
+
+
+SPLITS = [  # device, H, gates, bytes an element, B, columns of a program, launches
+    (H100, 256, 3, 2, 32, 32, 1),
+    (H100, 256, 3, 2, 256, 32, 1),  # 8 programs a tile, 16 tiles at once: 128 of 132 multiprocessors
+    (H100, 256, 3, 2, 272, 64, 1),
+    (H100, 256, 3, 2, 1056, 64, 2),
+    (H100, 512, 4, 2, 128, 32, 1),
+    (H100, 512, 4, 2, 256, 32, 2),  # the weights of 64 columns do not fit
+    (H100, 768, 4, 2, 80, 32, 1),
+    (H100, 1024, 3, 2, 128, 32, 2),
+    (H100, 256, 4, 4, 32, 32, 1),
+    (A100, 256, 3, 2, 208, 32, 1),
+    (A100, 256, 3, 2, 224, 64, 1),
+    (A100, 512, 3, 2, 96, 32, 1),
+    (SMALL, 256, 3, 2, 48, 32, 1),
+    (SMALL, 256, 3, 2, 96, 32, 2),
+]
+
+
+@pytest.mark.parametrize(("device", "H", "gates", "size", "B", "columns", "count"), SPLITS)
+def test_split(device: Device, H: int, gates: int, size: int, B: int, columns: int, count: int) -> None:
+    split = sequence_plan(H, B, gates, size, device)
+    assert isinstance(split, Split)
+    assert (split.blocks.hidden, launches(split, B)) == (columns, count)
+
+
+REFUSED = [
+    (H100, 256, 3, 2, 1057, "B=1057 and H=256 make 67 batch tiles of 4 programs .* 132 .* run 66 tiles: B up to 1056"),
+    (H100, 1024, 3, 2, 129, "B=129 and H=1024 .* B up to 128"),
+    (
+        H100,
+        1024,
+        4,
+        2,
+        1,
+        r"H=1024: .* need 272 KB .*\(4 gates of 1024 x 32, 2 bytes each\), and one program has 227 KB",
+    ),
+    (A100, 512, 3, 4, 1, "H=512: .* one program has 163 KB"),
+    (SMALL, 256, 3, 2, 97, "B=97 and H=256 .* 24 multiprocessors run 6 tiles: B up to 96"),
+    (SMALL, 800, 1, 2, 1, "B=1 and H=800 .* run 0 tiles: B up to 0"),
+]
+
+
+@pytest.mark.parametrize(("device", "H", "gates", "size", "B", "reason"), REFUSED)
+def test_what_cannot_run_at_once_is_refused(device: Device, H: int, gates: int, size: int, B: int, reason: str) -> None:
+    refusal = sequence_plan(H, B, gates, size, device)
+    assert isinstance(refusal, str)
+    assert re.search(reason, refusal), refusal
+
+
+@pytest.mark.parametrize("exchange", ["poll", "counter"])
+@pytest.mark.parametrize("device", [H100, A100, SMALL], ids=["H100", "A100", "small"])
+def test_every_split_fits_its_device(device: Device, exchange: str) -> None:
+    """All programs of a launch run at once, in at most two launches, which with the mailbox's makes three."""
+    found = 0
+    for H in (1, 33, 100, 129, 256, 300, 512, 700, 768, 1000, 1024, 2048):
+        for B in (1, 16, 17, 64, 500, 4096):
+            for gates, size, precision in ((1, 2, "ieee"), (3, 2, "ieee"), (4, 4, "tf32"), (3, 4, "tf32x3")):
+                split = split_plan(H, B, gates, size, device, precision=precision, exchange=exchange)
+                if isinstance(split, str):
+                    continue
+                found += 1
+                blocks = split.blocks
+                assert -(-H // blocks.hidden) * split.tiles <= device.multiprocessors
+                assert launches(split, B) <= SPLIT_LAUNCHES
+                assert blocks.hidden // 8 >= blocks.warps and blocks.hidden > blocks.batch  # no warp repeats another
+                assert blocks.inner.bit_count() == 1 and blocks.inner >= 16
+                weights = gates * H * blocks.hidden * size * (2 if precision == "tf32x3" else 1)
+                assert weights + blocks.batch * blocks.inner * size <= SHARED_MEMORY[device.capability]
+    assert found > 50
+
+
+def test_one_program_comes_first() -> None:
+    assert isinstance(sequence_plan(128, 32, 3, 2, H100), Blocks)
+    assert isinstance(sequence_plan(129, 32, 3, 2, H100), Split)
+
+
+def test_three_tf32_take_twice_the_memory() -> None:
+    assert isinstance(sequence_plan(64, 8, 4, 4, H100, precision="tf32x3"), Blocks)
+    assert isinstance(sequence_plan(128, 8, 3, 4, H100, precision="tf32"), Blocks)
+    assert isinstance(sequence_plan(128, 8, 3, 4, H100, precision="tf32x3"), Split)
+    refusal = sequence_plan(256, 8, 4, 4, H100, precision="tf32x3")
+    assert isinstance(refusal, str) and "KB of shared memory" in refusal
+
+
+def test_the_interpreter_has_no_limits() -> None:
+    blocks = sequence_plan(5000, 10**6, 4, 4, None)
+    assert isinstance(blocks, Blocks) and blocks.hidden == 8192

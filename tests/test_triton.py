@@ -16,7 +16,8 @@ from torch import Tensor, nn
 triton = pytest.importorskip("triton", reason="the kernels are written in Triton")
 
 import fastcells
-from fastcells import functional
+from fastcells import dispatch, functional
+from fastcells.kernels import plan
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "strict_float32")
 
@@ -158,17 +159,17 @@ def test_cells(name: str, impl: str, device: torch.device) -> None:
 
 def test_the_kernels_are_what_runs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     """A fault planted in the launchers shows: nothing falls back silently."""
-    from fastcells.kernels import launch
+    from fastcells.kernels import launch, launch_step
 
     x, h0, *weights = (a.float() for a in arguments(GRU, (3, 2, 7), device, ids=False))
-    for impl, name in (("triton", "sequence_forward"), ("triton-step", "step_forward")):
-        monkeypatch.setattr(launch, name, lambda *_, **__: (_ for _ in ()).throw(ZeroDivisionError))
+    for impl, module, name in (("triton", launch, "sequence_forward"), ("triton-step", launch_step, "step_forward")):
+        monkeypatch.setattr(module, name, lambda *_, **__: (_ for _ in ()).throw(ZeroDivisionError))
         with pytest.raises(ZeroDivisionError):
             functional.gru(x, h0, *weights, impl=impl)
 
 
 @EACH_IMPL
-def test_what_cannot_run_raises(impl: str, device: torch.device) -> None:
+def test_what_cannot_run_raises(impl: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     def gru(dtype: torch.dtype = torch.float32, H: int = 7, **options: Any) -> object:
         return fastcells.GRU(INPUT, H, impl=impl, dtype=dtype, device=device)(
             torch.zeros(2, 3, INPUT, dtype=dtype, device=device)
@@ -177,8 +178,12 @@ def test_what_cannot_run_raises(impl: str, device: torch.device) -> None:
     with pytest.raises(RuntimeError, match=rf"impl='{impl}' cannot run: there is no kernel for torch.float64"):
         gru(torch.float64)
     if impl == "triton":
-        with pytest.raises(RuntimeError, match=r"cannot run: the recurrent weights need .* KB of shared memory"):
+        monkeypatch.setattr(dispatch, "gpu", lambda _: plan.Device(90, 132))
+        with pytest.raises(
+            RuntimeError, match=r"cannot run: H=1024: .* weights need 400 KB of shared memory .* 227 KB"
+        ):
             gru(H=1024)
+        monkeypatch.undo()
     lstm = fastcells.LSTM(INPUT, 7, proj_size=3, impl=impl, device=device)
     with pytest.raises(RuntimeError, match="cannot run: there is no kernel for proj_size"):
         lstm(torch.zeros(2, 3, INPUT, device=device))

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 pytest.importorskip("triton", reason="the kernels are written in Triton")
 
 import fastcells
-from fastcells import functional
-from fastcells.triton_ops import float32_precision
+from fastcells import dispatch, functional
+from fastcells.dispatch import matmul_precision
+from fastcells.kernels import plan
 
 INPUT, H = 6, 10
 pytestmark = pytest.mark.usefixtures("strict_float32")
@@ -19,9 +20,11 @@ EACH_IMPL = pytest.mark.parametrize("impl", ["triton", "triton-step"])
 
 
 def test_float32_precision_follows_torchs_switch() -> None:
-    for allowed, precision in ((True, "tf32"), (False, "ieee")):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for allowed, precision in ((True, "tf32"), (False, "tf32x3")):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
-            assert float32_precision() == precision
+            assert matmul_precision(torch.float32, cuda) == precision
+            assert matmul_precision(torch.bfloat16, cuda) == matmul_precision(torch.float32, cpu) == "ieee"
 
 
 @EACH_IMPL
@@ -41,13 +44,43 @@ def test_autocast(name: str, impl: str, device: torch.device) -> None:
     assert torch.equal(out, expected)
 
 
-def test_autocast_counts_for_what_fits(device: torch.device) -> None:
-    """LSTM, H=128: too large for one program in float32, not in bfloat16."""
+def test_autocast_counts_for_what_fits(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LSTM, H=128, on an H100: too large for one program in float32, not in bfloat16."""
+    monkeypatch.setattr(dispatch, "gpu", lambda _: plan.Device(90, 132))
     lstm, x = fastcells.LSTM(INPUT, 128, impl="triton").to(device), torch.zeros(1, 1, INPUT, device=device)
-    with pytest.raises(RuntimeError, match="4 bytes each"):
-        fastcells.explain(lstm, x)
+    assert fastcells.explain(lstm, x).path == "split"
     with torch.autocast(device.type, torch.bfloat16):
         assert fastcells.explain(lstm, x).path == "sequence"
+
+
+@pytest.mark.parametrize("kind", ["layer", "batch first", "packed", "single", "cell", "function"])
+def test_the_batch_counts_for_what_fits(kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GRU, H=256, on an H100: 4 programs a batch tile at the least, 33 tiles at once, twice."""
+    monkeypatch.setattr(dispatch, "gpu", lambda _: plan.Device(90, 132))
+
+    def run(B: int) -> str:
+        x = torch.zeros(1, B, INPUT, device=device)
+        if kind == "function":
+            w_ih, w_hh = torch.zeros(768, INPUT, device=device), torch.zeros(768, 256, device=device)
+            functional.gru(x, None, w_ih, w_hh, impl="triton")
+            raise AssertionError("it ran, and the interpreter has no limit")
+        if kind == "cell":
+            return str(fastcells.explain(fastcells.GRUCell(INPUT, 256, impl="triton").to(device), x[0]))
+        layer = fastcells.GRU(INPUT, 256, impl="triton", batch_first=kind == "batch first").to(device)
+        if kind == "batch first":
+            x = x.transpose(0, 1)
+        elif kind == "single":
+            x = x[0]  # B steps of one row
+        sequence = nn.utils.rnn.pack_sequence(list(x.unbind(1))) if kind == "packed" else x
+        return str(fastcells.explain(layer, sequence))
+
+    if kind == "single":
+        assert run(1057).startswith("triton (split): asked for; 8 programs hold 32 columns' weights each")
+        return
+    if kind != "function":
+        assert run(1056).startswith("triton (split): asked for; 4 programs hold 64 columns' weights each")
+    with pytest.raises(RuntimeError, match=r"impl='triton' cannot run: B=1057 and H=256 .* 132 .*: B up to 1056"):
+        run(1057)
 
 
 @EACH_IMPL

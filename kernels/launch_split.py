@@ -1,0 +1,185 @@
+"""The launchers of the split sequence kernels: they prepare the mailbox, and launch what runs at once together.
+
+At most three launches, one of which fills the mailbox or clears the counters. All tensors are contiguous and on one
+device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+from torch import Tensor
+
+from fastcells.kernels.exchange import EXCHANGES, Exchange
+from fastcells.kernels.launch import Backward, Forward, Input, launch_options, pair
+from fastcells.kernels.plan import Split
+from fastcells.kernels.rule import UpdateRule
+from fastcells.kernels.split_sequence import split_backward_kernel, split_forward_kernel
+
+COUNTER_LINE = 32  # int32 words between two counters: they lie in different cache lines
+
+
+def split_forward(
+    rule: UpdateRule,
+    x: Input,
+    state: tuple[Tensor, ...],
+    w: Tensor,  # [G*H, H]
+    b: Tensor | None,  # [G*H]
+    lengths: Tensor | None,  # [B] int32
+    *,
+    reverse: bool,
+    save: bool,
+    split: Split,
+    precision: str,
+) -> Forward:
+    """The whole sequence, split over programs that exchange the state each step."""
+    T, (B, H) = x.steps, state[0].shape
+    exchange = EXCHANGES[split.exchange]
+    # One tensor for both mailboxes of a cell with a second product, so that one launch fills it.
+    mailboxes = _mailbox(exchange, (1 if rule.reset is None else 2, T, B, H), like=w)
+    hidden, reset = mailboxes[0], mailboxes[1] if rule.reset is not None else None
+    cells = torch.empty_like(hidden) if rule.states == 2 else None
+    saved = w.new_empty(T, B, rule.saved, H) if save and rule.saved else None
+    last = tuple(torch.empty_like(s) for s in state)
+    h0, c0 = pair(state)
+    h_n, c_n = pair(last)
+    counters = _counters(exchange, B, split, w)
+    for first_tile, grid in _grids(B, H, split):
+        split_forward_kernel[grid](
+            **x.arguments(),
+            w_ptr=w,
+            b_ptr=b,
+            lengths_ptr=lengths,
+            h0_ptr=h0,
+            c0_ptr=c0,
+            h_ptr=hidden,
+            c_ptr=cells,
+            reset_ptr=reset,
+            saved_ptr=saved,
+            h_n_ptr=h_n,
+            c_n_ptr=c_n,
+            counter_ptr=counters,
+            first_tile=first_tile,
+            T=T,
+            B=B,
+            H=H,
+            **_functions(exchange),
+            FORWARD=rule.forward,
+            RESET=rule.reset,
+            GATES=rule.gates,
+            STATES=rule.states,
+            SAVED=rule.saved,
+            **_tile(H, split),
+            HAS_BIAS=b is not None,
+            RAGGED=lengths is not None,
+            REVERSE=reverse,
+            SAVE=saved is not None,
+            PRECISION=precision,
+            **_options(split),
+        )
+    return Forward(hidden, cells, saved, last)
+
+
+def split_backward(
+    rule: UpdateRule,
+    forward: Forward,
+    d_out: Tensor,  # [T, B, H]
+    d_last: tuple[Tensor, ...],
+    state: tuple[Tensor, ...],
+    w: Tensor,
+    lengths: Tensor | None,
+    *,
+    reverse: bool,
+    split: Split,
+    precision: str,
+) -> Backward:
+    """The adjoint of `split_forward`, split in the same way; the programs exchange the gates' gradients."""
+    T, B, H = forward.hidden.shape
+    exchange = EXCHANGES[split.exchange]
+    d_gates = _mailbox(exchange, (T, B, rule.gates, H), like=d_out)
+    d_x = d_gates if rule.same_gradient else torch.empty_like(d_gates)
+    d_state = tuple(torch.empty_like(s) for s in state)
+    h0, c0 = pair(state)
+    d_h_n, d_c_n = pair(d_last)
+    d_h0, d_c0 = pair(d_state)
+    counters = _counters(exchange, B, split, d_out)
+    for first_tile, grid in _grids(B, H, split):
+        split_backward_kernel[grid](
+            w_ptr=w,
+            lengths_ptr=lengths,
+            h0_ptr=h0,
+            c0_ptr=c0,
+            h_ptr=forward.hidden,
+            c_ptr=forward.cells,
+            saved_ptr=forward.hidden if forward.saved is None else forward.saved,  # not looked at if nothing is saved
+            d_out_ptr=d_out,
+            d_h_n_ptr=d_h_n,
+            d_c_n_ptr=d_c_n,
+            d_x_ptr=d_x,
+            d_gates_ptr=d_gates,
+            d_h0_ptr=d_h0,
+            d_c0_ptr=d_c0,
+            counter_ptr=counters,
+            first_tile=first_tile,
+            T=T,
+            B=B,
+            H=H,
+            **_functions(exchange),
+            BACKWARD=rule.backward,
+            BACKWARD_RESET=rule.backward_reset,
+            GATES=rule.gates,
+            STATES=rule.states,
+            SAVED=rule.saved,
+            **_tile(H, split),
+            RAGGED=lengths is not None,
+            REVERSE=reverse,
+            SAME_GRADIENT=rule.same_gradient,
+            PRECISION=precision,
+            **_options(split),
+        )
+    return Backward(d_x, d_gates, d_state)
+
+
+def _mailbox(exchange: Exchange, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    mailbox = like.new_empty(shape)
+    if exchange.prefilled:
+        mailbox.view(torch.int16 if mailbox.element_size() == 2 else torch.int32).fill_(-1)  # the sentinel
+    return mailbox
+
+
+def _counters(exchange: Exchange, B: int, split: Split, like: Tensor) -> Tensor:
+    make = like.new_empty if exchange.prefilled else like.new_zeros  # a mailbox with a sentinel does without
+    return make(triton.cdiv(B, split.blocks.batch), COUNTER_LINE, dtype=torch.int32)
+
+
+def _grids(B: int, H: int, split: Split) -> list[tuple[int, tuple[int, int]]]:
+    """Of each launch: its first batch tile, and its grid of column tiles and batch tiles."""
+    columns, tiles = triton.cdiv(H, split.blocks.hidden), triton.cdiv(B, split.blocks.batch)
+    return [(first, (columns, min(split.tiles, tiles - first))) for first in range(0, tiles, split.tiles)]
+
+
+def _functions(exchange: Exchange) -> dict[str, triton.JITFunction]:
+    return {
+        "PUBLISH": exchange.publish,
+        "ARRIVE": exchange.arrive,
+        "WAIT": exchange.wait,
+        "GATHER": exchange.gather,
+    }
+
+
+def _tile(H: int, split: Split) -> dict[str, int]:
+    blocks = split.blocks
+    return {
+        "BLOCK_B": blocks.batch,
+        "BLOCK_H": blocks.hidden,
+        "BLOCK_K": blocks.inner,
+        "INNER": triton.cdiv(H, blocks.inner),
+        "ALIGN": math.gcd(H, 8),
+    }
+
+
+def _options(split: Split) -> dict[str, int | bool]:
+    # Cooperative: the driver refuses a grid that cannot run at once, where programs would wait for ever.
+    return {**launch_options(split.blocks), "launch_cooperative_grid": True}

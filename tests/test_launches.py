@@ -1,0 +1,92 @@
+"""How many kernels a layer launches: as few for a long sequence as for a short one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytest.importorskip("triton", reason="the kernels are written in Triton")
+
+import fastcells
+from fastcells import stack, triton_impl, triton_tokens
+from fastcells.kernels import launch, launch_split, plan
+from fastcells.triton_ops import recurrence_forward
+
+B, I, H = 20, 5, 24  # noqa: E741
+NO_LAUNCH = {"empty", "new_empty", "empty_like", "empty_strided", "detach", "_unsafe_view", "lift_fresh"}
+BLOCKS = plan.Blocks(16, 32, 32, 4, 1, "all columns in one program, which the interpreter can run")
+
+
+class Launches(TorchDispatchMode):
+    """Names of the operators that launch a kernel, and of our kernels, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        if not func.is_view and name not in NO_LAUNCH:
+            self.seen.append(name)
+        return func(*args, **kwargs or {})
+
+
+class Recorder:
+    """Stands in a kernel's place, and runs it."""
+
+    def __init__(self, kernel: Any, launches: Launches) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def run(**arguments: Any) -> None:
+            self.launches.seen.append(self.kernel.fn.__name__)
+            with torch.utils._python_dispatch._disable_current_modes():
+                self.kernel[grid](**arguments)
+
+        return run
+
+
+def forward_launches(name: str, path: str, T: int, *, tokens: bool, given: bool, device: torch.device) -> list[str]:
+    """Of a layer. given: whether it gets an initial state."""
+    kind, options = ("GRU", {"reset_after": False}) if name == "ResetBefore" else (name, {})
+    layer = getattr(fastcells, kind)(I, H, impl="triton", device=device, **options)
+    x: Tensor = torch.randint(I, (T, B), device=device) if tokens else torch.randn(T, B, I, device=device)
+    hx = torch.zeros(1, B, H, device=device) if given else None
+    launches = Launches()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_impl, "recurrence_forward", recurrence_forward._init_fn)  # what is within it counts
+        for module, kernel in ((launch, "sequence_forward_kernel"), (launch_split, "split_forward_kernel")):
+            patch.setattr(module, kernel, Recorder(getattr(module, kernel), launches))
+        for module in (stack, triton_tokens):  # the check of the ids, which is the CPU's only
+            patch.setattr(module, "check_range", lambda *_: None)
+        if path != "sequence":
+            split = plan.Split(BLOCKS, 2 if path == "poll" else 1, path)
+            patch.setattr(plan, "sequence_plan", lambda *_, **__: split)
+        with launches:
+            layer(x, (hx, hx) if given and name == "LSTM" else hx)
+    return launches.seen
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "ids"])
+@pytest.mark.parametrize("T", [2, 9])
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_a_layers_forward(name: str, T: int, tokens: bool, device: torch.device) -> None:
+    """At most three launches beyond the input projection's matmul, or W_ih's transposition; whatever T."""
+    projection = "clone" if tokens else "addmm"
+    options: dict[str, Any] = {"tokens": tokens, "device": device}
+    whole = forward_launches(name, "sequence", T, given=False, **options)
+    assert whole == ["new_zeros", projection, "sequence_forward_kernel"]
+    split = forward_launches(name, "poll", T, given=False, **options)
+    assert split == ["new_zeros", projection, "fill_", "split_forward_kernel"]
+    twice = forward_launches(name, "counter", T, given=True, **options)  # for the largest batches
+    assert twice == [projection, "new_zeros", "split_forward_kernel", "split_forward_kernel"]
+
+
+def test_the_second_mailbox_is_filled_with_the_first(device: torch.device) -> None:
+    seen = forward_launches("ResetBefore", "poll", 3, tokens=False, given=True, device=device)
+    assert seen == ["addmm", "fill_", "split_forward_kernel"]
