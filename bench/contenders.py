@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import fastcells
 from bench import peers
+from bench.cases import Case
 from bench.model import Build, Model, Skipped, whole_layer
 from bench.task import Input, Task
 from fastcells import reference
@@ -133,4 +134,21 @@ def contenders() -> dict[str, Build]:
     return {**own, **loops, **peers.PEERS}
 
 
-SHORT = (*(f"fastcells-{impl}" for impl in IMPLEMENTATIONS), "cell-loop", "reference")
+def chosen(case: Case, selection: str) -> list[str]:
+    """Who is timed on a case: in a short selection, loops at the lesson's shape only, and nothing that compiles."""
+    names = list(contenders())
+    if selection == "full":
+        return names
+    lesson = (case.T, case.H) == (35, 256) and case.mode in ("forward+backward", "training step")
+    slow = [] if lesson or selection == "smoke" else ["cell-loop", "reference"]
+    return [name for name in names if name not in ("compiled-cell-loop", *slow)]
+
+
+def as_auto(task: Task, contender: str) -> bool:
+    """Whether a contender is what "auto" runs, under its own name."""
+    impl = contender.removeprefix("fastcells-")
+    if impl == "auto" or impl not in IMPLEMENTATIONS:
+        return False
+    named, automatic = (ours(name)(task).choice for name in (impl, "auto"))
+    assert named is not None and automatic is not None
+    return (named.impl, named.path) == (automatic.impl, automatic.path)

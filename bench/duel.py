@@ -42,11 +42,6 @@ class Duel:
         runs: dict[str, Callable[[], object]] = {"nn": self.theirs.run}
         return runs if self.limit is None else {**runs, "limit": self.limit}
 
-    @property
-    def same_operator(self) -> bool:
-        """Whether both sides call torch's operator: their ratio then says what the Python around it costs."""
-        return self.choice is not None and self.choice.path == "aten"
-
 
 def prepare(case: Case, contender: str, device: torch.device) -> Duel:
     """Build both sides, compare their numbers, and see that ours is not theirs under another name.

@@ -26,18 +26,19 @@ def speedup_over_H(rows: Sequence[Row], path: Path) -> Path | None:
     axes = figure.subplots()
     for cell in CELLS:
         points = [row for row in chosen if row["cell"] == cell]
-        _line(axes, points, "ratio", COLORS[cell], "-", cell)
+        paths = sorted({str(row["path"]) for row in points})  # "aten" is torch.nn's own operator
+        _line(axes, points, "ratio", COLORS[cell], "-", f"{cell} ({', '.join(paths)})")
         _line(axes, points, "limit_ratio", COLORS[cell], ":", f"{cell}, if only the matmuls took time")
     _crossover(axes)
     axes.set(xlabel="H", ylabel="times as fast as torch.nn", title=_title(chosen[0]))
-    axes.set_xscale("log", base=2)
+    _scale(axes, chosen)
     axes.legend(fontsize=7, frameon=False)
     return _save(figure, path)
 
 
 def steps_over_H(rows: Sequence[Row], path: Path) -> Path | None:
     """Microseconds of one more time step over H, ours and torch.nn's, and a GPU's floor. None without such rows."""
-    chosen = [row for row in _over_H(rows) if row.get("us_per_step")]
+    chosen = [row for row in _over_H(rows) if row.get("us_per_step") and min(_steps(row)) > 0]  # noise may say less
     if not chosen:
         return None
     figure = _figure(6.4, 3.6)
@@ -48,7 +49,7 @@ def steps_over_H(rows: Sequence[Row], path: Path) -> Path | None:
         _line(axes, points, "nn_us_per_step", COLORS[cell], "--", f"{cell}, torch.nn")
         _line(axes, points, "floor_us", COLORS[cell], ":", f"{cell}, floor ({chosen[0].get('floor_source')})")
     axes.set(xlabel="H", ylabel="microseconds a time step", title=_title(chosen[0]))
-    axes.set_xscale("log", base=2)
+    _scale(axes, chosen)
     axes.set_yscale("log")
     axes.legend(fontsize=7, frameon=False)
     return _save(figure, path)
@@ -89,7 +90,7 @@ def grid(rows: Sequence[Row], path: Path) -> Path:
                 _line(axes, points, "ratio", shade, "-", f"T={T:.0f}, B={B:.0f}")
             _crossover(axes)
             axes.set_title(f"{cell}, {mode}", fontsize=8)
-            axes.set_xscale("log", base=2)
+            _scale(axes, rows)
     panels[-1][0].set_xlabel("H")
     panels[0][0].set_ylabel("times as fast as torch.nn")
     panels[0][-1].legend(fontsize=5, frameon=False)
@@ -120,6 +121,16 @@ def _line(axes: Axes, rows: Sequence[Row], column: str, color: str, style: str, 
     points = sorted((number(row, "H"), number(row, column)) for row in rows if row.get(column) is not None)
     if points:
         axes.plot(*zip(*points, strict=True), style, marker=".", color=color, label=label, linewidth=1.2)
+
+
+def _steps(row: Row) -> tuple[float, float]:
+    return number(row, "us_per_step"), number(row, "nn_us_per_step")
+
+
+def _scale(axes: Axes, rows: Sequence[Row]) -> None:
+    sizes = sorted({number(row, "H") for row in rows})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [f"{H:.0f}" for H in sizes])
 
 
 def _crossover(axes: Axes) -> None:

@@ -14,7 +14,7 @@ from bench.duel import Row
 from bench.provenance import require
 
 TEXT = {"cell", "mode", "dtype", "precision", "contender", "path", "kind", "device", "driver", "torch", "triton"}
-TEXT |= {"python", "commit", "date", "floor_source"}
+TEXT |= {"threads", "python", "commit", "date", "floor_source"}
 KEY = (*FIELDS, "contender")
 NEEDED = ("cell", "mode", "T", "B", "I", "H", "dtype", "contender", "ms")
 

@@ -11,9 +11,10 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.cases import Case
+from bench.contenders import as_auto
 from bench.duel import complete, prepare, row
 from bench.model import Skipped
-from bench.task import matmul_precision
+from bench.task import Task, matmul_precision
 from bench.timing import calls_per_measurement, clock, once
 
 WARMUP = 2
@@ -23,11 +24,11 @@ WARMUP = 2
 def test_speed(case: Case, contender: str, device: torch.device, rounds: int, benchmark: BenchmarkFixture) -> None:
     with matmul_precision(case):
         try:
+            if as_auto(Task(case, device), contender):
+                pytest.skip(f"{contender}: what fastcells-auto runs, see there")
             duel = prepare(case, contender, device)
         except Skipped as reason:
             pytest.skip(f"{contender}: {reason}")
-        if contender == "fastcells-torch" and duel.same_operator:
-            pytest.skip("torch.nn's own operator, as the row of fastcells-auto shows")
         inner = calls_per_measurement([duel.ours.run, duel.theirs.run])
         others: dict[str, list[float]] = {name: [] for name in duel.others}
 

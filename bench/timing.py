@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 SHORTEST = 2.0  # milliseconds of one measurement, far above what clock and synchronization take
+LONGEST = 100.0
 MOST_CALLS = 200  # in one measurement
 
 
@@ -56,11 +57,12 @@ def once(run: Callable[[], object], inner: int = 1) -> float:
 
 
 def calls_per_measurement(runs: Sequence[Callable[[], object]]) -> int:
-    """How many calls of the fastest take SHORTEST."""
-    fastest = min(once(run) for run in runs)
-    if fastest < SHORTEST:  # the first call may have been slow for reasons of its own
-        fastest = min(once(run) for run in runs for _ in range(3))
-    return max(1, min(MOST_CALLS, round(SHORTEST / max(fastest, 1e-3))))
+    """How many calls of the fastest take SHORTEST, while those of the slowest do not take LONGEST."""
+    times = [once(run) for run in runs]
+    if min(times) < SHORTEST:  # the first call may have been slow for reasons of its own
+        times = [min(once(run) for _ in range(3)) for run in runs]
+    calls = min(SHORTEST / max(min(times), 1e-3), max(1.0, LONGEST / max(times)), MOST_CALLS)
+    return max(1, round(calls))
 
 
 def summary(samples: Sequence[float]) -> Timing:
