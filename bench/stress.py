@@ -106,7 +106,7 @@ def main() -> int:
     ):
         case = Case(cell, "forward+backward", T=3 if options.tiny else 35, B=2 if options.tiny else 32, I=H, H=H)
         case = replace(case, dtype=dtype, precision=precision)
-        faulthandler.dump_traceback_later(options.seconds, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(options.seconds, exit=True, file=2)
         try:
             with matmul_precision(case):
                 check(case, f"fastcells-{impl}", device)
