@@ -38,12 +38,12 @@ def ours(impl: str) -> Build:
             if case.mode == "cell step":
                 cell = getattr(fastcells, case.cell + "Cell")(case.I, case.H, **options)
                 _load(cell, task)
-                return _cell(task, cell, fastcells.explain(cell, _first(task)))
+                return _cell(task, cell, _explained(cell, _first(task), case))
             layer = getattr(fastcells, case.cell)(
                 case.I, case.H, num_layers=case.layers, bidirectional=case.bidirectional, **options
             )
             layer.load_state_dict(task.layer.state_dict())
-            choice = fastcells.explain(layer, task.x)
+            choice = _explained(layer, task.x, case)
         except RuntimeError as error:
             if "cannot run" not in str(error):
                 raise
@@ -51,6 +51,15 @@ def ours(impl: str) -> Build:
         return Model(lambda x: _data(layer(x)[0]), list(layer.parameters()), layer, choice=choice)
 
     return build
+
+
+def _explained(module: nn.Module, x: Input, case: Case) -> Choice:
+    """What runs in the case: one step at a time where text is written, and with gradients where there are any."""
+    if case.mode == "generate":
+        assert isinstance(x, Tensor)
+        x = x[:1]
+    with torch.set_grad_enabled(case.mode not in ("forward", "cell step", "generate")):
+        return fastcells.explain(module, x)  # type: ignore[arg-type]
 
 
 def cell_loop(task: Task) -> Model:

@@ -54,7 +54,7 @@ def time_case(case: Case, device: torch.device, lengths: tuple[int, int], rounds
             made = program(task, torch_nn(task))
             runs[str(T)] = made.run
         samples = compare(runs, rounds=rounds)
-        names = kernels(made.probe)
+        names = kernels(made.probe, device)
     short, long = (summary(samples[str(T)]).median for T in lengths)
     columns = ("cell", "mode", "dtype", "precision", "B", "I", "H", "graph")
     return {

@@ -101,8 +101,9 @@ def row(duel: Duel, samples: Mapping[str, Sequence[float]], inner: int) -> Row:
         "ratio": ratio(samples["nn"], samples["ours"]),
         "limit_ms": limit,
         "limit_ratio": None if limit is None else ratio(samples["nn"], samples["limit"]),
-        "peak_mb": memory.allocated,
-        "nn_peak_mb": nn_memory.allocated,
+        # What a graph needs was taken when it was recorded.
+        "peak_mb": None if duel.case.graph else memory.allocated,
+        "nn_peak_mb": None if duel.case.graph else nn_memory.allocated,
         "resident_mb": memory.resident,
         "nn_resident_mb": nn_memory.resident,
         "rounds": ours.rounds,

@@ -36,15 +36,16 @@ def operators(run: Callable[[], object]) -> set[str]:
     return {event.name for event in recorded.function_events}
 
 
-def kernels(run: Callable[[], object]) -> list[str]:
+def kernels(run: Callable[[], object], device: torch.device) -> list[str]:
     """The GPU kernels that `run` launches, most time first; on a CPU the operators, for a rehearsal."""
     activity = torch.profiler.ProfilerActivity
-    activities = [activity.CPU, activity.CUDA] if torch.cuda.is_available() else [activity.CPU]
+    on_cpu = device.type == "cpu"
+    activities = [activity.CPU] if on_cpu else [activity.CPU, activity.CUDA]
     with _silent(), torch.profiler.profile(activities=activities) as recorded:
         run()
-        if torch.cuda.is_available():
+        if not on_cpu:
             torch.cuda.synchronize()
-    if not torch.cuda.is_available():
+    if on_cpu:
         return [e.key for e in sorted(recorded.key_averages(), key=lambda e: -e.self_cpu_time_total)]
     on_gpu = [e for e in recorded.key_averages() if e.device_type == torch.profiler.DeviceType.CUDA]
     return [e.key for e in sorted(on_gpu, key=lambda e: -e.self_device_time_total)]

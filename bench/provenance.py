@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -114,8 +115,14 @@ def _triton() -> str:
 
 
 def _commit() -> str:
-    """The commit, marked where tracked files of the code differ from it."""
+    """The commit, marked where tracked files of the code differ from it; in a copy without git, the code's own hash."""
     git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        head = ""
+    if not head:
+        files = sorted(path for folder in ("fastcells", "kernels", "bench") for path in (ROOT / folder).glob("**/*.py"))
+        return "sha256-" + hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
     command = [*git, "status", "--porcelain", "--untracked-files=no", "--", "fastcells", "kernels", "bench/*.py"]
     return head + ("+changes" if subprocess.run(command, capture_output=True, text=True).stdout.strip() else "")

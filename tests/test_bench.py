@@ -159,8 +159,8 @@ def test_memory_of_a_known_allocation() -> None:
     run()
     found = profile.peak_memory(run, CPU)
     assert found.allocated == megabytes
-    # Pages of something else in this process may come and go: a few megabytes.
-    assert found.resident is None or found.resident == pytest.approx(megabytes, abs=4)
+    # The heap may keep the first while it hands out the second; other pages of the process come and go.
+    assert found.resident is None or megabytes - 4 < found.resident < 1.5 * megabytes + 4
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -224,6 +224,16 @@ def test_provenance_of_this_machine() -> None:
     origin = provenance.provenance(CPU)
     provenance.require(origin)
     assert origin["torch"] == torch.__version__ and origin["kind"] == "cpu"
+
+
+def test_a_copy_without_git_has_a_commit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench/a.py").write_text("one")
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    one = provenance.provenance(CPU)["commit"]
+    assert one.startswith("sha256-") and one == provenance.provenance(CPU)["commit"]
+    (tmp_path / "bench/a.py").write_text("two")
+    assert provenance.provenance(CPU)["commit"] != one
 
 
 def test_interpreted_kernels_are_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
