@@ -22,7 +22,7 @@ from bench.cases import CELLS, Case
 from bench.duel import Row, complete, measure
 from bench.model import Skipped
 from bench.pictures import grid
-from bench.provenance import RESULTS, origin_line, print_table, provenance, write_csv
+from bench.provenance import RESULTS, origin_line, print_table, provenance, shown, write_csv
 from fastcells.dispatch import IMPLEMENTATIONS
 
 MODES = ("forward", "forward+backward")
@@ -69,11 +69,16 @@ def main() -> int:
     options = parser.parse_args()
     device = torch.device(options.device)
     rows: list[Row] = []
-    for case in options.cases():
-        try:
-            rows.append(measure(case, f"fastcells-{options.impl}", device, options.rounds))
-        except Skipped as reason:
-            print(f"{case} left out: {reason}")
+    try:
+        for case in options.cases():
+            try:
+                rows.append(measure(case, f"fastcells-{options.impl}", device, options.rounds))
+            except Skipped as reason:
+                print(f"{case} left out: {reason}", flush=True)
+            else:
+                print(f"{case} {shown(rows[-1]['ratio'])}", flush=True)
+    except KeyboardInterrupt:  # the grid takes long: what is there is worth keeping
+        print("interrupted")
     print(origin_line(provenance(device)))
     if not rows:
         return 1

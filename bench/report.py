@@ -24,7 +24,7 @@ from bench.results_file import KEY, derived, key, number, read, slug
 SECTION = re.compile(r"(<!-- bench: (\S+) -->\n).*?(<!-- /bench -->)", re.S)
 COLUMNS = (
     *("mode", "cell", "T", "B", "I", "H", "dtype", "precision", "ids", "graph", "contender", "path", "ms", "nn_ms"),
-    *("ratio", "limit_ratio", "us_per_step", "nn_us_per_step", "floor_us", "peak_mb", "nn_peak_mb"),
+    *("ratio", "limit_ratio", "us_per_step", "nn_us_per_step", "times_floor", "peak_mb", "nn_peak_mb"),
 )
 THRESHOLD = 0.1  # of a ratio, between two runs of the same code: what quartiles of short cases differ by
 
@@ -32,7 +32,8 @@ THRESHOLD = 0.1  # of a ratio, between two runs of the same code: what quartiles
 def section(rows: Sequence[Row], name: str) -> str:
     """The README's tables of one results file, in Markdown. name: of the file, without its ending."""
     origin = rows[0]
-    where = f"{origin['device']}, {origin['threads']} threads, torch {origin['torch']}, commit {origin['commit']}"
+    threads = f"{origin['threads']} thread" + ("" if origin["threads"] == "1" else "s")
+    where = f"{origin['device']}, {threads}, torch {origin['torch']}, commit {origin['commit']}"
     parts = [_training(rows), _alone(rows), _generation(rows)]
     parts.append(f"Medians of {origin['rounds']} rounds. {where}, {origin['date']}.")
     for picture, alt in (("speedup", "speed-up over H"), ("steps", "microseconds per step"), ("memory", "peak memory")):

@@ -67,7 +67,8 @@ def derived(rows: Sequence[Row]) -> list[Row]:
     completed = []
     for row in rows:
         before = [r for r in shorter[_but_T(row)] if number(r, "T") < number(row, "T")]
-        steps: dict[str, object] = {"us_per_step": None, "nn_us_per_step": None, "floor_us": None, "floor_source": ""}
+        steps: dict[str, object] = {"us_per_step": None, "nn_us_per_step": None}
+        steps |= {"floor_us": None, "times_floor": None, "floor_source": ""}
         if before:
             previous = max(before, key=lambda r: number(r, "T"))
             length = number(row, "T") - number(previous, "T")
@@ -76,6 +77,8 @@ def derived(rows: Sequence[Row]) -> list[Row]:
         if row["kind"] == "cuda":
             steps["floor_us"] = roofline.case_floor(case_of(row), constants)
             steps["floor_source"] = constants.label
+            if before and isinstance(steps["floor_us"], float) and isinstance(steps["us_per_step"], float):
+                steps["times_floor"] = steps["us_per_step"] / steps["floor_us"]
         completed.append({**row, **steps})
     return completed
 

@@ -91,6 +91,9 @@ def test_rows_of_a_gpu_carry_their_floor() -> None:
     case = Case("GRU", "forward", dtype="bfloat16")
     (done,) = derived([{**row(case), "kind": "cuda", "driver": "570"}])
     assert done["floor_us"] == pytest.approx(0.707, abs=0.01) and done["floor_source"] == "modelled"
+    assert done["times_floor"] is None  # no second length, no time of a step
+    two = [{**row(replace(case, T=T), ms=T / 1e3), "kind": "cuda", "driver": "570"} for T in SLOPE]
+    assert derived(two)[1]["times_floor"] == pytest.approx(1 / 0.707, rel=0.01)
     (none,) = derived([{**row(replace(case, H=4096, I=4096)), "kind": "cuda", "driver": "570"}])
     assert none["floor_us"] is None
 
