@@ -69,7 +69,7 @@ def memory(rows: Sequence[Row], path: Path) -> Path | None:
     axes.set_yticks(range(len(chosen)), chosen)
     axes.invert_yaxis()
     axes.set(
-        xlabel="MB at the peak of a training step; pale: torch.nn on one-hots",
+        xlabel="MB allocated by torch at the peak of a training step; pale: torch.nn on one-hots",
         title=_title(next(iter(chosen.values()))),
     )
     return _save(figure, path)

@@ -135,7 +135,7 @@ def _training(rows: Sequence[Row]) -> str:
     found = [row for cell in CELLS if (row := _find(rows, lesson(cell)))]
     if not found:
         return ""
-    head = ["layer", "fastcells, ids: ms", "torch.nn, one-hot: ms", "speed-up", "limit", "peak MB", "torch.nn: peak MB"]
+    head = ["layer", "fastcells, ids: ms", "torch.nn, one-hot: ms", "speed-up", "limit", "MB", "torch.nn: MB"]
     lines = [
         (row["cell"], _spread(row, ""), _spread(row, "nn_"), _times(row), _limit(row), *_megabytes(row))
         for row in found
@@ -192,8 +192,10 @@ def _spread(row: Row, prefix: str) -> str:
     return f"{median:.1f} ({lower:.1f} to {upper:.1f})"
 
 
-def _megabytes(row: Row) -> tuple[str, str]:
-    return f"{number(row, 'peak_mb'):.1f}", f"{number(row, 'nn_peak_mb'):.1f}"
+def _megabytes(row: Row) -> list[str]:
+    """Ours and torch.nn's: allocated by torch, and resident where the system told."""
+    pairs = (("peak_mb", "resident_mb"), ("nn_peak_mb", "nn_resident_mb"))
+    return [" / ".join(f"{number(row, name):.0f}" for name in pair if row[name] is not None) for pair in pairs]
 
 
 def _microseconds(row: Row, column: str) -> str:

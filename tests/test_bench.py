@@ -136,6 +136,18 @@ def test_an_implementation_that_cannot_run_is_skipped(monkeypatch: pytest.Monkey
         duel.prepare(TINY, "fastcells-triton", CPU)
 
 
+@pytest.mark.parametrize("precision", ["tf32", "strict", ""])
+def test_precision_holds_for_every_library_and_is_put_back(precision: str) -> None:
+    def switches() -> tuple[bool, bool, bool]:
+        tf32_in_rnns = torch.backends.cudnn.rnn.fp32_precision == "tf32"  # what cuDNN and Triton's kernels look at
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, tf32_in_rnns
+
+    before = switches()
+    with task.matmul_precision(replace(TINY, precision=precision)):
+        assert switches() == {"tf32": (True,) * 3, "strict": (False,) * 3, "": before}[precision]
+    assert switches() == before
+
+
 def test_ratio_of_a_contender_that_takes_twice_as_long() -> None:
     samples = compare({"slow": lambda: time.sleep(0.02), "fast": lambda: time.sleep(0.01)}, rounds=5, warmup=1)
     assert min(samples["slow"]) >= 20 and len(samples["slow"]) == 5

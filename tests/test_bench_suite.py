@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -122,6 +123,27 @@ def test_a_check_that_hangs_ends_the_process() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert done.returncode != 0 and "Timeout" in done.stderr
+
+
+def test_gpu_script_stays_under_nine_minutes() -> None:
+    """Every part of it has a limit; CI rehearses it, here only its arithmetic is checked."""
+    script = (ROOT / "bench/gpu.sh").read_text()
+    assert subprocess.run(["bash", "-n", "bench/gpu.sh"], cwd=ROOT).returncode == 0
+    done = subprocess.run(["bash", "bench/gpu.sh"], cwd=ROOT, env={**os.environ, "PART": "x"}, capture_output=True)
+    assert done.returncode == 2 and b"PART is tests, table or tune" in done.stderr
+    fixed = {name: int(seconds) for seconds, name in re.findall(r"limited (\d+) (\w+) ", script)}
+    assert set(fixed) == {"doctor", "stress", "tune", "report"}
+    parts = {
+        "tests": ("doctor", "stress"),
+        "table": ("report",),
+        "tune": ("tune",),
+        "all": ("doctor", "stress", "report"),
+    }
+    for part, steps in parts.items():
+        limits = re.search(rf"^  {part}\) limits=\((.+)\) ;;$", script, re.M)
+        assert limits is not None
+        total = sum(map(int, limits[1].split())) + 15 + sum(fixed[step] for step in steps)
+        assert total < 9 * 60, part
 
 
 def test_cudnn_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

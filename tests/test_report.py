@@ -25,7 +25,7 @@ ORIGIN = {
 def row(case: Case, ms: float = 2.0, nn_ms: float = 6.0, **other: object) -> Row:
     times = {"ms": ms, "lower_ms": ms - 1, "upper_ms": ms + 1, "ratio": nn_ms / ms, "limit_ms": 1.0}
     nn = {"nn_ms": nn_ms, "nn_lower_ms": nn_ms - 1, "nn_upper_ms": nn_ms + 1, "limit_ratio": nn_ms}
-    memory = {"peak_mb": 3.5, "nn_peak_mb": 4.5, "resident_mb": None, "nn_resident_mb": None}
+    memory = {"peak_mb": 3.5, "nn_peak_mb": 4.5, "resident_mb": None, "nn_resident_mb": 6.5}
     run = {"contender": "fastcells-auto", "path": "recurrence", "rounds": 20, "inner": 1}
     return {**asdict(case), **run, **times, **nn, **memory, **ORIGIN, **other}
 
@@ -100,7 +100,7 @@ def test_rows_of_a_gpu_carry_their_floor() -> None:
 
 def test_section_shows_every_figure_and_claims_nothing_for_the_same_operator() -> None:
     text = report.section(derived(some_rows()), "nowhere")
-    assert "| GRU | 20.0 (19.0 to 21.0) | 50.0 (49.0 to 51.0) | 2.50x | 50.0x | 3.5 | 4.5 |" in text
+    assert "| GRU | 20.0 (19.0 to 21.0) | 50.0 (49.0 to 51.0) | 2.50x | 50.0x | 4 | 4 / 6 |" in text
     assert "| GRU forward+backward | `recurrence` | 3.50 | 7.00 | 2.00x | 7.0x | 100 | 200 |" in text
     assert "| LSTM forward | `aten` | 2.00 | 6.00 | same operator | 6.0x |  |  |" in text
     assert all(ORIGIN[key] in text for key in ("device", "torch", "commit", "date"))
