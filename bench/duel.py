@@ -9,9 +9,9 @@ import torch
 
 from bench.cases import Case
 from bench.contenders import contenders, torch_nn
-from bench.guard import must_agree, must_be, must_differ, tolerance
+from bench.guard import claims_own, must_agree, must_be, must_differ, tolerance
 from bench.limit import matmuls
-from bench.model import Model, Skipped
+from bench.model import Model
 from bench.profile import operators, peak_memory
 from bench.program import Program, program
 from bench.provenance import provenance
@@ -60,12 +60,10 @@ def prepare(case: Case, contender: str, device: torch.device) -> Duel:
 
 
 def _recognize(model: Model, contender: str, case: Case, ours: Program) -> None:
-    """Guard against a fallback; and skip an implementation by name where "auto" runs it anyway."""
+    """Raise GuardError if something else runs than the row says, or torch.nn's operator where it may not."""
     assert model.choice is not None
-    ran = operators(ours.probe)
-    # torch.nn takes neither ids nor a kernel's name: these rows claim to time something else.
-    claims = case.ids or contender not in ("fastcells-auto", "fastcells-torch")
-    (must_differ if claims else must_be)(model.choice, ran)
+    guard = must_differ if claims_own(case, contender) else must_be
+    guard(model.choice, operators(ours.probe))
 
 
 def measure(case: Case, contender: str, device: torch.device, rounds: int) -> Row:
@@ -115,6 +113,3 @@ def complete(rows: Sequence[Row], device: torch.device) -> list[Row]:
     """The rows, each with its provenance."""
     origin = provenance(device)
     return [{**r, **origin} for r in rows]
-
-
-__all__ = ["Duel", "Row", "Skipped", "complete", "measure", "prepare", "row"]
