@@ -53,6 +53,21 @@ def test_a_silent_fallback_is_caught_by_what_ran(monkeypatch: pytest.MonkeyPatch
         duel.prepare(LESSON, "fastcells-auto", CPU)
 
 
+def test_token_ids_fail_on_an_open_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` itself says that it would run ATen on the one-hots: nothing is hidden, and there is nothing to publish."""
+
+    class Fallback(fastcells.GRU):
+        def choose(self, input: Tensor) -> fastcells.dispatch.Choice:  # type: ignore[override]
+            return ATEN
+
+        def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            return super().forward(nn.functional.one_hot(input, self.input_size).float(), hx)
+
+    monkeypatch.setattr(fastcells, "GRU", Fallback)
+    with pytest.raises(GuardError, match="claims an implementation of ours"):
+        duel.prepare(LESSON, "fastcells-auto", CPU)
+
+
 def test_a_row_that_claims_a_kernel_fails_on_a_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     """`impl="triton"` that quietly became "auto", and says so."""
 
@@ -118,6 +133,13 @@ def test_a_row_says_what_it_measured() -> None:
     assert (row["cell"], row["T"], row["ids"], row["path"], row["rounds"]) == ("GRU", 3, True, "recurrence", 3)
     assert all(float(str(row[name])) > 0 for name in ("ms", "nn_ms", "ratio", "limit_ms", "limit_ratio", "peak_mb"))
     assert row["lower_ms"] <= row["ms"] <= row["upper_ms"]  # type: ignore[operator]
+
+
+def test_long_cases_get_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert duel.measure(TINY, "reference", CPU, rounds=9)["rounds"] == 9
+    monkeypatch.setattr(duel, "calls_per_measurement", lambda runs: 1)
+    monkeypatch.setattr(duel, "LONG", 1e-9)
+    assert duel.measure(TINY, "reference", CPU, rounds=9)["rounds"] == duel.FEWEST < 9
 
 
 def test_contenders_that_cannot_run_say_why() -> None:
