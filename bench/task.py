@@ -64,10 +64,13 @@ class Task:
 @contextmanager
 def matmul_precision(case: Case) -> Iterator[None]:
     """Float32 matmuls in TF32 or not, for every contender alike: cuDNN, cuBLAS and what follows their switches."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    if case.precision:
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = case.precision == "tf32"
-    try:
+    if not case.precision:
         yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        return
+    allowed, before = case.precision == "tf32", torch.backends.cuda.matmul.allow_tf32
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before

@@ -165,6 +165,8 @@ def test_precision_holds_for_every_library_and_is_put_back(precision: str) -> No
         return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, tf32_in_rnns
 
     before = switches()
+    from torch.testing._internal import common_utils  # noqa: F401 it forbids to set cuDNN's switches for good
+
     with task.matmul_precision(replace(TINY, precision=precision)):
         assert switches() == {"tf32": (True,) * 3, "strict": (False,) * 3, "": before}[precision]
     assert switches() == before
