@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastcells
-from bench import contenders, duel, profile, provenance, task
+from bench import contenders, duel, limit, profile, provenance, task
 from bench.cases import CELLS, SELECTIONS, Case, lesson, smoke
 from bench.guard import GuardError, must_agree, must_be, must_differ
-from bench.limit import GATES, matmuls
+from bench.limit import GATES, by_mm, by_onednn, fastest, matmuls
 from bench.model import Model, Skipped
 from bench.timing import calls_per_measurement, compare, ratio
 from fastcells.dispatch import ATEN, TOKEN_IDS
@@ -204,7 +206,7 @@ def test_memory_of_a_known_allocation() -> None:
 @pytest.mark.parametrize("ids", [False, True])
 def test_the_limit_counts_every_matmul(cell: str, mode: str, ids: bool) -> None:
     T, B, I, H = (4, 1, 7, 5) if mode == "generate" else (4, 3, 7, 5)  # noqa: E741
-    run = matmuls(Case(cell, mode, T=T, B=B, I=I, H=H, ids=ids), CPU)
+    run = matmuls(Case(cell, mode, T=T, B=B, I=I, H=H, ids=ids), CPU, by_mm)
     assert run is not None
     counter = FlopCounterMode(display=False)
     with counter:
@@ -215,6 +217,32 @@ def test_the_limit_counts_every_matmul(cell: str, mode: str, ids: bool) -> None:
     expected = passes * (recurrence + projection)
     expected += passes * output if mode in ("training step", "generate") else 0
     assert counter.get_total_flops() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_limit_multiplies_right_either_way(dtype: torch.dtype) -> None:
+    a, b = torch.randn(7, 20, dtype=dtype), torch.randn(20, 9, dtype=dtype)
+    exact = a.double() @ b.double()
+    runs = [by_mm(a, b), by_onednn(a, b), fastest(a, b)]
+    for run in filter(None, runs):
+        product = run()
+        assert isinstance(product, Tensor)
+        # 20 terms, each rounded once, and the sum stored once: a dozen roundings lie well above.
+        assert (product.double() - exact).abs().max() < 12 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+def test_the_limit_takes_the_faster_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def takes(milliseconds: float) -> Callable[[Tensor, Tensor], Callable[[], object]]:
+        run = partial(time.sleep, milliseconds / 1e3)
+        return lambda a, b: run
+
+    a = torch.ones(2, 2)
+    for mm, onednn in ((3.0, 9.0), (9.0, 3.0)):
+        monkeypatch.setattr(limit, "by_mm", takes(mm))
+        monkeypatch.setattr(limit, "by_onednn", takes(onednn))
+        assert fastest(a, a).args == (0.003,)  # type: ignore[attr-defined]
+    monkeypatch.setattr(limit, "by_onednn", lambda a, b: None)
+    assert fastest(a, a).args == (0.009,)  # type: ignore[attr-defined]
 
 
 def test_no_limit_where_there_is_none_to_speak_of() -> None:
