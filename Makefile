@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: train test bench check compile gpu clean
+.PHONY: train test bench bench-full check compile gpu clean
 
 train: $(STAMP)  ## learn the bundled lyrics: progress, perplexity, generated lines
 	$(BIN)/fastcells train $(ARGS)
@@ -12,9 +12,15 @@ train: $(STAMP)  ## learn the bundled lyrics: progress, perplexity, generated li
 test: $(STAMP)  ## every test
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(STAMP)  ## this machine, a short selection
-	$(BIN)/python -m bench.charlm
-	$(BIN)/python -m bench.layers
+bench: $(STAMP)  ## this machine, a short selection in minutes: bench/results, its pictures and the README's section
+	mkdir -p .benchmarks
+	$(BIN)/python -m pytest bench --selection short --benchmark-json=.benchmarks/short.json --benchmark-quiet $(ARGS)
+	$(BIN)/python -m bench.report .benchmarks/short.json
+
+bench-full: $(STAMP)  ## every case and contender: hours on a CPU
+	mkdir -p .benchmarks
+	$(BIN)/python -m pytest bench --selection full --benchmark-json=.benchmarks/full.json --benchmark-quiet $(ARGS)
+	$(BIN)/python -m bench.report .benchmarks/full.json --suffix full --no-readme
 
 check: $(STAMP)  ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -24,7 +30,7 @@ check: $(STAMP)  ## format, lint and types
 compile: $(STAMP)  ## every Triton kernel for sm_80, sm_90 and sm_100, without a GPU
 	$(BIN)/python -m bench.compile $(ARGS)
 
-gpu:  ## on a machine with an NVIDIA GPU, torch and triton already there; results under $$OUT
+gpu:  ## on a machine with an NVIDIA GPU, torch and triton already there; results under $$OUT; PART=tests|table|tune
 	bash bench/gpu.sh
 
 clean:

@@ -1,45 +1,79 @@
 #!/usr/bin/env bash
-# On a machine with an NVIDIA GPU, offline, with torch and triton already there: install, test, time.
-# Short tables come last; everything is also written under $OUT (default: bench/results/gpu).
-# PART=tests|table runs a part. DEVICE=cpu rehearses the script without a GPU.
+# On a machine with an NVIDIA GPU, offline, with torch and triton already there: install without dependencies, run the
+# tests on the device, stress it, then torch.nn's table (with the kernels that cuDNN ran) and ours; short tables last.
+# Everything is also written under $OUT (default: bench/results/gpu). Under nine minutes: every part has its limit.
+#
+#   PART=tests|table|tune      one part (default: tests and table)
+#   DEVICE=cpu                 a rehearsal without a GPU: Triton's interpreter, tiny shapes, bench/results left alone
+#   TESTS="tests/test_x.py"    which tests
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
 out=${OUT:-bench/results/gpu}
 part=${PART:-all}
-keep=$([ "$device" = cuda ] || echo --no-write)  # a rehearsal leaves bench/results alone
 mkdir -p "$out"
+out=$(cd "$out" && pwd)
 export PYTHONUNBUFFERED=1
+# Seconds for the tests, for cuDNN's table and for ours: a part that runs alone may take its time.
+case $part in
+  all) limits=(200 60 110) ;;
+  tests) limits=(400 0 0) ;;
+  table) limits=(0 140 320) ;;
+  tune) limits=(0 0 0) ;;
+  *) echo "PART is tests, table or tune, not $part" >&2 && exit 2 ;;
+esac
 
-if ! "$python" - "$device" <<'PY'
+if [ "$device" = cpu ]; then
+  export TRITON_INTERPRET=1
+  tiny=--tiny selection=smoke rounds=${ROUNDS:-2} tests=${TESTS:-tests/test_rules.py tests/test_plan.py}
+  contenders=fastcells-auto,fastcells-triton
+else
+  tiny='' selection=short rounds=${ROUNDS:-20} tests=${TESTS:-tests}
+  contenders=fastcells-auto,fastcells-triton,fastcells-triton-step,flashrnn,torchrl-triton,haste
+fi
+
+status=0
+# limited SECONDS NAME COMMAND...: run it, keep its output under $out, show the end of it.
+limited() {
+  local seconds=$1 name=$2 start=$SECONDS
+  shift 2
+  echo "== $name"
+  timeout --signal=INT --kill-after=10 "$seconds" "$@" >"$out/$name.log" 2>&1
+  local code=$?
+  tail -n "${LINES_SHOWN:-12}" "$out/$name.log"
+  echo "-- $name: exit status $code after $((SECONDS - start)) s"
+  [ $code -eq 0 ] || status=1
+}
+
+"$python" - "$device" <<'PY' || exit 1
 import sys
 import torch
 print("torch", torch.__version__, "cuda", torch.cuda.is_available())
-sys.exit(sys.argv[1] == "cuda" and not torch.cuda.is_available())
+if sys.argv[1] == "cuda" and not torch.cuda.is_available():
+    sys.exit("no CUDA device: DEVICE=cpu rehearses this script without one")
 PY
-then
-  echo "no CUDA device: DEVICE=cpu rehearses this script without one" >&2
-  exit 1
-fi
-"$python" -m pip install --quiet --no-deps --no-build-isolation -e . || exit 1
+[ -n "${NO_INSTALL:-}" ] || "$python" -m pip install --quiet --no-deps --no-build-isolation -e . || exit 1
 
-status=0
 if [ "$part" = all ] || [ "$part" = tests ]; then
   # The package's own table of errors first: a kernel that is wrong or does not launch shows within a minute.
-  "$python" -m fastcells doctor 2>&1 | tee "$out/doctor.log" || status=1
-  # shellcheck disable=SC2086  # TESTS may name several files
-  "$python" -m pytest ${TESTS:-tests} 2>&1 | tee "$out/tests.log" | tail -n 25 || status=1
+  limited 60 doctor "$python" -m fastcells doctor
+  # shellcheck disable=SC2086  # several files, and an option or none
+  limited "${limits[0]}" tests "$python" -m pytest $tests
+  # shellcheck disable=SC2086
+  limited 60 stress "$python" -m bench.stress --device "$device" --seconds 30 $tiny
+fi
+if [ "$part" = tune ]; then
+  # shellcheck disable=SC2086
+  limited 400 tune "$python" -m bench.tune --device "$device" --rounds "$rounds" --seconds 360 --out "$out" $tiny
 fi
 if [ "$part" = all ] || [ "$part" = table ]; then
-  for impl in ${IMPLS:-auto triton triton-step}; do
-    for table in charlm layers; do
-      echo "== $table $impl"
-      # shellcheck disable=SC2086  # keep is one option or none
-      "$python" -m "bench.$table" --device "$device" --rounds "${ROUNDS:-30}" --impl "$impl" $keep 2>&1 |
-        tee "$out/$table-$impl.log" || status=1
-    done
-  done
-  cp bench/results/*-cuda*.csv "$out/" 2>/dev/null
+  # shellcheck disable=SC2086
+  limited $((limits[1] + 15)) cudnn "$python" -m bench.cudnn --device "$device" --rounds "$rounds" \
+    --seconds "${limits[1]}" --out "$out" $tiny
+  # A timing that comes too late is dropped, not the others: pytest writes its JSON when it is interrupted, too.
+  limited "${limits[2]}" ours "$python" -m pytest bench --device "$device" --selection "$selection" --rounds "$rounds" \
+    --contenders "$contenders" --benchmark-json="$out/ours.json" --benchmark-quiet
+  LINES_SHOWN=80 limited 30 report "$python" -m bench.report "$out/ours.json" --out "$out" --no-readme
 fi
 exit $status

@@ -1,137 +1,95 @@
-"""Layers and cells on dense input against their torch.nn namesakes: forward, and forward plus backward.
+"""`auto`, or any implementation by name, beside torch.nn on dense input: forward, and forward plus backward.
 
-    python -m bench.layers                  # a short selection of shapes
+    python -m bench.layers                  # a short selection of shapes, and the cells
+    python -m bench.layers --quick          # the lesson's shape only
+    python -m bench.layers --full           # the grid: B, H and T, an hour or more on a CPU
     python -m bench.layers --require 0.95   # exit status 1 if a row is slower than that
 
-Both sides have the same weights and input; outputs and gradients are compared before timing.
+Both sides have the same weights and input; outputs and gradients are compared before timing, to the bit where both run
+the same operator on a CPU. `limit` is the speed-up if all but the matmuls took no time, measured in the same rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
 
-import fastcells
-from bench.guard import must_agree, must_run
-from bench.provenance import print_table, provenance, write_csv
-from bench.timing import compare, synchronizer
+from bench.cases import CELLS, Case
+from bench.duel import Row, complete, measure
+from bench.model import Skipped
+from bench.pictures import grid
+from bench.provenance import RESULTS, origin_line, print_table, provenance, shown, write_csv
 from fastcells.dispatch import IMPLEMENTATIONS
 
-LAYERS = ("RNN", "GRU", "LSTM")
-CELLS = ("RNNCell", "GRUCell", "LSTMCell")
+MODES = ("forward", "forward+backward")
 SHAPES = ((1, 1, 64), (35, 32, 256), (35, 1, 128), (8, 32, 64), (100, 8, 128))  # T, B, I = H
-# The same ATen operator on both sides: not one bit may differ on a CPU. cuDNN's backward is not that strict.
-TOLERANCE = {"cpu": 0.0, "cuda": 1e-4}
-# Another operator: float32 sums in another order; on a GPU both sides multiply in tf32, whose rounding is 5e-4.
-FLOAT32, TF32 = 1e-4, 2e-2
+GRID = {"B": (1, 8, 32, 128), "H": (64, 128, 256, 512, 1024), "T": (1, 35, 256)}
+COLUMNS = (
+    *("cell", "mode", "T", "B", "H", "dtype", "path", "ms", "nn_ms", "ratio", "limit_ratio"),
+    *("peak_mb", "nn_peak_mb", "resident_mb", "nn_resident_mb", "rounds"),
+)
 
 
-def case(name: str, device: torch.device, T: int, B: int, H: int, impl: str) -> tuple[nn.Module, nn.Module, Tensor]:
-    """Ours, theirs with the same weights, and an input."""
-    ours, theirs = getattr(fastcells, name)(H, H, impl=impl).to(device), getattr(nn, name)(H, H).to(device)
-    theirs.load_state_dict(ours.state_dict())
-    shape = (B, H) if name in CELLS else (T, B, H)
-    return ours, theirs, torch.randn(shape, device=device)
+def quick() -> Iterator[Case]:
+    """The shape of the lessons."""
+    for cell, mode in itertools.product(CELLS, MODES):
+        yield Case(cell, mode)
 
 
-def forward(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    """A call without gradients that returns the outputs."""
-
-    def run() -> Tensor:
-        with torch.no_grad():
-            return _outputs(module(x))
-
-    return run
+def short() -> Iterator[Case]:
+    """A few shapes, and single steps of the cells."""
+    for cell, (T, B, H), mode in itertools.product(CELLS, SHAPES, MODES):
+        yield Case(cell, mode, T=T, B=B, I=H, H=H)
+    for cell, B in itertools.product(CELLS, (1, 32)):
+        yield Case(cell, "cell step", T=1, B=B, I=128, H=128)
 
 
-def forward_backward(module: nn.Module, x: Tensor, d_out: Tensor) -> Callable[[], list[Tensor]]:
-    """Forward and backward; returns the outputs and the gradients of input and parameters."""
-
-    def run() -> list[Tensor]:
-        leaf = x.detach().requires_grad_()
-        module.zero_grad()
-        out = _outputs(module(leaf))
-        out.backward(d_out)
-        assert leaf.grad is not None
-        return [out, leaf.grad, *(p.grad for p in module.parameters() if p.grad is not None)]
-
-    return run
-
-
-def _outputs(result: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return result if isinstance(result, Tensor) else result[0]
-
-
-def rows_of(
-    name: str, device: torch.device, T: int, B: int, H: int, rounds: int, impl: str = "auto"
-) -> list[dict[str, object]]:
-    """Compare and time one layer or cell at one shape; no row, and a line why, where `impl` cannot run it."""
-    ours, theirs, x = case(name, device, T, B, H, impl)
-    try:
-        choice = fastcells.explain(ours, x)  # type: ignore[arg-type]
-    except RuntimeError as error:
-        print(f"{name} T={T} B={B} H={H} left out: {error}")
-        return []
-    must_run(choice, {"triton": "sequence", "triton-step": "step"}.get(impl, "aten"))
-    same_operator = choice.path == "aten"
-    d_out = torch.randn_like(forward(ours, x)())
-    step, step_theirs = forward_backward(ours, x, d_out), forward_backward(theirs, x, d_out)
-    must_agree(step(), step_theirs(), TOLERANCE[device.type] if same_operator else TF32 if x.is_cuda else FLOAT32)
-    modes: dict[str, dict[str, Callable[[], object]]] = {
-        "forward": {"ours": forward(ours, x), "theirs": forward(theirs, x)},
-        "forward+backward": {"ours": step, "theirs": step_theirs},
-    }
-    rows: list[dict[str, object]] = []
-    for mode, contenders in modes.items():
-        trial, _ = compare(contenders, rounds=5, synchronize=synchronizer(device))
-        inner = max(1, round(5.0 / max(trial["ours"].median, 1e-3)))  # about 5 ms a measurement
-        timings, ratio = compare(contenders, rounds=rounds, inner=min(inner, 200), synchronize=synchronizer(device))
-        rows.append(
-            {
-                "module": name,
-                "mode": mode,
-                "T": 1 if name in CELLS else T,
-                "B": B,
-                "H": H,
-                "dtype": "float32",
-                "impl": choice.impl,
-                "path": choice.path,
-                "ours_ms": timings["ours"].median,
-                "nn_ms": timings["theirs"].median,
-                "rounds": rounds,
-                "ratio": ratio("theirs", "ours"),
-            }
-        )
-    return rows
+def full() -> Iterator[Case]:
+    """Every shape of the grid, small ones first."""
+    for T, B, H, cell, mode in itertools.product(GRID["T"], GRID["B"], GRID["H"], CELLS, MODES):
+        yield Case(cell, mode, T=T, B=B, I=H, H=H)
 
 
 def main() -> int:
-    """Print the table, write bench/results/layers-DEVICE.csv."""
+    """Print the table, write bench/results/layers-DEVICE.csv and a picture of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--impl", choices=IMPLEMENTATIONS, default="auto")
     parser.add_argument("--require", type=float, metavar="X", help="fail if a row is less than X times as fast")
     parser.add_argument("--no-write", action="store_true", help="leave bench/results alone")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", dest="cases", action="store_const", const=quick)
+    size.add_argument("--full", dest="cases", action="store_const", const=full)
+    parser.set_defaults(cases=short)
     options = parser.parse_args()
     device = torch.device(options.device)
-    torch.manual_seed(0)
-    more = (options.rounds, options.impl)
-    rows = [r for name in LAYERS for shape in SHAPES for r in rows_of(name, device, *shape, *more)]
-    rows += [r for name in CELLS for B in (1, 32) for r in rows_of(name, device, 1, B, 128, *more)]
-    origin = provenance(device)
-    print(", ".join(f"{key} {value}" for key, value in origin.items() if value))
-    print_table(rows)
+    rows: list[Row] = []
+    try:
+        for case in options.cases():
+            try:
+                rows.append(measure(case, f"fastcells-{options.impl}", device, options.rounds))
+            except Skipped as reason:
+                print(f"{case} left out: {reason}", flush=True)
+            else:
+                print(f"{case} {shown(rows[-1]['ratio'])}", flush=True)
+    except KeyboardInterrupt:  # the grid takes long: what is there is worth keeping
+        print("interrupted")
+    print(origin_line(provenance(device)))
+    if not rows:
+        return 1
+    print_table([{column: row[column] for column in COLUMNS} for row in rows])
     if not options.no_write:
         name = f"layers-{device.type}" + (f"-{options.impl}" if options.impl != "auto" else "")
-        print(f"written to {write_csv(name, rows, origin)}")
+        print(f"written to {write_csv(name, complete(rows, device))}")
+        print(f"written to {grid(rows, RESULTS / f'{name}.svg')}")
     slow = [row for row in rows if options.require is not None and float(str(row["ratio"])) < options.require]
     for row in slow:
-        print(f"slower than {options.require}: {row}", file=sys.stderr)
+        print(f"slower than {options.require}: {[row[column] for column in COLUMNS]}", file=sys.stderr)
     return 1 if slow else 0
 
 

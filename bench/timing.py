@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+SHORTEST = 2.0  # milliseconds of one measurement, far above what clock and synchronization take
+LONGEST = 100.0
+MOST_CALLS = 200  # in one measurement
+
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call: median and quartiles over `rounds` calls."""
+    """Milliseconds of one call: median and quartiles over `rounds` measurements."""
 
     median: float
     lower: float
@@ -20,44 +24,53 @@ class Timing:
     rounds: int
 
 
-def compare(
-    contenders: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int = 30,
-    warmup: int = 3,
-    inner: int = 1,
-    synchronize: Callable[[], None] = lambda: None,
-) -> tuple[dict[str, Timing], Callable[[str, str], float]]:
-    """Call each contender once a round, in turn, and time it.
+def clock() -> float:
+    """Seconds, once every GPU has finished what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
-    inner: calls per measurement, for calls too short for the clock. synchronize: waits for the device.
-    Returns the timings, and a function `ratio(slow, fast)`: the median over rounds of slow's time over fast's in
-    the same round, which noise that lasts longer than a round does not touch.
+
+def compare(
+    contenders: Mapping[str, Callable[[], object]], *, rounds: int = 20, warmup: int = 3, inner: int = 1
+) -> dict[str, list[float]]:
+    """Milliseconds a call of each contender, measured once a round, in turn; every other round backwards.
+
+    inner: calls per measurement, for calls too short for the clock.
     """
     names = list(contenders)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for index in range(warmup + rounds):
-        order = names if index % 2 else names[::-1]
-        for name in order:
-            synchronize()
-            start = time.perf_counter()
-            for _ in range(inner):
-                contenders[name]()
-            synchronize()
+        for name in names if index % 2 else names[::-1]:
+            milliseconds = once(contenders[name], inner)
             if index >= warmup:
-                samples[name].append((time.perf_counter() - start) * 1e3 / inner)
-
-    def ratio(slow: str, fast: str) -> float:
-        return statistics.median(s / f for s, f in zip(samples[slow], samples[fast], strict=True))
-
-    return {name: _summary(samples[name]) for name in names}, ratio
+                samples[name].append(milliseconds)
+    return samples
 
 
-def synchronizer(device: torch.device) -> Callable[[], None]:
-    """What waits until the device has finished; nothing on a CPU."""
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+def once(run: Callable[[], object], inner: int = 1) -> float:
+    """Milliseconds a call, over `inner` calls."""
+    start = clock()
+    for _ in range(inner):
+        run()
+    return (clock() - start) * 1e3 / inner
 
 
-def _summary(samples: list[float]) -> Timing:
+def calls_per_measurement(runs: Sequence[Callable[[], object]]) -> int:
+    """How many calls of the fastest take SHORTEST, while those of the slowest do not take LONGEST."""
+    times = [once(run) for run in runs]
+    if min(times) < SHORTEST:  # the first call may have been slow for reasons of its own
+        times = [min(once(run) for _ in range(3)) for run in runs]
+    calls = min(SHORTEST / max(min(times), 1e-3), max(1.0, LONGEST / max(times)), MOST_CALLS)
+    return max(1, round(calls))
+
+
+def summary(samples: Sequence[float]) -> Timing:
+    """Median and quartiles."""
     lower, median, upper = statistics.quantiles(samples, n=4)
     return Timing(median, lower, upper, len(samples))
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """The median over rounds of slow's time over fast's in the same round: noise longer than a round cancels."""
+    return statistics.median(s / f for s, f in zip(slow, fast, strict=True))

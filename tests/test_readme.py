@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.report import section, update
+from bench.results_file import read
 from fastcells.charlm import PRESETS
 from fastcells.charlm.cli import _parser
 
@@ -87,13 +89,16 @@ def test_no_machine_path_and_no_registry() -> None:
     assert "://" not in re.sub(r"https://(arxiv\.org|pytorch\.org|d2l\.ai|github\.com)/", "", README)
 
 
-def test_speed_table_is_the_measured_one() -> None:
-    with (ROOT / "bench/results/charlm-cpu.csv").open() as file:
-        measured = {row["cell"]: row for row in csv.DictReader(file)}
-    rows = re.findall(r"^\| (GRU|LSTM|RNN) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+)x \|$", README, re.M)
-    assert [name for name, *_ in rows] == list(measured)
-    for name, ours, theirs, speedup in rows:
-        row = measured[name]
-        assert (ours, theirs) == (f"{float(row['ours_ms']):.1f}", f"{float(row['nn_onehot_ms']):.1f}")
-        assert speedup == f"{float(row['speedup']):.2f}"
-    assert all(measured["GRU"][key] in README for key in ("device", "torch", "commit"))
+def test_speed_section_is_generated() -> None:
+    name, shown_rows = re.findall(r"<!-- bench: bench/results/(\S+)\.csv -->\n(.*?)<!-- /bench -->", README, re.S)[0]
+    rows = read(ROOT / f"bench/results/{name}.csv")
+    assert shown_rows == section(rows, name)
+    assert update(README, rows, name) == README
+    for picture in re.findall(r"!\[[^]]+\]\(([^)]+)\)", shown_rows):
+        assert (ROOT / picture).exists(), picture
+    assert "| GRU |" in shown_rows and ".svg)" in shown_rows
+
+
+def test_no_speed_is_typed() -> None:
+    typed = re.sub(r"<!-- bench: .*?<!-- /bench -->", "", README, flags=re.S)
+    assert not re.search(r"\d\s*(x\b|times as fast|ms\b)", typed)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastcells import cpu_ops, dispatch
 from fastcells.charlm.model import CharLM, State
+from fastcells.layers import GRU, LSTM, RNN
 
 
 class ModelStepper:
@@ -48,7 +49,12 @@ class CStepper:
 
 def stepper(model: CharLM) -> ModelStepper | CStepper:
     """The fastest stepper that can run `model`."""
-    layer = model.layer
+    return CStepper(model) if choose(model.layer).impl == "cpu" else ModelStepper(model)
+
+
+def choose(layer: RNN | GRU | LSTM) -> dispatch.Choice:
+    """Which implementation steps through a model with this layer, and why."""
     call = dispatch.Call(layer.maths().name, True, 1, 1, layer.weight_hh_l0)
-    plain = layer.bidirectional or layer.impl not in ("auto", "cpu") or type(model) is not CharLM
-    return ModelStepper(model) if plain or dispatch.c_obstacle(call) is not None else CStepper(model)
+    if layer.bidirectional or layer.impl not in ("auto", "cpu") or dispatch.c_obstacle(call) is not None:
+        return layer.choose(torch.zeros(1, dtype=torch.int64, device=layer.weight_hh_l0.device))
+    return dispatch.Choice("cpu", "c", f"a step of each layer in C with {cpu_ops.instruction_set()} instructions")
