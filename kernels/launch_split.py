@@ -16,7 +16,8 @@ from fastcells.kernels.exchange import EXCHANGES, Exchange
 from fastcells.kernels.launch import Backward, Forward, Input, launch_options, pair
 from fastcells.kernels.plan import Split
 from fastcells.kernels.rule import UpdateRule
-from fastcells.kernels.split_sequence import split_backward_kernel, split_forward_kernel
+from fastcells.kernels.split_backward import split_backward_kernel
+from fastcells.kernels.split_forward import split_forward_kernel
 
 COUNTER_LINE = 32  # int32 words between two counters: they lie in different cache lines
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from fastcells.kernels.launch import Backward, Forward, Input, launch_options, new_outputs, pair
 from fastcells.kernels.plan import Blocks
 from fastcells.kernels.rule import UpdateRule
-from fastcells.kernels.step import reset_kernel, step_backward_kernel, step_forward_kernel
+from fastcells.kernels.step import reset_kernel, step_forward_kernel
+from fastcells.kernels.step_backward import step_backward_kernel
 
 
 def step_forward(

@@ -1,4 +1,4 @@
-"""Tiles: the matmul, and loads and stores of tuples with one tile a gate, a state or a saved value."""
+"""Tiles: matmuls, and loads and stores of tuples with one tile a gate, a state or a saved value."""
 
 import os
 
@@ -14,6 +14,37 @@ def product(a, b, acc, PRECISION: tl.constexpr):
     if INTERPRETED:  # its dot takes the bits of bfloat16 for integers; in float32 the products are exact
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def gathered_products(
+    a_ptr,  # [rows of this program, stride]
+    stride,
+    w,  # one [BLOCK_K, BLOCK_H] for each gate and each of the INNER parts of its columns
+    start,  # N tiles [BLOCK_B, BLOCK_H] float32 to add to
+    row_mask,  # [BLOCK_B, 1]
+    H,
+    published,
+    GATHER: tl.constexpr,
+    FIRST: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    INNER: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`start[g] + a @ w[FIRST + g]` for N gates, `a` being gathered part by part."""
+    row = tl.arange(0, BLOCK_B)[:, None]
+    totals = start
+    for part in tl.static_range(INNER):
+        k = (part * BLOCK_K + tl.arange(0, BLOCK_K))[None, :]
+        # 0 where masked: were h infinite, the weights' zeros past column H would make NaN of it.
+        a = GATHER(a_ptr + row * stride + k, row_mask & (k < H), published)
+        sums = ()
+        for g in tl.static_range(N):
+            sums += (product(a, w[(FIRST + g) * INNER + part], totals[g], PRECISION),)
+        totals = sums
+    return totals
 
 
 @triton.jit

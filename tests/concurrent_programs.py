@@ -24,7 +24,7 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from fastcells.kernels import activations, exchange, gru, launch_split, lstm, rnn, split_sequence, tiles
+from fastcells.kernels import activations, exchange, gru, launch_split, lstm, rnn, split_backward, split_forward, tiles
 
 LIMIT = 120  # seconds that a launch may take on a machine that is busy with other things
 
@@ -40,7 +40,7 @@ class Concurrent:
         self.kernel, self.seed, self.pause, self.patience = kernel, seed, pause, patience
         self.programs: list[int] = []  # of each launch so far
         # The interpreter parses each function when it first runs: here once, and not in every child.
-        for module in (activations, exchange, gru, lstm, rnn, split_sequence, tiles):
+        for module in (activations, exchange, gru, lstm, rnn, split_backward, split_forward, tiles):
             for value in list(vars(module).values()):
                 if isinstance(value, interpreter.InterpretedFunction):
                     value.rewrite()

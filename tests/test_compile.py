@@ -31,9 +31,9 @@ PLANTED = """
 import sys
 from dataclasses import replace
 from bench import compile
-from fastcells.kernels import plan
+from fastcells.kernels import launch_split, plan
 {fault}
-case = compile.Case("sequence", "gru", "bfloat16", 128, 90)
+case = compile.Case({case})
 print([fault for row in compile.compile_case(case) for fault in compile.faults(row)])
 """
 
@@ -49,18 +49,34 @@ plan.sequence_blocks = lambda *_, **__: blocks
 """
 
 
+NOT_COOPERATIVE = """
+options = launch_split._options
+launch_split._options = lambda split: options(split) | {"launch_cooperative_grid": False}
+"""
+REPEATING_WARPS = """
+blocks = plan.Blocks(16, 32, 256, 8, 1, "")
+plan.split_plan = lambda *_, **__: plan.Split(blocks, 16, "poll")
+"""
+FEW_REGISTERS = "plan.Blocks.registers = property(lambda self: 48)"
+SEQUENCE = '"sequence", "gru", "bfloat16", 128, 90'
+SPLIT = '"split", "gru", "bfloat16", 256, 90, 32, "poll"'
+
+
 @pytest.mark.parametrize(
-    ("fault", "found"),
+    ("case", "fault", "found"),
     [
-        ("pass", "[]"),
-        ("plan.Blocks.registers = property(lambda self: 48)", "spills"),
-        (LESS_MEMORY, "bytes of shared memory"),
-        (MORE_WARPS, "expected"),
+        pytest.param(SEQUENCE, "pass", "[]", id="none"),
+        pytest.param(SEQUENCE, FEW_REGISTERS, "spills", id="few registers"),
+        pytest.param(SEQUENCE, LESS_MEMORY, "bytes of shared memory", id="little shared memory"),
+        pytest.param(SEQUENCE, MORE_WARPS, "expected", id="too many warps"),
+        pytest.param(SPLIT, "pass", "[]", id="none, split"),
+        pytest.param(SPLIT, FEW_REGISTERS, "spills", id="few registers, split"),
+        pytest.param(SPLIT, REPEATING_WARPS, "expected", id="too many warps, split"),
+        pytest.param(SPLIT, NOT_COOPERATIVE, "need a cooperative launch", id="not cooperative"),
     ],
-    ids=["none", "few registers", "little shared memory", "too many warps"],
 )
-def test_a_planted_fault_is_found(fault: str, found: str) -> None:
-    done = python("-c", PLANTED.format(fault=fault))
+def test_a_planted_fault_is_found(case: str, fault: str, found: str) -> None:
+    done = python("-c", PLANTED.format(case=case, fault=fault))
     assert found in done.stdout, done.stdout + done.stderr[-2000:]
 
 

@@ -24,7 +24,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
-from fastcells.kernels import exchange, launch, launch_split, launch_step, plan, sequence, split_sequence, step
+from fastcells.kernels import exchange, launch, launch_split, launch_step, plan, sequence, split_forward, step
 from fastcells.triton_ops import recurrence_forward
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="no interpreter with a GPU: use compute-sanitizer")
@@ -34,7 +34,7 @@ SHAPES = [Shape(1, 1, 1, 2), Shape(3, 5, 7, 2), Shape(1, 17, 24, 2), Shape(3, 17
 SHAPES += [Shape(2, 5, 40, 2)]  # several programs along H, and several tiles of a product
 GRU, RESET_BEFORE, LSTM = CELLS[2:]
 PATHS = {"triton": "sequence", "split": "split", "triton-step": "step"}  # what runs, and how its kernels' names begin
-MODULES = {"triton": sequence, "split": split_sequence, "triton-step": step}
+MODULES = {"triton": sequence, "split": split_forward, "triton-step": step}
 
 
 @dataclass

@@ -1,0 +1,88 @@
+"""What `bench.compile` compiles: every way to run every rule, at every row of the plan, or a selection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastcells.kernels import plan
+from fastcells.kernels.exchange import EXCHANGES
+from fastcells.triton_ops import RULES
+
+DEVICES = {80: plan.Device(80, 108), 90: plan.Device(90, 132), 100: plan.Device(100, 148)}  # A100, H100, B200
+DTYPES = {  # and the precision of the matmuls
+    "bfloat16": (torch.bfloat16, "ieee"),
+    "float16": (torch.float16, "ieee"),
+    "float32": (torch.float32, "tf32"),
+    "float32x3": (torch.float32, "tf32x3"),
+}
+SPLIT_SIZES = (200, 256, 512, 768, 1024)  # 200: rows that are not aligned
+SPLIT_SELECTED = {"bfloat16": (512,), "float32": (256,), "float32x3": (256,)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to run one rule: path "sequence", "split" or "step"."""
+
+    path: str
+    rule: str
+    dtype: str
+    H: int
+    target: int
+    B: int = 32
+    exchange: str = ""
+
+    def plan(self, *, backward: bool = False) -> plan.Blocks | plan.Split | str:
+        """Its row."""
+        dtype, precision = DTYPES[self.dtype]
+        size, gates, device = dtype.itemsize, RULES[self.rule].gates, DEVICES[self.target]
+        if self.path == "step":
+            return plan.step_blocks(size)
+        if self.path == "sequence":
+            options: dict[str, Any] = {"precision": precision, "backward": backward}
+            return plan.sequence_blocks(self.H, gates, size, self.target, **options)
+        return plan.split_plan(self.H, self.B, gates, size, device, precision=precision, exchange=self.exchange)
+
+
+def cases(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
+    """Every path, rule, dtype and plan row."""
+    for target in targets:
+        for rule in RULES:
+            for dtype in dtypes:
+                yield from sequence_cases(rule, dtype, target)
+                yield from split_cases(rule, dtype, target)
+                yield Case("step", rule, dtype, 256, target)
+
+
+def sequence_cases(rule: str, dtype: str, target: int) -> Iterator[Case]:
+    """Each size that fits one program."""
+    for H in (32, 64, 128, 256):
+        case = Case("sequence", rule, dtype, H, target)
+        if isinstance(case.plan(), plan.Blocks):
+            yield case
+
+
+def split_cases(rule: str, dtype: str, target: int) -> Iterator[Case]:
+    """Each size with each exchange, at the first B that gets other blocks than the smaller ones."""
+    for exchange in EXCHANGES:
+        for H in SPLIT_SIZES:
+            seen = set()
+            for B in range(16, 2049, 16):
+                case = Case("split", rule, dtype, H, target, B, exchange)
+                row = case.plan()
+                if isinstance(row, plan.Split) and row.blocks.hidden not in seen:
+                    seen.add(row.blocks.hidden)
+                    yield case
+
+
+def selection(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
+    """Every kernel, rule and target, at the sizes that are tightest; float16 compiles as bfloat16 does."""
+    for case in cases(targets, tuple(dtype for dtype in dtypes if dtype != "float16")):
+        tight = case.path != "split" or case.H in SPLIT_SELECTED[case.dtype]
+        # The cell with the second exchange is the counter's worst case, the split kernels are tf32x3's.
+        counted = case.exchange == "counter" and case.rule != "gru_reset_before"
+        if tight and not counted and (case.dtype, case.path) != ("float32x3", "sequence"):
+            yield case

@@ -1,0 +1,175 @@
+"""The adjoint of `kernels/split_forward.py`, split in the same way: the programs exchange the gates' gradients."""
+
+import triton
+import triton.language as tl
+
+from fastcells.kernels.tiles import (
+    cast,
+    gathered_products,
+    keep_ended,
+    load_state,
+    load_tiles,
+    store_state,
+    store_tiles,
+    zero_ended,
+)
+
+
+@triton.jit
+def step_inputs(
+    d_out_ptr,
+    saved_ptr,
+    h_ptr,
+    c_ptr,
+    h0_ptr,
+    c0_ptr,
+    first,
+    plane,
+    t,
+    H,
+    tile,
+    saved_tile,
+    mask,
+    at_start,  # whether the step is the forward pass's first one
+    STATES: tl.constexpr,
+    SAVED: tl.constexpr,
+    REVERSE: tl.constexpr,
+):
+    """What the backward of step t reads: the gradient of its output, the saved tiles, and the state before it."""
+    at = t * plane + first
+    d_out = tl.load(d_out_ptr + at + tile, mask=mask, other=0.0).to(tl.float32)
+    saved = load_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, SAVED)
+    if at_start:
+        prev = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
+    else:
+        prev = load_state(h_ptr, c_ptr, at + (plane if REVERSE else -plane), tile, mask, STATES)
+    return d_out, saved, prev
+
+
+@triton.jit(do_not_specialize=["first_tile", "T", "B"])
+def split_backward_kernel(
+    w_ptr,  # [GATES, H, H]
+    lengths_ptr,  # [B] int32, read if RAGGED
+    h0_ptr,  # [B, H] initial state
+    c0_ptr,  # [B, H], as all c pointers for a cell with a c only
+    h_ptr,  # [T, B, H] state after each step
+    c_ptr,  # [T, B, H]
+    saved_ptr,  # [T, B, SAVED, H]
+    d_out_ptr,  # [T, B, H] gradient of every output
+    d_h_n_ptr,  # [B, H] gradient of the final state
+    d_c_n_ptr,  # [B, H]
+    d_x_ptr,  # [T, B, GATES, H] out: gradient of the input projection, written unless SAME_GRADIENT
+    d_gates_ptr,  # [T, B, GATES, H] out, and mailbox: gradient of the recurrent products
+    d_h0_ptr,  # [B, H] out: gradient of the initial state
+    d_c0_ptr,  # [B, H] out
+    counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
+    first_tile,  # of the batch, in this launch
+    T,
+    B,
+    H,
+    PUBLISH: tl.constexpr,
+    ARRIVE: tl.constexpr,
+    WAIT: tl.constexpr,
+    GATHER: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    BACKWARD_RESET: tl.constexpr,  # the second product's rule, or None
+    GATES: tl.constexpr,
+    STATES: tl.constexpr,
+    SAVED: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    INNER: tl.constexpr,  # parts of BLOCK_K columns that make up all H
+    ALIGN: tl.constexpr,  # divides H
+    RAGGED: tl.constexpr,
+    REVERSE: tl.constexpr,
+    SAME_GRADIENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    H = H // ALIGN * ALIGN  # the same, but so the compiler knows how many elements of a row it can load at once
+    zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
+    batch_tile = first_tile + tl.program_id(1)
+    first = (zero + batch_tile * BLOCK_B) * H  # of this program's rows in a [B, H] plane
+    plane = (zero + B) * H
+    rows = batch_tile * BLOCK_B + tl.arange(0, BLOCK_B)
+    cols = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    row_mask = (rows < B)[:, None]
+    mask = row_mask & (cols < H)[None, :]
+    # Offsets within the program's rows fit 32 bits; what does not is added to the pointer as a scalar.
+    row = tl.arange(0, BLOCK_B)[:, None]
+    tile = row * H + cols[None, :]
+    x_tile = row * (GATES * H) + cols[None, :]
+    saved_tile = row * (SAVED * H) + cols[None, :]
+    w = ()
+    for g in tl.static_range(GATES):  # w[g][n, k] takes the gradient of column n back to h[k]
+        for part in tl.static_range(INNER):
+            n = part * BLOCK_K + tl.arange(0, BLOCK_K)
+            weight_mask = (n < H)[:, None] & (cols < H)[None, :]
+            gate = w_ptr + (zero + g * H) * H
+            w += (tl.load(gate + n[:, None] * H + cols[None, :], mask=weight_mask, other=0.0),)
+    if RAGGED:
+        length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
+    element: tl.constexpr = w_ptr.dtype.element_ty
+    through: tl.constexpr = GATES if BACKWARD_RESET is None else GATES - 1  # gates whose product reads h itself
+    counter = counter_ptr + batch_tile * 32
+    everyone = tl.num_programs(0)
+    arrivals = 0
+    d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, tile, mask, STATES)
+    t = T * 0 if REVERSE else T - 1
+    new = load_state(h_ptr, c_ptr, t * plane + first, tile, mask, STATES)
+    d_out, saved, prev = step_inputs(
+        d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr, first, plane, t, H, tile, saved_tile, mask, T == 1,
+        STATES, SAVED, REVERSE,
+    )  # fmt: skip
+    for i in range(T):
+        t = i if REVERSE else T - 1 - i
+        at = t * plane + first
+        mailbox = d_gates_ptr + at * GATES
+        if RAGGED:
+            active = (t < length)[:, None]
+            d_out = tl.where(active, d_out, 0.0)
+        d_state = (d_state[0] + d_out,) + d_state[1:]
+        if BACKWARD_RESET is None:
+            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new)
+        else:
+            d_last_gate = BACKWARD_RESET(d_state, saved, prev, new)
+            if RAGGED:
+                d_last_gate = tl.where(active, d_last_gate, 0.0)
+            PUBLISH(mailbox + through * H + x_tile, cast(d_last_gate, element), mask)
+            ARRIVE(counter)
+            arrivals += everyone
+            WAIT(counter, arrivals)
+            d_reset = gathered_products(
+                mailbox + through * H, GATES * H, w, (tl.zeros_like(d_last_gate),), row_mask, H, True, GATHER,
+                through, 1, BLOCK_B, BLOCK_K, INNER, PRECISION,
+            )  # fmt: skip
+            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset[0])
+        if RAGGED:
+            d_x = zero_ended(active, d_x, GATES)
+            d_h = zero_ended(active, d_h, GATES)
+        # First what the others wait for.
+        for g in tl.static_range(through):
+            PUBLISH(mailbox + g * H + x_tile, cast(d_h[g], element), mask)
+        ARRIVE(counter)
+        arrivals += everyone
+        if not SAME_GRADIENT:
+            store_tiles(d_x_ptr + at * GATES, H, x_tile, mask, d_x)
+        # What the next step reads is under way while this program waits.
+        new = prev
+        t_next = t + 1 if REVERSE else t - 1
+        more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (cols < H)[None, :]
+        d_out, saved, prev = step_inputs(
+            d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr, first, plane, t_next, H, tile, saved_tile,
+            more, i + 2 == T, STATES, SAVED, REVERSE,
+        )  # fmt: skip
+        WAIT(counter, arrivals)
+        sums = (d_prev[0],)
+        for g in tl.static_range(through):
+            sums = gathered_products(
+                mailbox + g * H, GATES * H, w, sums, row_mask, H, True, GATHER, g, 1, BLOCK_B, BLOCK_K, INNER, PRECISION
+            )
+        d_prev = sums + d_prev[1:]
+        if RAGGED:
+            d_prev = keep_ended(active, d_prev, d_state, STATES)
+        d_state = d_prev
+    store_state(d_h0_ptr, d_c0_ptr, first, tile, mask, d_state, STATES)
