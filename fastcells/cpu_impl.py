@@ -13,6 +13,7 @@ class CpuCell(TorchCell):
     """A cell whose recurrence runs in C; what has to be differentiated further runs in torch operators."""
 
     plain_operators = False
+    knows_resets = True
 
     def __init__(self, plain: TorchCell) -> None:
         self.plain = plain
@@ -22,14 +23,22 @@ class CpuCell(TorchCell):
         return self.plain.step(x, state, w_hh, b_hh)
 
     def forward(
-        self, x: Tensor, state: State, w_hh: Tensor, b_hh: Tensor | None, steps: range, mask: Tensor | None, save: bool
+        self,
+        x: Tensor,
+        state: State,
+        w_hh: Tensor,
+        b_hh: Tensor | None,
+        steps: range,
+        mask: Tensor | None,
+        save: bool,
+        resets: Tensor | None = None,
     ) -> Trace:
         reverse = steps.step < 0
         if not torch.compiler.is_compiling():
-            out = cpu_ops.forward(self.name, x, state, w_hh, b_hh, mask, reverse=reverse, save=save)
+            out = cpu_ops.forward(self.name, x, state, w_hh, b_hh, mask, resets=resets, reverse=reverse, save=save)
             return Trace(out.hidden, out.last, tuple(t for t in (out.cells, out.saved) if t is not None))
         h0, c0 = (*state, None)[:2]
-        hidden, cells, saved, *last = cpu_ops.cpu_forward(x, h0, c0, w_hh, b_hh, mask, self.name, reverse, save)
+        hidden, cells, saved, *last = cpu_ops.cpu_forward(x, h0, c0, w_hh, b_hh, mask, resets, self.name, reverse, save)
         kept = (cells,) * (c0 is not None) + (saved,) * (cpu_ops.CELLS[self.name].saved > 0)
         return Trace(hidden, tuple(last[: self.states]), kept)
 
@@ -44,17 +53,28 @@ class CpuCell(TorchCell):
         w_hh: Tensor,
         steps: range,
         mask: Tensor | None,
+        resets: Tensor | None = None,
     ) -> Gradients:
         cells = saved[0] if self.states == 2 else None
         gates = saved[-1] if cpu_ops.CELLS[self.name].saved else None
         reverse = steps.step < 0
         if not torch.compiler.is_compiling():
             return cpu_ops.backward(
-                self.name, d_hidden, d_last, state, w_hh, mask, hidden, cells, gates, reverse=reverse
+                self.name,
+                d_hidden,
+                d_last,
+                state,
+                w_hh,
+                mask,
+                hidden,
+                cells,
+                gates,
+                resets=resets,
+                reverse=reverse,
             )
         (h0, c0), (d_h_n, d_c_n) = (*state, None)[:2], (*d_last, None)[:2]
         d_x, d_gates, *d_state = cpu_ops.cpu_backward(
-            d_hidden, d_h_n, d_c_n, h0, c0, w_hh, mask, hidden, cells, gates, self.name, reverse
+            d_hidden, d_h_n, d_c_n, h0, c0, w_hh, mask, resets, hidden, cells, gates, self.name, reverse
         )
         return Gradients(d_x, d_gates if self.name == "gru" else d_x, tuple(d_state[: self.states]))
 

@@ -351,13 +351,14 @@ def cpu_forward(
     w: Tensor,
     b: Tensor | None,
     mask: Tensor | None,
+    resets: Tensor | None,
     cell: str,
     reverse: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`forward` as an operator: hidden, cells, saved, h_n and c_n; an empty tensor stands for what a cell has not."""
     state = (h0,) if c0 is None else (h0, c0)
-    out = forward(cell, x, state, w, b, mask, reverse=reverse, save=save)
+    out = forward(cell, x, state, w, b, mask, resets=resets, reverse=reverse, save=save)
     h_n, c_n = out.last[0], out.last[-1] if c0 is not None else None
     return out.hidden, _some(out.cells, x), _some(out.saved, x), h_n, _some(c_n, x)
 
@@ -370,6 +371,7 @@ def _(
     w: Tensor,
     b: Tensor | None,
     mask: Tensor | None,
+    resets: Tensor | None,
     cell: str,
     reverse: bool,
     save: bool,
@@ -390,6 +392,7 @@ def cpu_backward(
     c0: Tensor | None,
     w: Tensor,
     mask: Tensor | None,
+    resets: Tensor | None,
     hidden: Tensor,
     cells: Tensor | None,
     saved: Tensor | None,
@@ -398,7 +401,8 @@ def cpu_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`backward` as an operator: d_x, d_gates (empty where it is the same as d_x), d_h0 and d_c0."""
     state, d_last = ((h0,), (d_h_n,)) if c0 is None or d_c_n is None else ((h0, c0), (d_h_n, d_c_n))
-    out = backward(cell, d_hidden, d_last, state, w, mask, hidden, cells, saved, reverse=reverse)
+    given = (hidden, cells, saved)
+    out = backward(cell, d_hidden, d_last, state, w, mask, *given, resets=resets, reverse=reverse)
     d_gates = None if out.d_gates is out.d_x else out.d_gates
     return out.d_x, _some(d_gates, w), out.d_state[0], _some(out.d_state[1] if c0 is not None else None, w)
 
@@ -412,6 +416,7 @@ def _(
     c0: Tensor | None,
     w: Tensor,
     mask: Tensor | None,
+    resets: Tensor | None,
     hidden: Tensor,
     cells: Tensor | None,
     saved: Tensor | None,

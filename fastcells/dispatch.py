@@ -37,6 +37,7 @@ class Choice:
 ATEN = Choice("torch", "aten", "ATen's fused recurrence expresses this case")
 RESET_BEFORE = Choice("torch", "recurrence", "ATen has no reset-before GRU")
 TOKEN_IDS = Choice("torch", "recurrence", "token ids gather rows of W_ih^T, ATen would need the one-hot")
+RESETS = Choice("torch", "recurrence", "ATen has no resets")
 LENGTHS = Choice("torch", "recurrence", "ATen takes lengths in packed form only")
 
 
@@ -56,6 +57,8 @@ class Call(NamedTuple):
     w_hh: Tensor  # [G*H, H]
     lengths: bool = False  # whether the batch is ragged and not packed
     projected: bool = False
+    resets: bool = False
+    input_type: type = Tensor
 
 
 def choose(impl: str, call: Call) -> Choice:
@@ -68,22 +71,24 @@ def choose(impl: str, call: Call) -> Choice:
     if impl == "auto":
         return automatic(call)
     if impl == "torch":
-        return in_torch(call.cell, call.token_ids, call.lengths)
+        return in_torch(call.cell, call.token_ids, call.lengths, call.resets)
     return _cpu(call) if impl == "cpu" else _triton(impl, call)
 
 
-def in_torch(cell: str, token_ids: bool, lengths: bool = False) -> Choice:
+def in_torch(cell: str, token_ids: bool, lengths: bool = False, resets: bool = False) -> Choice:
     """Which of its two paths `impl="torch"` takes; also what "auto" runs for a single step, hence for cells."""
     if token_ids:
         return TOKEN_IDS
     if cell == "gru_reset_before":
         return RESET_BEFORE
+    if resets:
+        return RESETS
     return LENGTHS if lengths else ATEN
 
 
 def automatic(call: Call) -> Choice:
     """What `impl="auto"` runs."""
-    plain = in_torch(call.cell, call.token_ids, call.lengths)
+    plain = in_torch(call.cell, call.token_ids, call.lengths, call.resets)
     if call.steps < plan.FEWEST_STEPS_IN_C or c_obstacle(call) is not None or _watched():
         return plain
     faster = plan.faster_in_c(
@@ -144,6 +149,8 @@ def _triton(impl: str, call: Call) -> Choice:
         obstacle = f"there is no kernel for {dtype}"
     elif call.projected:
         obstacle = "there is no kernel for proj_size"
+    elif call.resets:
+        obstacle = "there is no kernel for resets"
     elif w_hh.numel() == 0:
         obstacle = f"w_hh of shape {list(w_hh.shape)} is empty"
     elif impl == "triton":

@@ -40,6 +40,7 @@ def rnn(
     *,
     nonlinearity: str = "tanh",
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     reverse: bool = False,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -52,6 +53,8 @@ def rnn(
         nonlinearity: "tanh" or "relu".
         lengths: int [B]; steps from `lengths[b]` on leave the state of row b alone and give zero outputs. A length
             above T means T, one below 0 means 0.
+        resets: bool [T, B]; where true, the step starts from a state of zeros instead of the one before it, as at the
+            start of an episode in reinforcement learning. Past a row's length it means nothing.
         reverse: walk time from the last step to the first; `out[t]` stays the output at step t.
         impl: "auto", "torch", "cpu", "triton" or "triton-step".
 
@@ -69,7 +72,7 @@ def rnn(
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     op = _VF.rnn_tanh if nonlinearity == "tanh" else _VF.rnn_relu
     weights = (w_ih, w_hh, b_ih, b_hh)
-    out, (h_n,) = _layer(_ELMAN[nonlinearity], op, impl, x, (h0,), weights, None, lengths, reverse)
+    out, (h_n,) = _layer(_ELMAN[nonlinearity], op, impl, x, (h0,), weights, None, lengths, resets, reverse)
     return out, h_n
 
 
@@ -83,13 +86,14 @@ def gru(
     *,
     reset_after: bool = True,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     reverse: bool = False,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """`torch.nn.GRU` as a function, one layer and one direction.
 
     Args:
-        x, h0, lengths, reverse, impl: as for `rnn`.
+        x, h0, lengths, resets, reverse, impl: as for `rnn`.
         w_ih, w_hh: [3H, I] and [3H, H], gates in the order r, z, n. b_ih, b_hh: [3H] or None.
         reset_after: True for torch's `n = tanh(x_n + r * (W_hn h + b_hn))`, False for
             `n = tanh(x_n + W_hn (r * h) + b_hn)`.
@@ -104,7 +108,7 @@ def gru(
     with z and 1 - z exchanged as torch has them.
     """
     cell = GRU_RESET_AFTER if reset_after else GRU_RESET_BEFORE
-    out, (h_n,) = _layer(cell, _VF.gru, impl, x, (h0,), (w_ih, w_hh, b_ih, b_hh), None, lengths, reverse)
+    out, (h_n,) = _layer(cell, _VF.gru, impl, x, (h0,), (w_ih, w_hh, b_ih, b_hh), None, lengths, resets, reverse)
     return out, h_n
 
 
@@ -119,13 +123,14 @@ def lstm(
     *,
     w_hr: Tensor | None = None,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     reverse: bool = False,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`torch.nn.LSTM` as a function, one layer and one direction.
 
     Args:
-        x, h0, lengths, reverse, impl: as for `rnn`. c0: [B, H], or None for zeros.
+        x, h0, lengths, resets, reverse, impl: as for `rnn`. c0: [B, H], or None for zeros.
         w_ih, w_hh: [4H, I] and [4H, H], gates in the order i, f, g, o. b_ih, b_hh: [4H] or None.
         w_hr: [P, H] or None: the projection of `proj_size=P`; h0, the output and W_hh's columns are then P wide.
 
@@ -138,7 +143,7 @@ def lstm(
     Equations: documentation of torch.nn.LSTM (Hochreiter and Schmidhuber 1997; projection: Sak et al. 2014).
     """
     weights = (w_ih, w_hh, b_ih, b_hh)
-    out, (h_n, c_n) = _layer(LSTM, _VF.lstm, impl, x, (h0, c0), weights, w_hr, lengths, reverse)
+    out, (h_n, c_n) = _layer(LSTM, _VF.lstm, impl, x, (h0, c0), weights, w_hr, lengths, resets, reverse)
     return out, h_n, c_n
 
 
@@ -151,14 +156,23 @@ def _layer(
     weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     w_hr: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, State]:
     w_ih, w_hh, b_ih, b_hh = weights
     dispatch.check_impl(impl)
     _check_shapes(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, lengths)
+    _check_resets(x, resets)
     T, B = x.shape[:2]
     call = dispatch.Call(
-        cell.name, is_token_ids(x), T, B, w_hh, lengths=lengths is not None, projected=w_hr is not None
+        cell.name,
+        is_token_ids(x),
+        T,
+        B,
+        w_hh,
+        lengths=lengths is not None,
+        projected=w_hr is not None,
+        resets=resets is not None,
     )
     choice = dispatch.choose(impl, call)
     initial = _initial_state(x, state, w_hh, w_hr)
@@ -171,7 +185,7 @@ def _layer(
         return (out.flip(0) if reverse else out), tuple(s.squeeze(0) for s in last)
 
     mask = None if lengths is None else _mask(x, lengths)
-    return own_recurrence(cell, choice, x, initial, weights, w_hr=w_hr, mask=mask, reverse=reverse)
+    return own_recurrence(cell, choice, x, initial, weights, w_hr=w_hr, mask=mask, resets=resets, reverse=reverse)
 
 
 def own_recurrence(
@@ -183,11 +197,13 @@ def own_recurrence(
     *,
     w_hr: Tensor | None = None,
     mask: Tensor | None = None,
+    resets: Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, State]:
     """Input projection and recurrence by this package: whatever ATen's fused recurrence does not compute.
 
     x: [T, B, I] or ids [T, B]. state: each [B, H]. weights: w_ih, w_hh, b_ih, b_hh. mask: bool [T, B, 1].
+    resets: bool [T, B].
     """
     w_ih, w_hh, b_ih, b_hh = weights
     # Under autocast, what torch has as one operator (cuDNN's recurrences, oneDNN's LSTM) runs in the lower precision
@@ -205,7 +221,8 @@ def own_recurrence(
             ids = x if mask is None else torch.where(mask.squeeze(-1), x, 0)
             return recur_on_ids(cell, choice.path, ids, state, (w_ih, w_hh, b_ih, b_hh), mask, reverse)
         x_proj = input_projection(x, w_ih, b_ih, mask, in_c=choice.impl == "cpu")
-        return recur(cell_of(choice, cell), x_proj, state, w_hh, b_hh, w_hr=w_hr, mask=mask, reverse=reverse)
+        rest = {"w_hr": w_hr, "mask": mask, "resets": resets}
+        return recur(cell_of(choice, cell), x_proj, state, w_hh, b_hh, **rest, reverse=reverse)
 
 
 def cell_of(choice: dispatch.Choice, cell: TorchCell) -> TorchCell:
@@ -289,6 +306,13 @@ def _check_shapes(
     if lengths is not None and (lengths.shape != x.shape[1:2] or not is_token_ids(lengths)):
         raise RuntimeError(
             f"lengths must be an integer tensor of shape {[x.shape[1]]}, got {lengths.dtype} {list(lengths.shape)}"
+        )
+
+
+def _check_resets(x: Tensor, resets: Tensor | None) -> None:
+    if resets is not None and (resets.dtype != torch.bool or resets.shape != x.shape[:2]):
+        raise RuntimeError(
+            f"resets must be a bool tensor of shape {list(x.shape[:2])}, got {resets.dtype} {list(resets.shape)}"
         )
 
 

@@ -175,6 +175,37 @@ def test_large_inputs_give_no_nan(case: Case, instructions: str) -> None:
     assert all(t.isfinite().all() for t in run(case, args, torch.float32, d, impl="cpu"))
 
 
+@pytest.mark.parametrize("ragged", [False, True], ids=["even", "ragged"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@EACH_CELL
+def test_resets(case: Case, reverse: bool, ragged: bool, instructions: str) -> None:
+    """Against float64, forward and all gradients; and a reset sequence is two sequences."""
+    T, B, H = shape = (7, 9, 33)
+    args, d = arguments(case, shape), cotangents_of(case, shape)
+    options: dict[str, Any] = {"reverse": reverse, "resets": torch.rand(T, B) < 0.3}
+    if ragged:
+        options["lengths"] = torch.randint(T + 1, (B,))
+    truth = run(case, args, torch.float64, d, impl="torch", **options)
+    theirs = run(case, args, torch.float32, d, impl="torch", **options)
+    ours = run(case, args, torch.float32, d, impl="cpu", **options)
+    for exact, base, mine in zip(truth, theirs, ours, strict=True):
+        assert rms_error(mine, exact) <= 2 * rms_error(base, exact) + EPS
+    if not ragged and not reverse:
+        resets = torch.zeros(T, B, dtype=torch.bool)
+        resets[3] = True
+        args[1][:, :] = torch.nan if case.states == 1 else args[1]
+        whole = case.ours(*args, resets=resets, impl="cpu")[0][3:]
+        zeros = [torch.zeros(B, H) for _ in range(case.states)]
+        assert torch.equal(whole, case.ours(args[0][3:], *zeros, *args[1 + case.states :], impl="cpu")[0])
+
+
+def test_resets_are_checked() -> None:
+    x, w_ih, w_hh = torch.zeros(4, 2, INPUT), torch.zeros(9, INPUT), torch.zeros(9, 3)
+    for resets in (torch.zeros(4, 3, dtype=torch.bool), torch.zeros(4, 2)):
+        with pytest.raises(RuntimeError, match=r"resets must be a bool tensor of shape \[4, 2\], got torch"):
+            functional.gru(x, None, w_ih, w_hh, resets=resets)
+
+
 @EACH_CELL
 def test_padding_may_hold_nan(case: Case) -> None:
     args, d = arguments(case, (4, 3, 24)), cotangents_of(case, (4, 3, 24))
@@ -270,11 +301,11 @@ def test_compile_and_opcheck(case: Case) -> None:
     )
     second = torch.randn(4, 9) if c.states == 2 else None
     mask = torch.ones(3, 4, 1, dtype=torch.bool)
-    torch.library.opcheck(cpu_ops.cpu_forward, (x, h, second, w, b, mask, case.cell.name, False, True))
-    hidden, cells, saved, *_ = cpu_ops.cpu_forward(x, h, second, w, None, None, case.cell.name, True, True)
+    torch.library.opcheck(cpu_ops.cpu_forward, (x, h, second, w, b, mask, mask[..., 0], case.cell.name, False, True))
+    hidden, cells, saved, *_ = cpu_ops.cpu_forward(x, h, second, w, None, None, None, case.cell.name, True, True)
     kept = (hidden, cells if c.states == 2 else None, saved if c.saved else None)
     torch.library.opcheck(
-        cpu_ops.cpu_backward, (torch.randn(3, 4, 9), h, second, h, second, w, None, *kept, case.cell.name, True)
+        cpu_ops.cpu_backward, (torch.randn(3, 4, 9), h, second, h, second, w, None, None, *kept, case.cell.name, True)
     )
 
 

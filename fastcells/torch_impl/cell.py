@@ -35,6 +35,7 @@ class TorchCell(ABC):
     name: str
     gates: int
     states: int = 1
+    knows_resets = False  # whether forward and backward take `resets`, bool [T, B, 1]
     plain_operators = True  # whether a caller who asked for this cell may get `step` in a plain loop instead
 
     @abstractmethod

@@ -27,27 +27,34 @@ def recur(
     *,
     w_hr: Tensor | None = None,
     mask: Tensor | None = None,
+    resets: Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, State]:
     """Run `cell` over time.
 
     x_proj: [T, B, G*H] input projection with its bias. state: (h,) or (h, c), each [B, H]. w_hh: [G*H, H].
     w_hr: [P, H], an LSTM's projection; h is then [B, P]. mask: bool [T, B, 1], false where a sequence has ended.
+    resets: bool [T, B], true where a step starts from zeros.
     Returns the outputs [T, B, H], zero where the mask is false, and the final state.
     """
+    if resets is not None:
+        resets = resets.unsqueeze(-1) if mask is None else resets.unsqueeze(-1) & mask
     if w_hr is not None or _needs_plain_operators(cell, x_proj):
         if not cell.plain_operators:
             raise RuntimeError(
                 "impl='cpu', 'triton' and 'triton-step' do not run under torch.jit.trace, torch.func transforms or "
                 "with forward-mode derivatives; impl='torch' does"
             )
-        return unroll(cell, x_proj, state, w_hh, b_hh, w_hr, mask, reverse)
+        return unroll(cell, x_proj, state, w_hh, b_hh, w_hr, mask, reverse, resets)
+    if resets is not None and not cell.knows_resets:
+        return unroll(cell, x_proj, state, w_hh, b_hh, w_hr, mask, reverse, resets)
     inputs = (x_proj, w_hh, b_hh, *state)
     if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in inputs):
-        out, *last = Recurrence.apply(cell, reverse, mask, *inputs)
+        out, *last = Recurrence.apply(cell, reverse, mask, resets, *inputs)
         return out, tuple(last)
     with torch.no_grad():  # the cells write into buffers, which autograd would refuse
-        trace = cell.forward(x_proj, state, w_hh, b_hh, _steps(x_proj, reverse), mask, save=False)
+        steps = _steps(x_proj, reverse)
+        trace = cell.forward(x_proj, state, w_hh, b_hh, steps, mask, save=False, **_given(resets))
     return _mask_out(trace.hidden, mask), trace.last
 
 
@@ -60,10 +67,13 @@ def unroll(
     w_hr: Tensor | None,
     mask: Tensor | None,
     reverse: bool,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, State]:
-    """The recurrence as a plain loop of differentiable steps."""
+    """The recurrence as a plain loop of differentiable steps. resets: bool [T, B, 1], false where the mask is."""
     out: list[Tensor] = [x_proj] * len(x_proj)
     for t in _steps(x_proj, reverse):
+        if resets is not None:
+            state = tuple(torch.where(resets[t], 0, s) for s in state)
         new = cell.step(x_proj[t], state, w_hh, b_hh)
         if w_hr is not None:
             new = (new[0] @ w_hr.t(), *new[1:])
@@ -83,13 +93,15 @@ class Recurrence(torch.autograd.Function):
         cell: TorchCell,
         reverse: bool,
         mask: Tensor | None,
+        resets: Tensor | None,
         x_proj: Tensor,
         w_hh: Tensor,
         b_hh: Tensor | None,
         *state: Tensor,
     ) -> tuple[Tensor, ...]:
-        trace = cell.forward(x_proj, state, w_hh, b_hh, _steps(x_proj, reverse), mask, save=True)
-        ctx.cell, ctx.reverse, ctx.mask = cell, reverse, mask
+        steps = _steps(x_proj, reverse)
+        trace = cell.forward(x_proj, state, w_hh, b_hh, steps, mask, save=True, **_given(resets))
+        ctx.cell, ctx.reverse, ctx.mask, ctx.resets = cell, reverse, mask, resets
         ctx.save_for_backward(x_proj, w_hh, b_hh, *state, trace.hidden, *trace.saved)
         return _mask_out(trace.hidden, mask), *trace.last
 
@@ -104,11 +116,15 @@ class Recurrence(torch.autograd.Function):
         with no_autocast(x_proj):  # backward may be called inside one that forward was not
             steps = _steps(x_proj, ctx.reverse)
             before = shift(hidden, state[0], steps)
+            if ctx.resets is not None:
+                before = torch.where(ctx.resets, 0, before)
             d_hidden = _mask_out(d_out, ctx.mask)
-            d_x, d_gates, d_state = cell.backward(d_hidden, d_last, saved, hidden, before, state, w_hh, steps, ctx.mask)
-            _, _, _, _, needs_w, needs_b, *_ = ctx.needs_input_grad
+            d_x, d_gates, d_state = cell.backward(
+                d_hidden, d_last, saved, hidden, before, state, w_hh, steps, ctx.mask, **_given(ctx.resets)
+            )
+            _, _, _, _, _, needs_w, needs_b, *_ = ctx.needs_input_grad
             d_w, d_b = cell.weight_gradients(d_gates, before, saved, needs_w, needs_b)
-        return None, None, None, d_x, d_w, d_b, *d_state
+        return None, None, None, None, d_x, d_w, d_b, *d_state
 
 
 def _any_batched(*tensors: Tensor) -> bool:
@@ -130,11 +146,16 @@ def _differentiable_backward(
         # Fresh views: were one input computed from another, its gradient must not pass through that other one here.
         x, w, b = x_proj.view_as(x_proj), w_hh.view_as(w_hh), None if b_hh is None else b_hh.view_as(b_hh)
         s = tuple(p.view_as(p) for p in state)
-        out, last = unroll(ctx.cell, x, s, w, b, None, ctx.mask, ctx.reverse)
+        out, last = unroll(ctx.cell, x, s, w, b, None, ctx.mask, ctx.reverse, ctx.resets)
     inputs = (x, w, b, *s)
     wanted = [p for p in inputs if p is not None and p.requires_grad]
     gradients = iter(torch.autograd.grad((out, *last), wanted, (d_out, *d_last), create_graph=again, allow_unused=True))
-    return None, None, None, *(next(gradients) if p is not None and p.requires_grad else None for p in inputs)
+    return None, None, None, None, *(next(gradients) if p is not None and p.requires_grad else None for p in inputs)
+
+
+def _given(resets: Tensor | None) -> dict[str, Tensor]:
+    """As an argument of a cell that knows resets; of the others none is asked."""
+    return {} if resets is None else {"resets": resets}
 
 
 def _steps(x_proj: Tensor, reverse: bool) -> range:
