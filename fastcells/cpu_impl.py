@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastcells import cpu_ops
 from fastcells.torch_impl.cell import Gradients, State, TorchCell, Trace
+from fastcells.transforms import traced
 
 
 class CpuCell(TorchCell):
@@ -34,7 +35,7 @@ class CpuCell(TorchCell):
         resets: Tensor | None = None,
     ) -> Trace:
         reverse = steps.step < 0
-        if not torch.compiler.is_compiling():
+        if not traced():
             out = cpu_ops.forward(self.name, x, state, w_hh, b_hh, mask, resets=resets, reverse=reverse, save=save)
             return Trace(out.hidden, out.last, tuple(t for t in (out.cells, out.saved) if t is not None))
         h0, c0 = (*state, None)[:2]
@@ -58,7 +59,7 @@ class CpuCell(TorchCell):
         cells = saved[0] if self.states == 2 else None
         gates = saved[-1] if cpu_ops.CELLS[self.name].saved else None
         reverse = steps.step < 0
-        if not torch.compiler.is_compiling():
+        if not traced():
             return cpu_ops.backward(
                 self.name,
                 d_hidden,
@@ -81,7 +82,7 @@ class CpuCell(TorchCell):
     def weight_gradients(
         self, d_gates: Tensor, before: Tensor, saved: tuple[Tensor, ...], needs_w: bool, needs_b: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        if torch.compiler.is_compiling() or not needs_w:
+        if traced() or not needs_w:
             return super().weight_gradients(d_gates, before, saved, needs_w, needs_b)
         d_gates, before = d_gates.flatten(0, 1), before.flatten(0, 1)
         if self.name != "gru_reset_before":

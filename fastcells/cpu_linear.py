@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fastcells import cpu_ops, token_ids
 from fastcells.kernels.plan import LARGE_PRODUCT
-from fastcells.transforms import transformed
+from fastcells.transforms import traced, transformed
 
 
 def _onednn_works() -> bool:
@@ -89,7 +89,7 @@ class Gather(torch.autograd.Function):
 
 def gather_rows(ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """`fastcells.token_ids.gather_rows` in C: ids of any shape, w [G, V], b [G]; [*ids.shape, G]."""
-    if torch.compiler.is_compiling() or transformed():
+    if traced() or transformed():
         return token_ids.gather_rows(ids, w, b)
     flat: Tensor = Gather.apply(ids.reshape(-1), w, b)
     return flat.view(*ids.shape, len(w))
@@ -97,7 +97,7 @@ def gather_rows(ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """`F.linear(x, w, b)` for x [..., I], w [G, I] and b [G], float32 on a CPU."""
-    if torch.compiler.is_compiling() or transformed():
+    if traced() or transformed():
         return F.linear(x, w, b)
     flat: Tensor = Linear.apply(x.reshape(-1, x.shape[-1]), w, b)
     return flat.view(*x.shape[:-1], len(w))

@@ -40,6 +40,7 @@ CELLS = {
 }
 # Multiplications that are worth another thread: starting a team costs a few microseconds, in which one does this many.
 WORK_OF_A_THREAD = 1 << 18
+MOST_THREADS = 256  # as many as kernels/cpu/team.c starts by itself
 
 
 class Forward(NamedTuple):
@@ -117,7 +118,7 @@ def forward(
     if hidden.numel():
         outputs = (hidden, cells, saved, h_n, c_n)
         addresses = [0 if t is None else t.data_ptr() for t in (x, w, b, mask, resets, h0, c0, *outputs)]
-        _cpu.forward(_instructions, c.number, _threads(x, w), T, B, H, reverse, *addresses)
+        _cpu.forward(_instructions, c.number, _threads(T * B * w.numel()), T, B, H, reverse, *addresses)
     else:
         h_n.copy_(h0)
         if c_n is not None and c0 is not None:
@@ -161,7 +162,7 @@ def backward(
     if hidden.numel():
         tensors = (w, mask, resets, h0, c0, hidden, cells, saved, d_hidden, d_h_n, d_c_n, d_x, d_gates, d_h0, d_c0)
         addresses = [0 if t is None else t.data_ptr() for t in tensors]
-        _cpu.backward(_instructions, c.number, _threads(d_x, w), T, B, H, reverse, *addresses)
+        _cpu.backward(_instructions, c.number, _threads(T * B * w.numel()), T, B, H, reverse, *addresses)
     else:
         d_h0.copy_(d_h_n)
         if d_c0 is not None and d_c_n is not None:
@@ -197,7 +198,7 @@ def step_in_place(
     _cpu.single(
         _instructions,
         c.number,
-        max(1, min(torch.get_num_threads(), w_hh.numel() // WORK_OF_A_THREAD)),
+        _threads(w_hh.numel()),
         H,
         I,
         0 if dense is None else dense.data_ptr(),
@@ -217,9 +218,8 @@ def matvec(w: Tensor, x: Tensor, b: Tensor | None) -> Tensor:
     w, x = _float32("w", w, (rows, columns)), _float32("x", x, (columns,))
     b = None if b is None else _float32("b", b, (rows,))
     out = w.new_empty(rows)
-    threads = max(1, min(torch.get_num_threads(), w.numel() // WORK_OF_A_THREAD))
     addresses = (w.data_ptr(), x.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
-    _cpu.matvec(_instructions, threads, rows, columns, *addresses)
+    _cpu.matvec(_instructions, _threads(w.numel()), rows, columns, *addresses)
     return out
 
 
@@ -236,8 +236,7 @@ def weight_gradients(d: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     if d.numel() == 0 or x.numel() == 0:
         return out.zero_(), torch.sum(d, 0, out=sums)
     addresses = [t.data_ptr() for t in (d, x, out, sums)]
-    threads = max(1, min(torch.get_num_threads(), N * rows * columns // WORK_OF_A_THREAD))
-    _cpu.weights(_instructions, threads, N, rows, columns, d.stride(0), *addresses)
+    _cpu.weights(_instructions, _threads(N * rows * columns), N, rows, columns, d.stride(0), *addresses)
     return out, sums
 
 
@@ -273,8 +272,7 @@ def _ids(ids: Tensor) -> Tensor:
     if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.device.type != "cpu" or not is_token_ids(ids):
         shown = f"{ids.dtype} {list(ids.shape)} on {ids.device}" if isinstance(ids, Tensor) else type(ids).__name__
         raise RuntimeError(f"ids must be a vector of integers on the CPU, got {shown}")
-    ids = ids.long().contiguous()
-    return ids if ids.data_ptr() % 8 == 0 else ids.clone()
+    return _in_memory("ids", ids.long().contiguous())
 
 
 def _inside(ids: Tensor, vocabulary: int, position: int) -> None:
@@ -290,7 +288,7 @@ def _matrix(name: str, t: Tensor) -> tuple[int, int]:
 
 def _few_threads(touched: Tensor) -> int:
     """For what moves memory: a thread for each 16,000 elements."""
-    return max(1, min(torch.get_num_threads(), touched.numel() >> 14))
+    return max(1, min(torch.get_num_threads(), MOST_THREADS, touched.numel() >> 14))
 
 
 def _sizes(cell: Cell, x: object, w: object) -> tuple[int, int, int]:
@@ -314,7 +312,20 @@ def _float32(name: str, t: Tensor | None, shape: tuple[int, ...], *, rows_apart:
     t = t.resolve_neg()
     if not (rows_apart and t.layout is torch.strided and t.stride(1) == 1 and t.stride(0) >= t.shape[1]):
         t = t.contiguous()  # raises for a layout that has no strides
-    return t if t.data_ptr() % 4 == 0 else t.clone()
+    return _in_memory(name, t)
+
+
+def _in_memory(name: str, t: Tensor) -> Tensor:
+    """A contiguous tensor as C reads it, aligned to its elements; RuntimeError for one that has no memory at all.
+
+    Fake tensors, wrappers that keep their values elsewhere, and tensors whose storage was freed have the address 0.
+    """
+    address = t.data_ptr()
+    if address == 0 and t.numel():
+        if not t._is_zerotensor():
+            raise RuntimeError(f"{name}, a {type(t).__name__}, has no memory that C could read")
+        t = t.clone()  # the zeros, written out
+    return t if address % t.element_size() == 0 else t.clone()
 
 
 def _mask(name: str, mask: Tensor | None, T: int, B: int) -> Tensor | None:
@@ -325,7 +336,7 @@ def _mask(name: str, mask: Tensor | None, T: int, B: int) -> Tensor | None:
         raise RuntimeError(f"{name} must be bool on the CPU, got {shown}")
     if mask.shape not in ((T, B), (T, B, 1)):
         raise RuntimeError(f"{name} must be {[T, B]}, got {list(mask.shape)}")
-    return mask.contiguous()
+    return _in_memory(name, mask.contiguous())
 
 
 def _pair(
@@ -337,10 +348,9 @@ def _pair(
     return _float32(h, state[0], shape), _float32(c, state[1], shape) if cell.states == 2 else None
 
 
-def _threads(x: Tensor, w: Tensor) -> int:
-    """torch's number of threads, or fewer where there is less to do. x: [T, B, G*H]."""
-    work = x.shape[0] * x.shape[1] * w.numel()
-    return max(1, min(torch.get_num_threads(), work // WORK_OF_A_THREAD))
+def _threads(multiplications: int) -> int:
+    """torch's number of threads, or fewer where there is less to do."""
+    return max(1, min(torch.get_num_threads(), MOST_THREADS, multiplications // WORK_OF_A_THREAD))
 
 
 @torch.library.custom_op("fastcells::cpu_forward", mutates_args=())

@@ -14,8 +14,9 @@ from torch.nn.utils.rnn import PackedSequence
 from fastcells import cpu_ops
 from fastcells.autocast import autocast_dtype
 from fastcells.kernels import plan
-from fastcells.transforms import transformed
+from fastcells.transforms import traced, transformed
 
+PLAIN = (Tensor, nn.Parameter)  # another subclass may keep its values elsewhere: auto leaves it to torch's operators
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 IMPLEMENTATIONS = ("auto", "torch", "cpu", "triton", "triton-step")
 
@@ -89,7 +90,8 @@ def in_torch(cell: str, token_ids: bool, lengths: bool = False, resets: bool = F
 def automatic(call: Call) -> Choice:
     """What `impl="auto"` runs."""
     plain = in_torch(call.cell, call.token_ids, call.lengths, call.resets)
-    if call.steps < plan.FEWEST_STEPS_IN_C or c_obstacle(call) is not None or _watched():
+    plainly = call.input_type in PLAIN and type(call.w_hh) in PLAIN
+    if call.steps < plan.FEWEST_STEPS_IN_C or c_obstacle(call) is not None or not plainly or _watched():
         return plain
     faster = plan.faster_in_c(
         call.cell,
@@ -104,7 +106,7 @@ def automatic(call: Call) -> Choice:
 
 
 def _watched() -> bool:
-    return torch.compiler.is_compiling() or transformed()
+    return traced() or transformed()
 
 
 def c_obstacle(call: Call) -> str | None:
@@ -123,6 +125,8 @@ def linear_in_c(impl: str, x: Tensor, w: Tensor) -> bool:
         impl in ("auto", "cpu")
         and x.device.type == w.device.type == "cpu"
         and x.dtype == w.dtype == torch.float32
+        and type(x) in PLAIN
+        and type(w) in PLAIN
         and autocast_dtype(w) is None
         and x.numel() * len(w) >= plan.LARGE_PRODUCT
         and cpu_ops.obstacle() is None

@@ -173,6 +173,7 @@ def _layer(
         lengths=lengths is not None,
         projected=w_hr is not None,
         resets=resets is not None,
+        input_type=type(x),
     )
     choice = dispatch.choose(impl, call)
     initial = _initial_state(x, state, w_hh, w_hr)

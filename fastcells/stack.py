@@ -54,8 +54,17 @@ class Layer(RNNBase, ABC):
         else:
             sizes = data.shape if is_token_ids(data) else data.shape[:-1]
             steps, batch = (sizes[0], 1) if len(sizes) < 2 else (sizes[::-1] if self.batch_first else sizes)
+        cell, ids = self.maths().name, is_token_ids(data)
+        if steps == 1 and self.impl == "auto":  # the shortest way, for who calls a layer step by step
+            return dispatch.in_torch(cell, ids)
         call = dispatch.Call(
-            self.maths().name, is_token_ids(data), steps, batch, self.weight_hh_l0, projected=self.proj_size > 0
+            cell,
+            ids,
+            steps,
+            batch,
+            self.weight_hh_l0,
+            projected=self.proj_size > 0,
+            input_type=type(data),
         )
         return dispatch.choose(self.impl, call)
 

@@ -6,6 +6,11 @@ import torch
 from torch.autograd import forward_ad
 
 
+def traced() -> bool:
+    """Under torch.compile or a dispatch mode: fake tensors, make_fx, a counter of operations."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def transformed() -> bool:
     """Under torch.jit.trace, a torch.func transform, or forward-mode differentiation."""
     return (
