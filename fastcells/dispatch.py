@@ -60,6 +60,7 @@ class Call(NamedTuple):
     projected: bool = False
     resets: bool = False
     input_type: type = Tensor
+    padding: float = 1.0  # T * B over the number of tokens, of a packed batch
 
 
 def choose(impl: str, call: Call) -> Choice:
@@ -92,6 +93,8 @@ def automatic(call: Call) -> Choice:
     plain = in_torch(call.cell, call.token_ids, call.lengths, call.resets)
     plainly = call.input_type in PLAIN and type(call.w_hh) in PLAIN
     if call.steps < plan.FEWEST_STEPS_IN_C or c_obstacle(call) is not None or not plainly or _watched():
+        return plain
+    if plain is ATEN and call.padding > plan.MOST_PADDING_IN_C:
         return plain
     faster = plan.faster_in_c(
         call.cell,

@@ -51,7 +51,9 @@ class Layer(RNNBase, ABC):
         data = input.data if isinstance(input, PackedSequence) else input
         if isinstance(input, PackedSequence):
             steps, batch = len(input.batch_sizes), int(input.batch_sizes[0])
+            padding = steps * batch / max(1, len(data))
         else:
+            padding = 1.0
             sizes = data.shape if is_token_ids(data) else data.shape[:-1]
             steps, batch = (sizes[0], 1) if len(sizes) < 2 else (sizes[::-1] if self.batch_first else sizes)
         cell, ids = self.maths().name, is_token_ids(data)
@@ -65,6 +67,7 @@ class Layer(RNNBase, ABC):
             self.weight_hh_l0,
             projected=self.proj_size > 0,
             input_type=type(data),
+            padding=padding,
         )
         return dispatch.choose(self.impl, call)
 

@@ -40,7 +40,8 @@ def split_forward(
     exchange = EXCHANGES[split.exchange]
     # One tensor for both mailboxes of a cell with a second product, so that one launch fills it.
     mailboxes = _mailbox(exchange, (1 if rule.reset is None else 2, T, B, H), like=w)
-    hidden, reset = mailboxes[0], mailboxes[1] if rule.reset is not None else None
+    hidden, reset = (_part(mailboxes, i) if i < len(mailboxes) else None for i in range(2))
+    assert hidden is not None
     cells = torch.empty_like(hidden) if rule.states == 2 else None
     saved = w.new_empty(T, B, rule.saved, H) if save and rule.saved else None
     last = tuple(torch.empty_like(s) for s in state)
@@ -148,6 +149,12 @@ def _mailbox(exchange: Exchange, shape: tuple[int, ...], like: Tensor) -> Tensor
     if exchange.prefilled:
         mailbox.view(torch.int16 if mailbox.element_size() == 2 else torch.int32).fill_(-1)  # the sentinel
     return mailbox
+
+
+def _part(mailboxes: Tensor, index: int) -> Tensor:
+    """`mailboxes[index]`, but no view to autograd: what is returned to a user may be changed in place."""
+    part = mailboxes.new_empty(0)
+    return part.set_(mailboxes.untyped_storage(), index * mailboxes[0].numel(), mailboxes.shape[1:])
 
 
 def _counters(exchange: Exchange, B: int, split: Split, like: Tensor) -> Tensor:

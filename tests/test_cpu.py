@@ -381,6 +381,15 @@ def test_what_auto_runs(name: str, T: int, B: int, H: int, impl: str, monkeypatc
     assert fastcells.explain(layer, x).impl == "torch"
 
 
+def test_auto_leaves_a_batch_of_mostly_padding_to_aten() -> None:
+    gru, ids = fastcells.GRU(INPUT, 16), fastcells.GRU(INPUT, 16)
+    full = nn.utils.rnn.pack_sequence([torch.randn(n, INPUT) for n in (40, 40, 35, 30)])
+    ragged = nn.utils.rnn.pack_sequence([torch.randn(n, INPUT) for n in (40, 2, 1, 1)])
+    assert fastcells.explain(gru, full).impl == "cpu" and fastcells.explain(gru, ragged).path == "aten"
+    ragged_ids = nn.utils.rnn.pack_sequence([torch.zeros(n, dtype=torch.long) for n in (40, 2, 1, 1)])
+    assert fastcells.explain(ids, ragged_ids).impl == "cpu"  # torch's operators would run padded as well
+
+
 def test_auto_leaves_the_operators_to_who_looks_at_them() -> None:
     """Transforms, tracing and compilation see plain operators, where eager code would run C."""
     gru, x = fastcells.GRU(INPUT, 16), torch.randn(20, 3, INPUT)

@@ -18,7 +18,7 @@ from fastcells.kernels import launch, launch_split, plan
 from fastcells.triton_ops import recurrence_forward
 
 B, I, H = 20, 5, 24  # noqa: E741
-NO_LAUNCH = {"empty", "new_empty", "empty_like", "empty_strided", "detach", "_unsafe_view", "lift_fresh"}
+NO_LAUNCH = {"empty", "new_empty", "empty_like", "empty_strided", "detach", "_unsafe_view", "lift_fresh", "set_"}
 BLOCKS = plan.Blocks(16, 32, 32, 4, 1, "all columns in one program, which the interpreter can run")
 
 
@@ -90,3 +90,18 @@ def test_a_layers_forward(name: str, T: int, tokens: bool, device: torch.device)
 def test_the_second_mailbox_is_filled_with_the_first(device: torch.device) -> None:
     seen = forward_launches("ResetBefore", "poll", 3, tokens=False, given=True, device=device)
     assert seen == ["addmm", "fill_", "split_forward_kernel"]
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("exchange", ["poll", "counter"])
+def test_a_split_layers_output_may_be_changed_in_place(
+    exchange: str, reset_after: bool, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """The output is a mailbox, of which a view would be refused; one program a batch tile runs anywhere."""
+    monkeypatch.setattr(plan, "sequence_plan", lambda *_, **__: plan.Split(BLOCKS, 2, exchange))
+    gru = fastcells.GRU(I, H, impl="triton", reset_after=reset_after, device=device)
+    x = torch.randn(3, B, I, device=device, requires_grad=True)
+    out, h_n = gru(x)
+    expected = 2 * out.detach(), h_n.clone()
+    out.mul_(2.0).sum().backward()
+    assert torch.equal(out, expected[0]) and torch.equal(h_n, expected[1])
