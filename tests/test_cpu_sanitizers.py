@@ -20,7 +20,13 @@ SANITIZERS = {"memory": "address,undefined", "threads": "thread"}
 FLAGS = ["-std=gnu11", "-O1", "-g", "-Wno-psabi", "-fno-sanitize-recover=all"]
 LIBRARIES = ["-lm", "-ldl", "-lpthread"]
 ENVIRONMENT = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=1"}
-WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-psabi"]  # psabi: nothing passes a vector from one file to another
+WARNINGS = [
+    "-Wall",
+    "-Wextra",
+    "-Wconversion",
+    "-Werror",
+    "-Wno-psabi",
+]  # psabi: no vector goes from one file to another
 
 
 def missing(what: str) -> None:
