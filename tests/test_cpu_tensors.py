@@ -6,18 +6,41 @@ from typing import Any
 
 import pytest
 import torch
+from accuracy import assert_equal_to_rounding
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastcells
-from fastcells import cpu_ops
+from fastcells import cpu_linear, cpu_ops
 
 pytestmark = pytest.mark.skipif(cpu_ops.obstacle() is not None, reason=str(cpu_ops.obstacle()))
 LAYERS = pytest.mark.parametrize("layer", [fastcells.RNN, fastcells.GRU, fastcells.LSTM])
 IN_C = pytest.mark.parametrize("impl", ["auto", "cpu"])
+
+
+STRIDED = {
+    "every second": lambda t: torch.stack([t, t], -1)[..., 0],
+    "expanded": lambda t: t[:1].expand_as(t),
+    "turned": lambda t: t.movedim(0, -1).contiguous().movedim(-1, 0),
+    "negative": lambda t: torch._neg_view(-t),
+    "from another address": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view_as(t),
+    "without memory": lambda t: torch._efficientzerotensor(t.shape),
+}
+
+
+@pytest.mark.parametrize("strides", STRIDED)
+@pytest.mark.parametrize("name", ["a", "w", "b"])
+def test_products_of_tensors_that_lie_elsewhere(name: str, strides: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN's operator is not for the public, and is called without the checks of the one that is."""
+    monkeypatch.setattr(cpu_linear, "LARGE_PRODUCT", 1)
+    factors = {"a": torch.randn(40, 24), "w": torch.randn(17, 24), "b": torch.randn(17)}
+    factors[name] = STRIDED[strides](factors[name])
+    exact = F.linear(*(t.clone().double() for t in factors.values()))
+    assert_equal_to_rounding([cpu_linear.matmul(**factors)], [exact.float()])
 
 
 @LAYERS
