@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
-from fastcells import cpu_ops, functional
+from fastcells import cpu_linear, cpu_ops, functional
 from fastcells.torch_impl.cell import TorchCell
 from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
 from fastcells.torch_impl.lstm import LSTM
@@ -501,6 +501,7 @@ def main(first: int, count: int, progress: int) -> None:
     warnings.simplefilter("ignore")  # a fake tensor warns of its address
     cpu_ops.WORK_OF_A_THREAD = 1  # a team for the smallest shapes too
     cpu_ops._few_threads = lambda touched: torch.get_num_threads()
+    cpu_linear.LARGE_PRODUCT = 1  # and oneDNN
     seen: Counter[str] = Counter()
     for number in range(first, first + count):
         os.pwrite(progress, b"%-9d" % number, 0)
