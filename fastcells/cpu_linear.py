@@ -28,6 +28,7 @@ def _onednn_works() -> bool:
 
 
 def _onednn(a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    b = None if b is None else b.clone(memory_format=torch.contiguous_format)  # the operator ignores its strides
     out: Tensor = torch.ops.mkldnn._linear_pointwise(a, w, b, "none", [], "")
     return out
 
