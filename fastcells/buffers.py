@@ -16,6 +16,7 @@ from torch import Tensor
 
 SMALLEST = 1 << 16  # bytes; malloc keeps what is smaller
 MOST = 1 << 28  # bytes kept in all
+MOST_ARRAYS = 64  # each call looks through them
 ALIGNMENT = 64  # a cache line
 
 _lock = threading.Lock()
@@ -26,10 +27,14 @@ _FREE = sys.getrefcount(_kept[0])  # of an array that nobody else has
 def empty(*shape: int) -> Tensor:
     """`torch.empty(shape)` in float32, for tensors that no user gets to see: their storage cannot be resized."""
     size = 4 * math.prod(shape)
-    if size < SMALLEST:
+    # Without waiting: who holds the lock may be the code that a signal handler of this thread interrupted, or a thread
+    # that this process, a fork, has not got.
+    if size < SMALLEST or not _lock.acquire(blocking=False):
         return torch.empty(shape)
-    with _lock:
+    try:
         tensor = _view(_take(size + ALIGNMENT), shape)
+    finally:
+        _lock.release()
     if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
         tensor.fill_(math.nan)  # as torch.empty does
     return tensor
@@ -45,8 +50,11 @@ def _take(size: int) -> np.ndarray:
     if best is not None:
         _kept.append(_kept.pop(best))
     else:
-        _kept.append(np.empty(size, np.uint8))
-        while sum(array.nbytes for array in _kept) > MOST and len(_kept) > 1:
+        new = np.empty(size, np.uint8)
+        if size > MOST:
+            return new
+        _kept.append(new)
+        while len(_kept) > MOST_ARRAYS or sum(array.nbytes for array in _kept) > MOST:
             _kept.pop(0)  # one in use lives on until its tensor dies
     return _kept[-1]
 

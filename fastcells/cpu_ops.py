@@ -192,6 +192,8 @@ def step_in_place(
         if _float32("state", s, (H,)).data_ptr() != s.data_ptr():
             raise RuntimeError(f"a state that changes in place must be contiguous, got strides {s.stride()}")
     dense = None if isinstance(x, int) else _float32("x", x, (I,))
+    if isinstance(x, int) and not 0 <= x < I:
+        raise IndexError(f"token id {x} is outside [0, {I})")
     if H == 0:
         return
     addresses = [0 if t is None else t.data_ptr() for t in (w_ih, w_hh, b_ih, b_hh, state[0], *state[1:])]
@@ -234,7 +236,7 @@ def weight_gradients(d: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     d = _float32("d", d, (N, rows), rows_apart=True)
     out, sums = x.new_empty(rows, columns), x.new_empty(rows)
     if d.numel() == 0 or x.numel() == 0:
-        return out.zero_(), torch.sum(d, 0, out=sums)
+        return out.zero_(), torch.sum(d.detach(), 0, out=sums)
     addresses = [t.data_ptr() for t in (d, x, out, sums)]
     _cpu.weights(_instructions, _threads(N * rows * columns), N, rows, columns, d.stride(0), *addresses)
     return out, sums

@@ -153,8 +153,8 @@ def _mailbox(exchange: Exchange, shape: tuple[int, ...], like: Tensor) -> Tensor
 
 def _part(mailboxes: Tensor, index: int) -> Tensor:
     """`mailboxes[index]`, but no view to autograd: what is returned to a user may be changed in place."""
-    part = mailboxes.new_empty(0)
-    return part.set_(mailboxes.untyped_storage(), index * mailboxes[0].numel(), mailboxes.shape[1:])
+    view, part = mailboxes[index], mailboxes.new_empty(0)
+    return part.set_(mailboxes.untyped_storage(), view.storage_offset(), view.shape, view.stride())
 
 
 def _counters(exchange: Exchange, B: int, split: Split, like: Tensor) -> Tensor:

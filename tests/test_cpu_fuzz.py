@@ -215,8 +215,16 @@ class Call:
 
 
 class Forward(Call):
-    tied = {"x": (2,), "w": (0, 1), "b": (0,), "mask": (0, 1), "h0": (0, 1), "c0": (0, 1)}  # noqa: RUF012
-    optional = ("b", "mask")
+    tied = {  # noqa: RUF012
+        "x": (2,),
+        "w": (0, 1),
+        "b": (0,),
+        "mask": (0, 1),
+        "resets": (0, 1),
+        "h0": (0, 1),
+        "c0": (0, 1),
+    }
+    optional = ("b", "mask", "resets")
 
     def __init__(self, grad: bool = False) -> None:
         super().__init__()
@@ -228,6 +236,7 @@ class Forward(Call):
             "w": torch.randn(G * H, H) * max(H, 1) ** -0.5,
             "b": torch.randn(G * H) if random.random() < 0.7 else None,
             "mask": None if random.random() < 0.5 else torch.rand(T, B) < 0.7,
+            "resets": None if random.random() < 0.5 else torch.rand(T, B) < 0.3,
             "h0": torch.randn(B, H),
         }
         if self.cell.states == 2:
@@ -241,7 +250,7 @@ class Forward(Call):
         return (a["h0"], a["c0"])[: self.cell.states] if "c0" in a else (a["h0"],)
 
     def forward(self, a: Arguments) -> cpu_ops.Forward:
-        options = {"reverse": self.reverse, "save": self.save}
+        options = {"resets": a["resets"], "reverse": self.reverse, "save": self.save}
         return cpu_ops.forward(self.cell.name, a["x"], self.state(a), a["w"], a["b"], a["mask"], **options)
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
@@ -253,7 +262,9 @@ class Forward(Call):
         mask = None if a["mask"] is None else a["mask"].bool().view(*a["x"].shape[:2], 1)
         if not len(a["x"]):
             return a["x"].new_zeros(0, *a["h0"].shape), self.state(a)
-        out, last = unroll(self.cell, a["x"], self.state(a), a["w"], a["b"], None, mask, self.reverse)
+        resets = None if a["resets"] is None else a["resets"].bool().unsqueeze(-1)
+        resets = resets if resets is None or mask is None else resets & mask
+        out, last = unroll(self.cell, a["x"], self.state(a), a["w"], a["b"], None, mask, self.reverse, resets)
         return out, last
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
@@ -293,7 +304,7 @@ class Backward(Forward):
         super().spoil(wrong)
         a = self.arguments
         # What the forward left behind belongs to its inputs: other values would be another derivative.
-        for name in ("hidden", "cells", "saved", "w", "h0", "c0", "mask"):
+        for name in ("hidden", "cells", "saved", "w", "h0", "c0", "mask", "resets"):
             t = a.get(name)
             if any(c.startswith((f"{name} zeros", f"{name} expanded", f"{name} flipped")) for c in self.changes) and (
                 not any(c.startswith(f"{name} WRONG") for c in self.changes)
@@ -304,7 +315,8 @@ class Backward(Forward):
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
         d_last = (a["d_h_n"], a["d_c_n"]) if "d_c_n" in a else (a["d_h_n"],)
         rest = (a["w"], a["mask"], a["hidden"], a["cells"], a["saved"])
-        out = cpu_ops.backward(self.cell.name, a["d_hidden"], d_last, self.state(a), *rest, reverse=self.reverse)
+        options = {"resets": a["resets"], "reverse": self.reverse}
+        out = cpu_ops.backward(self.cell.name, a["d_hidden"], d_last, self.state(a), *rest, **options)
         d_b = out.d_gates.sum((0, 1))
         return {"d_x": out.d_x, "d_b": d_b, "d_h0": out.d_state[0], "d_c0": out.d_state[-1]}
 
@@ -339,6 +351,67 @@ class WeightGradients(Call):
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
         return {"out": a["d"].t() @ a["x"], "sums": a["d"].sum(0)}
+
+
+class Matvec(Call):
+    tied = {"w": (1,), "x": (0,), "b": (0,)}  # noqa: RUF012
+    optional = ("b",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        rows, columns = size(40), size(60)
+        b = torch.randn(rows) if random.random() < 0.5 else None
+        self.arguments = {"w": torch.randn(rows, columns), "x": torch.randn(columns), "b": b}
+
+    def run(self, a: Arguments) -> dict[str, Tensor | None]:
+        return {"out": cpu_ops.matvec(a["w"], a["x"], a["b"])}
+
+    def expect(self, a: Arguments) -> dict[str, Tensor]:
+        out = a["w"] @ a["x"]
+        return {"out": out if a["b"] is None else out + a["b"]}
+
+
+class Step(Call):
+    """One step of one sequence; the state, which changes in place, is a copy."""
+
+    tied = {"x": (0,), "w_ih": (0, 1), "w_hh": (0, 1), "b_ih": (0,), "b_hh": (0,), "h": (0,), "c": (0,)}  # noqa: RUF012
+    optional = ("b_ih", "b_hh")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell: TorchCell = random.choice(CELLS)
+        H, I, G = size(34), size(20), self.cell.gates  # noqa: E741
+        bias = random.random() < 0.7
+        self.arguments = {
+            "x": random.randrange(I) if I and random.random() < 0.5 else torch.randn(I),
+            "w_ih": torch.randn(G * H, I),
+            "w_hh": torch.randn(G * H, H) * max(H, 1) ** -0.5,
+            "b_ih": torch.randn(G * H) if bias else None,
+            "b_hh": torch.randn(G * H) if bias else None,
+            "h": torch.randn(H),
+        }
+        if self.cell.states == 2:
+            self.arguments["c"] = torch.randn(H)
+        if isinstance(self.arguments["x"], int):  # then W_ih alone says how many there are
+            self.tied = {**self.tied, "w_ih": (0,)}
+
+    def spoil(self, wrong: bool) -> None:
+        super().spoil(wrong)
+        for name in ("h", "c"):  # in place: where the values lie is what a right call is about
+            if not any(change.startswith(f"{name} WRONG") for change in self.changes) and name in self.arguments:
+                self.arguments[name] = double(self.arguments[name]).float()
+
+    def run(self, a: Arguments) -> dict[str, Tensor | None]:
+        state = tuple(s.clone() if isinstance(s, Tensor) else s for s in (a["h"], a.get("c"))[: self.cell.states])
+        cpu_ops.step_in_place(self.cell.name, a["x"], state, (a["w_ih"], a["w_hh"], a["b_ih"], a["b_hh"]))
+        return {"h": state[0], "c": state[-1]}
+
+    def expect(self, a: Arguments) -> dict[str, Tensor]:
+        x = a["w_ih"][:, a["x"]] if isinstance(a["x"], int) else a["w_ih"] @ a["x"]
+        x = x if a["b_ih"] is None else x + a["b_ih"]
+        state = tuple(a[name][None] for name in ("h", "c")[: self.cell.states])
+        new = self.cell.step(x[None], state, a["w_hh"], a["b_hh"])
+        return {name: s[0] for name, s in zip(("h", "c"), new, strict=False)}
 
 
 class Gather(Call):
@@ -466,7 +539,8 @@ class Functional(Call):
         return {n: t.detach() for n, t in out.items() if t is not None}
 
 
-KINDS = (Forward,) * 6 + (Backward,) * 5 + (WeightGradients,) * 3 + (Gather,) * 3 + (Scatter,) * 3 + (Functional,) * 4
+KINDS = (Forward,) * 6 + (Backward,) * 5 + (WeightGradients,) * 3 + (Gather,) * 3 + (Scatter,) * 3
+KINDS += (Functional,) * 4 + (Matvec,) * 2 + (Step,) * 3
 
 
 def one(number: int) -> str:

@@ -1,5 +1,11 @@
 /* The recurrences with AVX-512. */
 #if defined(__x86_64__)
+/* Ahead of the target: it runs on every machine. */
+static int supported(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+}
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,fma"))), apply_to = function)
 #else
@@ -11,10 +17,6 @@
 #define LANES 16
 #define REGISTERS 32
 #define BACKEND avx512
-
-static int supported(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
 
 #include "body.h"
 

@@ -101,13 +101,12 @@ static PyObject *py_single(PyObject *self, PyObject *const *args, Py_ssize_t cou
     struct single s = {.cell = (enum cell)cell};
     s.H = size(&args), s.I = size(&args);
     s.x = address(&args);
-    s.id = s.x ? -1 : (int64_t)PyLong_AsLongLong(args[0]);
-    args++;
+    s.id = (int64_t)PyLong_AsLongLong(*args++);
     s.w_ih = address(&args), s.w_hh = address(&args), s.b_ih = address(&args), s.b_hh = address(&args);
     s.h = address(&args), s.c = address(&args);
     const struct backend *chosen = backend_at(backend, cell, threads);
     if (!chosen) return NULL;
-    if (!s.x && (s.id < 0 || (uint64_t)s.id >= s.I))
+    if (s.id < 0 ? !s.x && s.I > 0 : (uint64_t)s.id >= s.I) /* a dense x of no elements has no address */
         return PyErr_Format(PyExc_IndexError, "token id %lld is outside [0, %zu)", (long long)s.id, s.I);
     int status;
     Py_BEGIN_ALLOW_THREADS;
