@@ -154,6 +154,10 @@ static double naive_forward(const struct forward *f, const struct backward *b, c
                 product[k] = moved(0.0, by->product, token * GH + k, by->step);
             }
             if (!f->mask || f->mask[token]) {
+                if (f->resets && f->resets[token]) {
+                    memset(h, 0, H * sizeof *h);
+                    memset(last_c + row * H, 0, H * sizeof *last_c);
+                }
                 naive_step(f, x, product, h, last_c + row * H, new_h, reset);
                 memcpy(h, new_h, H * sizeof *h);
             }
@@ -237,8 +241,14 @@ static void recurrence_case(const struct backend *backend, enum cell cell, size_
         for (size_t i = 0; i < T * B; i++) mask[i] = below(3) > 0;
         f.mask = mask;
     }
-    snprintf(where, sizeof where, "%s, cell %d, T %zu, B %zu, H %zu%s%s%s%s", backend->name, cell, T, B, H,
-             f.reverse ? ", reverse" : "", f.b ? ", bias" : "", f.mask ? ", mask" : "", save ? ", save" : "");
+    if (below(2)) {
+        uint8_t *resets = bytes(T * B);
+        for (size_t i = 0; i < T * B; i++) resets[i] = below(3) == 0;
+        f.resets = resets;
+    }
+    snprintf(where, sizeof where, "%s, cell %d, T %zu, B %zu, H %zu%s%s%s%s%s", backend->name, cell, T, B, H,
+             f.reverse ? ", reverse" : "", f.b ? ", bias" : "", f.mask ? ", mask" : "", f.resets ? ", resets" : "",
+             save ? ", save" : "");
     struct output forward_outputs[] = {
         {"h", &f.h, all},
         {"c", &f.c, lstm && save ? all : 0},
@@ -257,7 +267,7 @@ static void recurrence_case(const struct backend *backend, enum cell cell, size_
     if (!save) return;
 
     struct backward b = {.cell = cell, .T = T, .B = B, .H = H, .reverse = f.reverse, .w = f.w, .mask = f.mask};
-    b.h0 = f.h0, b.c0 = f.c0, b.h = f.h, b.c = f.c, b.saved = f.saved;
+    b.resets = f.resets, b.h0 = f.h0, b.c0 = f.c0, b.h = f.h, b.c = f.c, b.saved = f.saved;
     b.d_out = floats(all, 1.0), b.d_h_n = floats(plane, 1.0), b.d_c_n = lstm ? floats(plane, 1.0) : NULL;
     struct output backward_outputs[] = {
         {"d_x", &b.d_x, all * G},
@@ -291,6 +301,50 @@ static void weights_case(const struct backend *backend, size_t tokens, size_t ro
             sum = 0.0;
             for (size_t k = 0; k < tokens; k++) sum += (double)w.d[k * step + r] * (double)w.x[k * columns + j];
             check("out", r * columns + j, (double)w.out[r * columns + j], sum, scale);
+        }
+    }
+}
+
+static void single_case(const struct backend *backend, enum cell cell, size_t H, size_t I) {
+    const size_t G = gates_of(cell);
+    struct single s = {.cell = cell, .H = H, .I = I, .id = below(2) ? (int64_t)below(I) : -1};
+    s.x = s.id < 0 ? floats(I, 1.0) : NULL;
+    s.w_ih = floats(G * H * I, 1.0 / sqrt((double)I)), s.w_hh = floats(G * H * H, 1.0 / sqrt((double)H));
+    s.b_ih = below(2) ? floats(G * H, 1.0) : NULL, s.b_hh = below(2) ? floats(G * H, 1.0) : NULL;
+    snprintf(where, sizeof where, "%s, single, cell %d, H %zu, I %zu, id %lld", backend->name, cell, H, I,
+             (long long)s.id);
+    const float *h0 = floats(H, 1.0), *c0 = floats(H, 1.0);
+    const struct forward f = {.cell = cell, .T = 1, .B = 1, .H = H, .w = s.w_hh, .b = s.b_hh};
+    double *x = doubles(G * H), *zero = doubles(G * H), *h = doubles(H), *c = doubles(H);
+    double *new_h = doubles(H), *reset = doubles(H);
+    for (size_t k = 0; k < G * H; k++) {
+        zero[k] = 0.0;
+        x[k] = s.b_ih ? (double)s.b_ih[k] : 0.0;
+        for (size_t i = 0; i < I; i++)
+            x[k] += (double)s.w_ih[k * I + i] * (s.x ? (double)s.x[i] : (double)(i == (size_t)s.id));
+    }
+    for (size_t k = 0; k < H; k++) h[k] = (double)h0[k], c[k] = (double)c0[k];
+    naive_step(&f, x, zero, h, c, new_h, reset);
+    for (int threads = 1; threads <= MOST_THREADS; threads++) {
+        s.h = unwritten(H), s.c = cell == LSTM ? unwritten(H) : NULL;
+        memcpy(s.h, h0, H * sizeof *s.h);
+        if (s.c) memcpy(s.c, c0, H * sizeof *s.c);
+        if (backend->single(&s, threads)) FAIL("out of memory");
+        for (size_t k = 0; k < H; k++) check("h", k, (double)s.h[k], new_h[k], 1.0);
+        for (size_t k = 0; s.c && k < H; k++) check("c", k, (double)s.c[k], c[k], fmax(1.0, fabs(c[k])));
+    }
+}
+
+static void matvec_case(const struct backend *backend, size_t rows, size_t columns) {
+    const float *w = floats(rows * columns, 1.0), *x = floats(columns, 1.0), *b = below(2) ? floats(rows, 1.0) : NULL;
+    snprintf(where, sizeof where, "%s, matvec, %zu rows, %zu columns", backend->name, rows, columns);
+    for (int threads = 1; threads <= MOST_THREADS; threads++) {
+        float *out = unwritten(rows);
+        backend->matvec(out, w, x, b, rows, columns, threads);
+        for (size_t r = 0; r < rows; r++) {
+            double sum = b ? (double)b[r] : 0.0;
+            for (size_t k = 0; k < columns; k++) sum += (double)w[r * columns + k] * (double)x[k];
+            check("out", r, (double)out[r], sum, sqrt((double)columns));
         }
     }
 }
@@ -397,9 +451,11 @@ static void run_all(const struct backend *backend) {
             recurrence_case(backend, cell, SHAPES[i][0], SHAPES[i][1], SHAPES[i][2]);
         for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0))
             recurrence_case(backend, cell, 1 + below(6), 1 + below(20), 1 + below(80));
+        for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0)) single_case(backend, cell, 1 + below(80), 1 + below(40));
     }
     for (size_t i = 0; i < 6 * RANDOM_SHAPES; i++, release(0))
         weights_case(backend, 1 + below(300), 1 + below(70), 1 + below(120));
+    for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0)) matvec_case(backend, 1 + below(50), 1 + below(90));
     for (size_t n = 1; n < 70; n++, release(0)) activations_case(backend, n);
 }
 

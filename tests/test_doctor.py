@@ -52,4 +52,4 @@ def test_a_gpu_checks_the_split_kernels_too(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(doctor, "check", lambda *arguments: asked.append(arguments))
     list(doctor.checks(torch.device("cuda")))
     assert sum(arguments[4:] == (doctor.SPLIT_H,) for arguments in asked) == 5 * 3
-    assert len(asked) == (3 + 1) * 5 * 3
+    assert len(asked) == (4 + 1) * 5 * 3
