@@ -164,7 +164,7 @@ def _triton(impl: str, call: Call) -> Choice:
         H = w_hh.shape[1]
         precision = matmul_precision(dtype, w_hh.device)
         found = plan.sequence_plan(H, call.batch, len(w_hh) // H, dtype.itemsize, gpu(w_hh.device), precision=precision)
-        obstacle = found if isinstance(found, str) else None
+        obstacle = f"{found}; 'triton-step' has no such limit" if isinstance(found, str) else None
     if obstacle is not None:
         raise RuntimeError(f"impl={impl!r} cannot run: {obstacle}")
     if isinstance(found, plan.Blocks):
