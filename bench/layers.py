@@ -3,6 +3,7 @@
     python -m bench.layers                  # a short selection of shapes, and the cells
     python -m bench.layers --quick          # the lesson's shape only
     python -m bench.layers --full           # the grid: B, H and T, an hour or more on a CPU
+    python -m bench.layers --again 0.95     # rows of the last table below that, in their places: noise or not?
     python -m bench.layers --require 0.95   # exit status 1 if a row is slower than that
 
 Both sides have the same weights and input; outputs and gradients are compared before timing, to the bit where both run
@@ -23,6 +24,7 @@ from bench.duel import Row, complete, measure
 from bench.model import Skipped
 from bench.pictures import grid
 from bench.provenance import RESULTS, origin_line, print_table, provenance, shown, write_csv
+from bench.results_file import case_of, key, number, read
 from fastcells.dispatch import IMPLEMENTATIONS
 
 MODES = ("forward", "forward+backward")
@@ -65,9 +67,15 @@ def main() -> int:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", dest="cases", action="store_const", const=quick)
     size.add_argument("--full", dest="cases", action="store_const", const=full)
+    size.add_argument("--again", type=float, metavar="X", help="measure again what is below X in the last table")
     parser.set_defaults(cases=short)
     options = parser.parse_args()
     device = torch.device(options.device)
+    name = f"layers-{device.type}" + (f"-{options.impl}" if options.impl != "auto" else "")
+    last = read(RESULTS / f"{name}.csv") if options.again is not None else []
+    if options.again is not None:
+        below = [case_of(row) for row in last if number(row, "ratio") < options.again]
+        options.cases = lambda: iter(below)
     rows: list[Row] = []
     try:
         for case in options.cases():
@@ -84,9 +92,10 @@ def main() -> int:
         return 1
     print_table([{column: row[column] for column in COLUMNS} for row in rows])
     if not options.no_write:
-        name = f"layers-{device.type}" + (f"-{options.impl}" if options.impl != "auto" else "")
-        print(f"written to {write_csv(name, complete(rows, device))}")
-        print(f"written to {grid(rows, RESULTS / f'{name}.svg')}")
+        new = {key(row): row for row in complete(rows, device)}
+        table = [new.pop(key(row), row) for row in last] + list(new.values())
+        print(f"written to {write_csv(name, table)}")
+        print(f"written to {grid(table, RESULTS / f'{name}.svg')}")
     slow = [row for row in rows if options.require is not None and float(str(row["ratio"])) < options.require]
     for row in slow:
         print(f"slower than {options.require}: {[row[column] for column in COLUMNS]}", file=sys.stderr)

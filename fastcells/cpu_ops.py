@@ -250,7 +250,7 @@ def gather(ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """
     ids, (G, V) = _ids(ids), _matrix("w", w)
     w, b = _float32("w", w, (G, V)), None if b is None else _float32("b", b, (G,))
-    out = w.new_empty(len(ids), G)
+    out = buffers.empty(len(ids), G)  # an input projection, which no user gets to see
     addresses = (ids.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
     _inside(ids, V, _cpu.gather(_few_threads(out), len(ids), G, V, *addresses))
     return out
