@@ -56,20 +56,25 @@ def steps_over_H(rows: Sequence[Row], path: Path) -> Path | None:
 
 
 def memory(rows: Sequence[Row], path: Path) -> Path | None:
-    """Peak memory of a training step, ours and torch.nn's. None without such rows."""
+    """Peak memory of a training step, ours and torch.nn's. None without such rows.
+
+    What the system handed out, where that was measured: torch's allocator does not see what C keeps between calls.
+    """
     first = {cell: [row for row in rows if row["cell"] == cell and _is_lesson(row)] for cell in CELLS}
     chosen = {cell: found[0] for cell, found in first.items() if found}
     if not chosen:
         return None
+    resident = all(row[name] is not None for row in chosen.values() for name in ("resident_mb", "nn_resident_mb"))
+    column, said = ("resident_mb", "handed out by the system") if resident else ("peak_mb", "allocated by torch")
     figure = _figure(6.4, 2.6)
     axes = figure.subplots()
     for index, (cell, row) in enumerate(chosen.items()):
-        axes.barh(index - 0.2, number(row, "peak_mb"), 0.38, color=COLORS[cell])
-        axes.barh(index + 0.2, number(row, "nn_peak_mb"), 0.38, color=COLORS[cell], alpha=0.4)
+        axes.barh(index - 0.2, number(row, column), 0.38, color=COLORS[cell])
+        axes.barh(index + 0.2, number(row, f"nn_{column}"), 0.38, color=COLORS[cell], alpha=0.4)
     axes.set_yticks(range(len(chosen)), chosen)
     axes.invert_yaxis()
     axes.set(
-        xlabel="MB allocated by torch at the peak of a training step; pale: torch.nn on one-hots",
+        xlabel=f"MB {said} at the peak of a training step; pale: torch.nn on one-hots",
         title=_title(next(iter(chosen.values()))),
     )
     return _save(figure, path)
