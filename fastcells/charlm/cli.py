@@ -72,7 +72,7 @@ def _train(options: argparse.Namespace) -> int:
     try:
         torch.manual_seed(config.seed)
         model = CharLM(len(vocabulary), config).to(device, dtype_of(config))
-        choice = explain(model.layer, ids[:1].view(1, 1).to(device))
+        choice = explain(model.layer, ids[:1].view(1, 1).expand(config.batch, config.steps).to(device))
     except (RuntimeError, OverflowError, TypeError) as error:  # out of memory, or an impl that cannot run here
         raise InputError(str(error).splitlines()[0]) from error
 
