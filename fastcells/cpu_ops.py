@@ -290,7 +290,7 @@ def _matrix(name: str, t: Tensor) -> tuple[int, int]:
 
 def _few_threads(touched: Tensor) -> int:
     """For what moves memory: a thread for each 16,000 elements."""
-    return max(1, min(torch.get_num_threads(), MOST_THREADS, touched.numel() >> 14))
+    return _team_for(touched.numel(), 1 << 14)
 
 
 def _sizes(cell: Cell, x: object, w: object) -> tuple[int, int, int]:
@@ -351,8 +351,13 @@ def _pair(
 
 
 def _threads(multiplications: int) -> int:
+    """For what computes."""
+    return _team_for(multiplications, WORK_OF_A_THREAD)
+
+
+def _team_for(work: int, of_a_thread: int) -> int:
     """torch's number of threads, or fewer where there is less to do."""
-    return max(1, min(torch.get_num_threads(), MOST_THREADS, multiplications // WORK_OF_A_THREAD))
+    return max(1, min(torch.get_num_threads(), MOST_THREADS, work // of_a_thread))
 
 
 @torch.library.custom_op("fastcells::cpu_forward", mutates_args=())

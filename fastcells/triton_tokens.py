@@ -10,7 +10,7 @@ from torch import Tensor
 from fastcells.autocast import no_autocast
 from fastcells.token_ids import check_range, gather_rows
 from fastcells.torch_impl.cell import State, TorchCell, Trace, shift
-from fastcells.torch_impl.recurrence import _any_batched, _mask_out, _needs_plain_operators, _steps, unroll
+from fastcells.torch_impl.recurrence import _any_batched, _mask_out, _steps, plain_operators_wanted, unroll
 from fastcells.triton_impl import TritonCell
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih, w_hh, b_ih, b_hh
@@ -27,11 +27,7 @@ def recur_on_ids(
 ) -> tuple[Tensor, State]:
     """`recur` on rows of W_ih^T, named by ids [T, B], b_ih added. An id outside [0, I) acts as an all-zero input."""
     cell = TritonCell(plain, path)
-    if _needs_plain_operators(cell, weights[0]):
-        raise RuntimeError(
-            "impl='triton' and 'triton-step' do not run under torch.jit.trace, torch.func transforms or with "
-            "forward-mode derivatives; impl='torch' does"
-        )
+    plain_operators_wanted(cell, weights[0])  # raises: there are none
     check_range(ids, weights[0].shape[1])
     if ids.dtype not in (torch.int32, torch.int64):
         ids = ids.int()
@@ -87,14 +83,10 @@ class TokenRecurrence(torch.autograd.Function):
             d_hidden = _mask_out(d_out, ctx.mask)
             d_x, d_gates, d_state = cell.backward(d_hidden, d_last, saved, hidden, before, state, w_hh, steps, ctx.mask)
             _, _, _, _, needs_w_ih, needs_w_hh, needs_b_ih, needs_b_hh, *_ = ctx.needs_input_grad
-            return (
-                *(None,) * 4,
-                _table_gradient(d_x, ids, w_ih.shape[1]) if needs_w_ih else None,
-                cell.weight_gradient(d_gates, before, saved) if needs_w_hh else None,
-                d_x.sum((0, 1)) if needs_b_ih else None,
-                d_gates.sum((0, 1)) if needs_b_hh else None,
-                *d_state,
-            )
+            d_w_hh, d_b_hh = cell.weight_gradients(d_gates, before, saved, needs_w_hh, needs_b_hh)
+            d_w_ih = _table_gradient(d_x, ids, w_ih.shape[1]) if needs_w_ih else None
+            d_b_ih = d_x.sum((0, 1)) if needs_b_ih else None
+        return *(None,) * 4, d_w_ih, d_w_hh, d_b_ih, d_b_hh, *d_state
 
 
 def _table_gradient(d_x: Tensor, ids: Tensor, size: int) -> Tensor:

@@ -39,14 +39,9 @@ def recur(
     """
     if resets is not None:
         resets = resets.unsqueeze(-1) if mask is None else resets.unsqueeze(-1) & mask
-    if w_hr is not None or _needs_plain_operators(cell, x_proj):
-        if not cell.plain_operators:
-            raise RuntimeError(
-                "impl='cpu', 'triton' and 'triton-step' do not run under torch.jit.trace, torch.func transforms or "
-                "with forward-mode derivatives; impl='torch' does"
-            )
-        return unroll(cell, x_proj, state, w_hh, b_hh, w_hr, mask, reverse, resets)
-    if resets is not None and not cell.knows_resets:
+    assert w_hr is None or cell.plain_operators, "dispatch refuses a projection where there is no kernel for it"
+    plainly = w_hr is not None or plain_operators_wanted(cell, x_proj)
+    if plainly or (resets is not None and not cell.knows_resets):
         return unroll(cell, x_proj, state, w_hh, b_hh, w_hr, mask, reverse, resets)
     inputs = (x_proj, w_hh, b_hh, *state)
     if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in inputs):
@@ -168,8 +163,18 @@ def _mask_out(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return hidden if mask is None else torch.where(mask, hidden, 0)
 
 
-def _needs_plain_operators(cell: TorchCell, x_proj: Tensor) -> bool:
-    """Whether a caller looks through the operators or changes them: a hand-written backward would hide them."""
+def plain_operators_wanted(cell: TorchCell, x_proj: Tensor) -> bool:
+    """Whether a caller looks through the operators or changes them: a hand-written backward would hide them.
+
+    Raises:
+        RuntimeError: `cell` was asked for by name, and has no plain operators to show.
+    """
     if torch.compiler.is_compiling():
         return cell.plain_operators  # a compiler that sees the steps fuses them; an operator of our own is opaque to it
-    return transformed() or autocast_dtype(x_proj) is not None
+    wanted = transformed() or autocast_dtype(x_proj) is not None
+    if wanted and not cell.plain_operators:
+        raise RuntimeError(
+            "impl='cpu', 'triton' and 'triton-step' do not run under torch.jit.trace, torch.func transforms or with "
+            "forward-mode derivatives; impl='torch' does"
+        )
+    return wanted

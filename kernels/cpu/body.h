@@ -27,8 +27,8 @@ static void *scratch(size_t bytes) {
 
 enum { WIDEST = 4 }; /* vectors of a tile: the gates of one vector of columns, or columns of one gate */
 enum { MOST_ROWS = 8 };
-enum { ADDENDS = 16 };
-enum { PART = 512 }; /* terms of a sum that are added up one after another */
+enum { PART = 512 };   /* terms of a product's sum that are added up one after another */
+enum { ADDENDS = 16 }; /* the same for the sum beside a weight's gradient */
 
 /* Rows of a tile by its width: accumulators, weights and a broadcast in registers. */
 static const size_t ROWS[WIDEST + 1] = {
@@ -187,7 +187,7 @@ static size_t tile_width(size_t H, size_t team) {
 
 static void activations(const float *x, float *s, float *t, size_t n) {
     for (size_t i = 0; i < n; i += LANES) {
-        size_t lanes = n - i < LANES ? n - i : LANES;
+        const size_t lanes = lanes_at(n, i);
         vec v = load_n(x + i, lanes);
         store_n(s + i, sigmoid(v), lanes);
         store_n(t + i, tanh_of(v), lanes);

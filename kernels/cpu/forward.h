@@ -14,8 +14,6 @@ struct forward_tile {
     const float *h_prev; /* [B, H] */
 };
 
-INLINE size_t lanes_at(size_t H, size_t column) { return H - column < LANES ? H - column : LANES; }
-
 INLINE vec bias(const struct forward *f, size_t gate, size_t column, size_t lanes) {
     return f->b ? load_n(f->b + gate * f->H + column, lanes) : splat(0.0f);
 }

@@ -9,6 +9,8 @@ struct panels {
     float *data;
 };
 
+/* Lanes of the vector at a column that lie within the columns. */
+INLINE size_t lanes_at(size_t columns, size_t column) { return columns - column < LANES ? columns - column : LANES; }
 static size_t vectors_of(size_t H) { return ceil_div(H, LANES); }
 static size_t tiles_of(const struct panels *p) { return ceil_div(vectors_of(p->H), p->vectors); }
 static size_t panels_size(size_t H, size_t gates) { return vectors_of(H) * LANES * H * gates; }
@@ -30,7 +32,7 @@ static void pack_forward(const struct panels *p, const float *restrict w, size_t
     float *restrict out = panel(p, tile);
     for (size_t g = 0; g < p->gates; g++) {
         for (size_t v = 0; v < count; v++) {
-            const size_t column = (tile * p->vectors + v) * LANES, lanes = H - column < LANES ? H - column : LANES;
+            const size_t column = (tile * p->vectors + v) * LANES, lanes = lanes_at(H, column);
             const float *restrict rows = w + ((p->first_gate + g) * H + column) * H;
             float *restrict to = out + (g * count + v) * LANES;
             for (size_t k0 = 0; k0 < H; k0 += STRIP) {
@@ -52,7 +54,7 @@ static void pack_backward(const struct panels *p, const float *restrict w, size_
     float *restrict out = panel(p, tile);
     for (size_t k = 0; k < p->K * p->gates; k++) {
         for (size_t v = 0; v < count; v++) {
-            const size_t column = (tile * p->vectors + v) * LANES, lanes = H - column < LANES ? H - column : LANES;
+            const size_t column = (tile * p->vectors + v) * LANES, lanes = lanes_at(H, column);
             store(out + (k * count + v) * LANES, load_n(from + k * H + v * LANES, lanes));
         }
     }
