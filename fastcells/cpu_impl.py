@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastcells import cpu_ops
-from fastcells.torch_impl.cell import Gradients, State, TorchCell, Trace
+from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace
 from fastcells.transforms import traced
 
 
@@ -49,7 +49,7 @@ class CpuCell(TorchCell):
         d_last: State,
         saved: tuple[Tensor, ...],
         hidden: Tensor,
-        before: Tensor,
+        before: Before,
         state: State,
         w_hh: Tensor,
         steps: range,
@@ -80,19 +80,22 @@ class CpuCell(TorchCell):
         return Gradients(d_x, d_gates if self.name == "gru" else d_x, tuple(d_state[: self.states]))
 
     def weight_gradients(
-        self, d_gates: Tensor, before: Tensor, saved: tuple[Tensor, ...], needs_w: bool, needs_b: bool
+        self, d_gates: Tensor, before: Before, saved: tuple[Tensor, ...], needs_w: bool, needs_b: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         if traced() or not needs_w:
             return super().weight_gradients(d_gates, before, saved, needs_w, needs_b)
-        d_gates, before = d_gates.flatten(0, 1), before.flatten(0, 1)
+        d_gates = d_gates.flatten(0, 1)
+        pieces = [piece.flatten(0, 1) for piece in before.pieces]
         if self.name != "gru_reset_before":
-            return cpu_ops.weight_gradients(d_gates, before)
-        H = before.shape[1]
-        d_w, d_b = cpu_ops.weight_gradients(d_gates[:, : 2 * H], before)
-        d_w_n, d_b_n = cpu_ops.weight_gradients(d_gates[:, 2 * H :], saved[0][:, :, 0].flatten(0, 1) * before)
+            return cpu_ops.weight_gradients(d_gates, *pieces)
+        H = pieces[0].shape[1]
+        d_w, d_b = cpu_ops.weight_gradients(d_gates[:, : 2 * H], *pieces)
+        reset = (saved[0][:, :, 0] * before.whole).flatten(0, 1)
+        d_w_n, d_b_n = cpu_ops.weight_gradients(d_gates[:, 2 * H :], reset)
         return torch.cat([d_w, d_w_n]), torch.cat([d_b, d_b_n])
 
-    def weight_gradient(self, d_gates: Tensor, before: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
+    def weight_gradient(self, d_gates: Tensor, before: Before, saved: tuple[Tensor, ...]) -> Tensor:
         if self.name != "gru_reset_before":
             return super().weight_gradient(d_gates, before, saved)
-        return self.plain.weight_gradient(d_gates, before, (before, before, saved[0][:, :, 0] * before))
+        reset = saved[0][:, :, 0] * before.whole
+        return self.plain.weight_gradient(d_gates, before, (reset, reset, reset))

@@ -225,20 +225,27 @@ def matvec(w: Tensor, x: Tensor, b: Tensor | None) -> Tensor:
     return out
 
 
-def weight_gradients(d: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def weight_gradients(d: Tensor, *pieces: Tensor) -> tuple[Tensor, Tensor]:
     """`d.t() @ x` and `d.sum(0)` for d [N, rows], whose rows may lie apart, and x [N, columns], float32.
+
+    pieces: x, or two tensors that are x when put below each other.
 
     Raises:
         as `forward`.
     """
-    (N, rows), (_, columns) = _matrix("d", d), _matrix("x", x)
-    x = _float32("x", x, (N, columns))
+    x, rest = pieces if len(pieces) == 2 else (pieces[0], None)
+    (N, rows), (split, columns) = _matrix("d", d), _matrix("x", x)
+    left = 0 if rest is None else _matrix("the rest of x", rest)[0]
+    if split + left != N:
+        raise RuntimeError(f"d has {N} rows, and x {split + left}")
+    x = _float32("x", x, (split, columns))
+    rest = None if rest is None else _float32("the rest of x", rest, (left, columns))
     d = _float32("d", d, (N, rows), rows_apart=True)
     out, sums = x.new_empty(rows, columns), x.new_empty(rows)
-    if d.numel() == 0 or x.numel() == 0:
+    if d.numel() == 0 or columns == 0:
         return out.zero_(), torch.sum(d.detach(), 0, out=sums)
-    addresses = [t.data_ptr() for t in (d, x, out, sums)]
-    _cpu.weights(_instructions, _threads(N * rows * columns), N, rows, columns, d.stride(0), *addresses)
+    addresses = [0 if t is None else t.data_ptr() for t in (d, x, rest, out, sums)]
+    _cpu.weights(_instructions, _threads(N * rows * columns), N, rows, columns, d.stride(0), split, *addresses)
     return out, sums
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcells.torch_impl.cell import Gradients, State, TorchCell, Trace
+from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace
 from fastcells.triton_ops import RULES, recurrence_backward, recurrence_forward
 
 
@@ -53,7 +53,7 @@ class TritonCell(TorchCell):
         d_last: State,
         saved: tuple[Tensor, ...],
         hidden: Tensor,
-        before: Tensor,
+        before: Before,
         state: State,
         w_hh: Tensor,
         steps: range,
@@ -78,11 +78,11 @@ class TritonCell(TorchCell):
         d_state = (d_h0,) if c0 is None else (d_h0, d_c0)
         return Gradients(d_x, d_x if self.rule.same_gradient else d_gates, d_state)
 
-    def weight_gradient(self, d_gates: Tensor, before: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
+    def weight_gradient(self, d_gates: Tensor, before: Before, saved: tuple[Tensor, ...]) -> Tensor:
         if self.rule.reset is None:
             return super().weight_gradient(d_gates, before, saved)
-        r = saved[1][:, :, 0]
-        return self.plain.weight_gradient(d_gates, before, (before, before, r * before))
+        reset = saved[1][:, :, 0] * before.whole
+        return self.plain.weight_gradient(d_gates, before, (reset, reset, reset))
 
 
 def _pair(state: State) -> tuple[Tensor, Tensor | None]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastcells.autocast import no_autocast
 from fastcells.token_ids import check_range, gather_rows
-from fastcells.torch_impl.cell import State, TorchCell, Trace, shift
+from fastcells.torch_impl.cell import Before, State, TorchCell, Trace
 from fastcells.torch_impl.recurrence import _any_batched, _mask_out, _steps, plain_operators_wanted, unroll
 from fastcells.triton_impl import TritonCell
 
@@ -79,7 +79,7 @@ class TokenRecurrence(torch.autograd.Function):
             return _differentiable_backward(ctx, ids, (w_ih, w_hh, b_ih, b_hh), state, d_out, d_last)
         with no_autocast(w_ih):  # backward may be called inside one that forward was not
             steps = _steps(ids, ctx.reverse)
-            before = shift(hidden, state[0], steps)
+            before = Before(hidden, state[0], steps)
             d_hidden = _mask_out(d_out, ctx.mask)
             d_x, d_gates, d_state = cell.backward(d_hidden, d_last, saved, hidden, before, state, w_hh, steps, ctx.mask)
             _, _, _, _, needs_w_ih, needs_w_hh, needs_b_ih, needs_b_hh, *_ = ctx.needs_input_grad

@@ -286,8 +286,9 @@ static void recurrence_case(const struct backend *backend, enum cell cell, size_
 
 static void weights_case(const struct backend *backend, size_t tokens, size_t rows, size_t columns) {
     const size_t step = rows + below(3);
-    struct weights w = {.tokens = tokens, .rows = rows, .columns = columns, .d_step = step};
-    w.d = floats((tokens - 1) * step + rows, 1.0), w.x = floats(tokens * columns, 1.0);
+    struct weights w = {.tokens = tokens, .rows = rows, .columns = columns, .d_step = step, .split = below(tokens + 1)};
+    w.d = floats((tokens - 1) * step + rows, 1.0);
+    w.x[0] = floats(w.split * columns, 1.0), w.x[1] = floats((tokens - w.split) * columns, 1.0);
     snprintf(where, sizeof where, "%s, weights, %zu tokens, %zu rows, %zu columns", backend->name, tokens, rows,
              columns);
     struct output outputs[] = {{"out", &w.out, rows * columns}, {"sums", &w.sums, rows}};
@@ -299,7 +300,10 @@ static void weights_case(const struct backend *backend, size_t tokens, size_t ro
         check("sums", r, (double)w.sums[r], sum, scale);
         for (size_t j = 0; j < columns; j++) {
             sum = 0.0;
-            for (size_t k = 0; k < tokens; k++) sum += (double)w.d[k * step + r] * (double)w.x[k * columns + j];
+            for (size_t k = 0; k < tokens; k++) {
+                const float *x = k < w.split ? w.x[0] + k * columns : w.x[1] + (k - w.split) * columns;
+                sum += (double)w.d[k * step + r] * (double)x[j];
+            }
             check("out", r * columns + j, (double)w.out[r * columns + j], sum, scale);
         }
     }

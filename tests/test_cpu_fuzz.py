@@ -336,21 +336,28 @@ class Backward(Forward):
 
 
 class WeightGradients(Call):
-    tied = {"d": (0,), "x": (0,)}  # noqa: RUF012
+    tied = {"d": (0,), "x": (0,), "rest": (0, 1)}  # noqa: RUF012
 
     def __init__(self) -> None:
         super().__init__()
-        N = size(300)
-        self.arguments = {"d": torch.randn(N, size(40)), "x": torch.randn(N, size(60))}
+        N, columns = size(300), size(60)
+        self.arguments = {"d": torch.randn(N, size(40)), "x": torch.randn(N, columns)}
+        if random.random() < 0.5:  # in two pieces
+            first = random.randint(0, N)
+            self.arguments |= {"x": torch.randn(first, columns), "rest": torch.randn(N - first, columns)}
         if random.random() < 0.3:  # some columns of a wider matrix
             self.arguments["d"] = torch.cat([self.arguments["d"]] * 2, 1)[:, : self.arguments["d"].shape[1]]
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
-        out, sums = cpu_ops.weight_gradients(a["d"], a["x"])
+        out, sums = cpu_ops.weight_gradients(a["d"], *self.pieces(a))
         return {"out": out, "sums": sums}
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
-        return {"out": a["d"].t() @ a["x"], "sums": a["d"].sum(0)}
+        return {"out": a["d"].t() @ torch.cat(self.pieces(a)), "sums": a["d"].sum(0)}
+
+    @staticmethod
+    def pieces(a: Arguments) -> list[Tensor]:
+        return [a[name] for name in ("x", "rest") if name in a]
 
 
 class Matvec(Call):

@@ -19,6 +19,27 @@ class Trace(NamedTuple):
     saved: tuple[Tensor, ...]  # what `TorchCell.backward` needs; empty unless asked for
 
 
+class Before:
+    """A state before each step: those after the steps moved by one, with the initial one ahead.
+
+    pieces: what makes it up along the time in which x is stored, [T', B, H] each. Who reads it piece by piece saves
+    the copy that `whole`, [T, B, H], is.
+    """
+
+    def __init__(self, after: Tensor, first: Tensor, steps: range, resets: Tensor | None = None) -> None:
+        """after: [T, B, H] state after each step. first: [B, H]. resets: bool [T, B, 1], true where zeros stand."""
+        ahead = steps[0] == 0
+        self.pieces: tuple[Tensor, ...] = (first.unsqueeze(0), after[:-1]) if ahead else (after[1:], first.unsqueeze(0))
+        if resets is not None:
+            self.pieces = (torch.where(resets, 0, self.whole),)
+
+    @property
+    def whole(self) -> Tensor:
+        if len(self.pieces) > 1:
+            self.pieces = (torch.cat(self.pieces),)
+        return self.pieces[0]
+
+
 class Gradients(NamedTuple):
     d_x: Tensor  # [T, B, G*H] with respect to the input projection
     d_gates: Tensor  # [T, B, G*H] with respect to h W_hh^T + b_hh, which gives dW_hh and db_hh
@@ -55,24 +76,24 @@ class TorchCell(ABC):
         d_last: State,
         saved: tuple[Tensor, ...],
         hidden: Tensor,  # [T, B, H] h after each step
-        before: Tensor,  # [T, B, H] h before each step
+        before: Before,
         state: State,  # the initial state
         w_hh: Tensor,
         steps: range,
         mask: Tensor | None,
     ) -> Gradients:
-        """The adjoint of `forward`, without autograd.
+        """The adjoint of `forward`, without autograd. before: of h.
 
         The gates' gradients are linear in the state's, with factors known from the forward pass. The factors are
         computed for all steps at once; the loop is left with one product and one matmul a step.
         """
 
-    def weight_gradient(self, d_gates: Tensor, before: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
+    def weight_gradient(self, d_gates: Tensor, before: Before, saved: tuple[Tensor, ...]) -> Tensor:
         """dW_hh [G*H, H], by one matmul over all steps."""
-        return d_gates.flatten(0, 1).t() @ before.flatten(0, 1)
+        return d_gates.flatten(0, 1).t() @ before.whole.flatten(0, 1)
 
     def weight_gradients(
-        self, d_gates: Tensor, before: Tensor, saved: tuple[Tensor, ...], needs_w: bool, needs_b: bool
+        self, d_gates: Tensor, before: Before, saved: tuple[Tensor, ...], needs_w: bool, needs_b: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """dW_hh and db_hh [G*H], those that are needed."""
         d_w = self.weight_gradient(d_gates, before, saved) if needs_w else None
@@ -89,10 +110,3 @@ def scratch(save: bool, steps: int, *shape: int, like: Tensor) -> tuple[Tensor, 
     """A tensor, and its part for each step: its own part where it is saved, one that all steps share where not."""
     whole = like.new_empty(steps if save else 1, *shape)
     return whole, whole.unbind(0) * (1 if save else steps)
-
-
-def shift(after: Tensor, first: Tensor, steps: range) -> Tensor:
-    """The state before each step: `after` [T, B, H] moved by one in the order of `steps`, with `first` [B, H] ahead."""
-    if steps[0] == 0:
-        return torch.cat([first.unsqueeze(0), after[:-1]])
-    return torch.cat([after[1:], first.unsqueeze(0)])

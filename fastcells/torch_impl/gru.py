@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fastcells.torch_impl.cell import Gradients, State, TorchCell, Trace, hold, scratch
+from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace, hold, scratch
 
 
 def _common_factors(z: Tensor, n: Tensor, before: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +70,7 @@ class GRUResetAfter(TorchCell):
         d_last: State,
         saved: tuple[Tensor, ...],
         hidden: Tensor,
-        before: Tensor,
+        before: Before,
         state: State,
         w_hh: Tensor,
         steps: range,
@@ -78,7 +78,7 @@ class GRUResetAfter(TorchCell):
     ) -> Gradients:
         gates, n = saved
         r, z, h_n = gates.chunk(3, -1)
-        n_factor, z_factor, around = _common_factors(z, n, before, mask)
+        n_factor, z_factor, around = _common_factors(z, n, before.whole, mask)
         T, B, H = n.shape
         factors = torch.cat([n_factor * h_n * r * (1 - r), z_factor, n_factor * r], -1).view(T, B, 3, H)
         d_gates = torch.empty_like(factors)  # with respect to h W_hh^T + b_hh
@@ -136,7 +136,7 @@ class GRUResetBefore(TorchCell):
         d_last: State,
         saved: tuple[Tensor, ...],
         hidden: Tensor,
-        before: Tensor,
+        before: Before,
         state: State,
         w_hh: Tensor,
         steps: range,
@@ -144,8 +144,8 @@ class GRUResetBefore(TorchCell):
     ) -> Gradients:
         rz, n, _ = saved
         r, z = rz.chunk(2, -1)
-        n_factor, z_factor, around = _common_factors(z, n, before, mask)
-        r_factor = before * r * (1 - r)
+        n_factor, z_factor, around = _common_factors(z, n, before.whole, mask)
+        r_factor = before.whole * r * (1 - r)
         T, B, H = n.shape
         d_gates = n.new_empty(T, B, 3 * H)
         w_rz, w_n = w_hh[: 2 * H], w_hh[2 * H :]
@@ -160,10 +160,10 @@ class GRUResetBefore(TorchCell):
             d_h = torch.addcmul(d_h * around[t], d_reset, r[t]).addmm_(d_gates[t, :, : 2 * H], w_rz)
         return Gradients(d_gates, d_gates, (d_h,))
 
-    def weight_gradient(self, d_gates: Tensor, before: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
-        H = before.shape[-1]
+    def weight_gradient(self, d_gates: Tensor, before: Before, saved: tuple[Tensor, ...]) -> Tensor:
+        H = before.whole.shape[-1]
         d_gates = d_gates.flatten(0, 1)
-        d_rz = d_gates[:, : 2 * H].t() @ before.flatten(0, 1)
+        d_rz = d_gates[:, : 2 * H].t() @ before.whole.flatten(0, 1)
         return torch.cat([d_rz, d_gates[:, 2 * H :].t() @ saved[2].flatten(0, 1)])
 
 

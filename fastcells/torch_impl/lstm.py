@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fastcells.torch_impl.cell import Gradients, State, TorchCell, Trace, hold, scratch, shift
+from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace, hold, scratch
 
 
 class LSTMUnit(TorchCell):
@@ -60,7 +60,7 @@ class LSTMUnit(TorchCell):
         d_last: State,
         saved: tuple[Tensor, ...],
         hidden: Tensor,
-        before: Tensor,
+        before: Before,
         state: State,
         w_hh: Tensor,
         steps: range,
@@ -71,7 +71,7 @@ class LSTMUnit(TorchCell):
         T, B, H = c_all.shape
         c_factor = o * (1 - tanh_c * tanh_c)
         o_factor = tanh_c * o * (1 - o)
-        c_before = shift(c_all, state[1], steps)
+        c_before = Before(c_all, state[1], steps).whole
         ifg_factor = torch.cat([g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)], -1)
         if mask is not None:
             c_factor, o_factor, ifg_factor = c_factor * mask, o_factor * mask, ifg_factor * mask

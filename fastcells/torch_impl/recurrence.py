@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastcells.autocast import autocast_dtype, no_autocast
-from fastcells.torch_impl.cell import State, TorchCell, shift
+from fastcells.torch_impl.cell import Before, State, TorchCell
 from fastcells.transforms import transformed
 
 
@@ -110,9 +110,7 @@ class Recurrence(torch.autograd.Function):
             return _differentiable_backward(ctx, x_proj, w_hh, b_hh, state, d_out, d_last)
         with no_autocast(x_proj):  # backward may be called inside one that forward was not
             steps = _steps(x_proj, ctx.reverse)
-            before = shift(hidden, state[0], steps)
-            if ctx.resets is not None:
-                before = torch.where(ctx.resets, 0, before)
+            before = Before(hidden, state[0], steps, ctx.resets)
             d_hidden = _mask_out(d_out, ctx.mask)
             d_x, d_gates, d_state = cell.backward(
                 d_hidden, d_last, saved, hidden, before, state, w_hh, steps, ctx.mask, **_given(ctx.resets)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastcells.torch_impl.cell import Gradients, State, TorchCell, Trace, hold
+from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace, hold
 
 
 class ElmanCell(TorchCell):
@@ -53,7 +53,7 @@ class ElmanCell(TorchCell):
         d_last: State,
         saved: tuple[Tensor, ...],
         hidden: Tensor,
-        before: Tensor,
+        before: Before,
         state: State,
         w_hh: Tensor,
         steps: range,

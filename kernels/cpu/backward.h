@@ -129,6 +129,21 @@ static void initial_tile(const struct backward_tile *at, tile_t through) {
     }
 }
 
+/* What the gradients of a tile read and write. */
+static void want_gradient_tile(struct wanted *wanted, const struct backward_tile *at) {
+    const struct backward *b = at->task;
+    const size_t H = b->H, G = gates_of(b->cell), S = saved_of(b->cell), column = at->column, vectors = at->vectors;
+    for (size_t r = 0; r < at->rows; r++) {
+        const size_t row = at->row + r, token = at->t * b->B + row;
+        want(wanted, b->d_out + token * H + column, 1, H, vectors);
+        want(wanted, at->h_prev + row * H + column, 1, H, vectors);
+        if (b->saved) want(wanted, b->saved + token * S * H + column, S, H, vectors);
+        if (b->c) want(wanted, at->c_prev + row * H + column, 1, H, vectors);
+        want(wanted, b->d_x + token * G * H + column, G, H, vectors);
+        if (b->d_gates) want(wanted, b->d_gates + token * G * H + column, G, H, vectors);
+    }
+}
+
 enum backward_phase { GRADIENT, RESET_GRADIENT, INITIAL };
 
 /* `later` is the step whose gates' gradients are multiplied; T for none. */
@@ -137,9 +152,10 @@ static void backward_phase(const struct backward_job *job, const struct share *s
     at.later = later;
     const struct backward *b = job->task;
     const struct panels *p = phase == RESET_GRADIENT ? &job->second : &job->first;
-    const size_t G = gates_of(b->cell), S = saved_of(b->cell), stride = G * b->H;
+    const size_t stride = gates_of(b->cell) * b->H;
     const float *a = (b->d_gates ? b->d_gates : b->d_x) + later * b->B * stride + p->first_gate * b->H;
     tile_t products;
+    struct wanted wanted;
     for (size_t tile = share->first_tile; tile < share->first_tile + share->tiles; tile++) {
         at.column = tile * p->vectors * LANES;
         at.vectors = vectors_in(p, tile);
@@ -147,15 +163,11 @@ static void backward_phase(const struct backward_job *job, const struct share *s
             at.row = share->first_row + done;
             at.rows = height(share->rows, done, ROWS[at.vectors]);
             const int last = later == b->T;
-            for (size_t r = 0; phase == GRADIENT && r < at.rows; r++) {
-                const size_t token = at.t * b->B + at.row + r;
-                if (b->saved) prefetch(b->saved + token * S * b->H + at.column, S, b->H, at.vectors, 0);
-                prefetch(b->d_out + token * b->H + at.column, 1, b->H, at.vectors, 0);
-                prefetch(b->d_x + token * stride + at.column, G, b->H, at.vectors, 1);
-                if (b->d_gates) prefetch(b->d_gates + token * stride + at.column, G, b->H, at.vectors, 1);
-            }
+            wanted.count = 0;
+            if (phase == GRADIENT) want_gradient_tile(&wanted, &at);
             if (!last)
-                multiply(at.rows, at.vectors, products, a + at.row * stride, stride, panel(p, tile), p->K * p->gates);
+                multiply(at.rows, at.vectors, products, a + at.row * stride, stride, panel(p, tile), p->K * p->gates,
+                         &wanted);
             if (phase == GRADIENT)
                 gradient_tile(&at, last ? NULL : products);
             else if (phase == RESET_GRADIENT)

@@ -27,6 +27,7 @@ static void *scratch(size_t bytes) {
 
 enum { WIDEST = 4 }; /* vectors of a tile: the gates of one vector of columns, or columns of one gate */
 enum { MOST_ROWS = 8 };
+enum { MOST_WANTED = 320 }; /* lines: the widest tile's rows times what an LSTM or GRU reads and writes of each */
 enum { PART = 512 };   /* terms of a product's sum that are added up one after another */
 enum { ADDENDS = 16 }; /* the same for the sum beside a weight's gradient */
 
@@ -43,21 +44,40 @@ static const size_t ROWS[WIDEST + 1] = {
 
 typedef float tile_t[MOST_ROWS][WIDEST][LANES] __attribute__((aligned(64)));
 
-/* out[r][v] (+)= sum over k of a[r * row_step + k * k_step] * panel[k][v] */
+/* Lines of memory to ask for in the course of a product. All at once they would be more than a core keeps track of, and
+   it would wait for the first ones. */
+struct wanted {
+    size_t count;
+    const float *line[MOST_WANTED];
+};
+
+/* One term of the sums of a tile: acc[r][v] += a[r * row_step] * w[v] */
+INLINE void add_term(size_t rows, size_t width, vec acc[MOST_ROWS][WIDEST], const float *restrict a, size_t row_step,
+                     const float *restrict w) {
+    vec columns[WIDEST];
+    UNROLL for (size_t v = 0; v < width; v++) columns[v] = load(w + v * LANES);
+    UNROLL for (size_t r = 0; r < rows; r++) {
+        vec s = splat(a[r * row_step]);
+        UNROLL for (size_t v = 0; v < width; v++) acc[r][v] += s * columns[v];
+    }
+}
+
+/* out[r][v] (+)= sum over k of a[r * row_step + k * k_step] * panel[k][v], asking for `lines` lines on the way; the
+   last eighth of it leaves them time to arrive. */
 INLINE void product(size_t rows, size_t width, tile_t out, const float *restrict a, size_t row_step, size_t k_step,
-                    const float *restrict panel, size_t K, int add) {
+                    const float *restrict panel, size_t K, int add, const float *const *line, size_t lines) {
     vec acc[MOST_ROWS][WIDEST];
     UNROLL for (size_t r = 0; r < rows; r++) {
         UNROLL for (size_t v = 0; v < width; v++) acc[r][v] = splat(0.0f);
     }
-    for (size_t k = 0; k < K; k++) {
-        vec w[WIDEST];
-        UNROLL for (size_t v = 0; v < width; v++) w[v] = load(panel + (k * width + v) * LANES);
-        UNROLL for (size_t r = 0; r < rows; r++) {
-            vec s = splat(a[r * row_step + k * k_step]);
-            UNROLL for (size_t v = 0; v < width; v++) acc[r][v] += s * w[v];
-        }
+    const size_t terms_a_line = lines ? (K - K / 8) / lines : 0;
+    size_t k = 0;
+    for (size_t i = 0; i < lines; i++) {
+        __builtin_prefetch(line[i]);
+        for (const size_t end = k + terms_a_line; k < end; k++)
+            add_term(rows, width, acc, a + k * k_step, row_step, panel + k * width * LANES);
     }
+    for (; k < K; k++) add_term(rows, width, acc, a + k * k_step, row_step, panel + k * width * LANES);
     UNROLL for (size_t r = 0; r < rows; r++) {
         UNROLL for (size_t v = 0; v < width; v++) store(out[r][v], add ? load(out[r][v]) + acc[r][v] : acc[r][v]);
     }
@@ -65,8 +85,9 @@ INLINE void product(size_t rows, size_t width, tile_t out, const float *restrict
 
 #define PRODUCT(rows, width)                                                                                           \
     static __attribute__((noinline)) void product_##rows##_##width(                                                    \
-        tile_t out, const float *a, size_t row_step, size_t k_step, const float *panel, size_t K, int add) {           \
-        product(rows, width, out, a, row_step, k_step, panel, K, add);                                                 \
+        tile_t out, const float *a, size_t row_step, size_t k_step, const float *panel, size_t K, int add,             \
+        const float *const *line, size_t lines) {                                                                      \
+        product(rows, width, out, a, row_step, k_step, panel, K, add, line, lines);                                    \
     }
 #define PRODUCTS(width)                                                                                                \
     PRODUCT(1, width)                                                                                                  \
@@ -82,7 +103,8 @@ PRODUCTS(2)
 PRODUCTS(3)
 PRODUCTS(4)
 
-typedef void (*product_fn)(tile_t, const float *, size_t, size_t, const float *, size_t, int);
+typedef void (*product_fn)(tile_t, const float *, size_t, size_t, const float *, size_t, int, const float *const *,
+                           size_t);
 #define NAMES(width)                                                                                                   \
     {product_1_##width, product_2_##width, product_3_##width, product_4_##width,                                       \
      product_5_##width, product_6_##width, product_7_##width, product_8_##width}
@@ -91,23 +113,23 @@ static const product_fn PRODUCT_OF[WIDEST][MOST_ROWS] = {NAMES(1), NAMES(2), NAM
 /* out[r][v] = sum over k of a[r][k] * panel[k][v]. Long sums are taken in parts, so that rounding errors do not pile
    up along K. */
 static void multiply(size_t rows, size_t width, tile_t out, const float *a, size_t a_stride, const float *panel,
-                     size_t K) {
+                     size_t K, const struct wanted *wanted) {
     const product_fn part = PRODUCT_OF[width - 1][rows - 1];
-    for (size_t k = 0; k < K; k += PART)
-        part(out, a + k, a_stride, 1, panel + k * width * LANES, K - k < PART ? K - k : PART, k > 0);
+    size_t asked = 0;
+    for (size_t k = 0; k < K; k += PART) {
+        const size_t terms = K - k < PART ? K - k : PART, upto = wanted->count * (k + terms) / K;
+        part(out, a + k, a_stride, 1, panel + k * width * LANES, terms, k > 0, wanted->line + asked, upto - asked);
+        asked = upto;
+    }
 }
 
-/* Ask for what the update of a tile reads and writes, before the product that takes a few thousand cycles:
-   `planes` planes of a row, H apart, for `vectors` vectors of columns. */
-static void prefetch(const float *row, size_t planes, size_t H, size_t vectors, int write) {
+/* Note what the update of a tile reads and writes: `planes` planes of a row, H apart, for `vectors` vectors of
+   columns. */
+static void want(struct wanted *wanted, const float *row, size_t planes, size_t H, size_t vectors) {
     enum { LINE = CACHE_LINE / sizeof(float) };
     for (size_t plane = 0; plane < planes; plane++) {
-        for (size_t i = 0; i < vectors * LANES; i += LINE) {
-            if (write)
-                __builtin_prefetch(row + plane * H + i, 1);
-            else
-                __builtin_prefetch(row + plane * H + i, 0);
-        }
+        for (size_t i = 0; i < vectors * LANES && wanted->count < MOST_WANTED; i += LINE)
+            wanted->line[wanted->count++] = row + plane * H + i;
     }
 }
 

@@ -133,6 +133,20 @@ static void reset_update_tile(const struct forward_tile *at, tile_t products, co
     }
 }
 
+/* What the update of a tile reads and writes. */
+static void want_tile(struct wanted *wanted, const struct forward_tile *at, const struct panels *p) {
+    const struct forward *f = at->task;
+    const size_t G = gates_of(f->cell), S = saved_of(f->cell), H = f->H;
+    wanted->count = 0;
+    for (size_t r = 0; r < at->rows; r++) {
+        const size_t token = at->t * f->B + at->row + r;
+        want(wanted, f->x + (token * G + p->first_gate) * H + at->column, p->gates, H, at->vectors);
+        want(wanted, f->h + token * H + at->column, 1, H, at->vectors);
+        if (f->saved) want(wanted, f->saved + token * S * H + at->column, S, H, at->vectors);
+        if (f->c) want(wanted, f->c + token * H + at->column, 1, H, at->vectors);
+    }
+}
+
 enum phase { WHOLE_STEP, RESET, AFTER_RESET };
 
 static void forward_phase(const struct forward_job *job, const struct share *share, size_t t, const float *h_prev,
@@ -140,21 +154,16 @@ static void forward_phase(const struct forward_job *job, const struct share *sha
     const struct forward *f = job->task;
     const struct panels *p = phase == AFTER_RESET ? &job->second : &job->first;
     const float *a = phase == AFTER_RESET ? job->reset : h_prev;
-    const size_t G = gates_of(f->cell), S = saved_of(f->cell);
     tile_t products;
+    struct wanted wanted;
     for (size_t tile = share->first_tile; tile < share->first_tile + share->tiles; tile++) {
         struct forward_tile at = {f, t, 0, 0, tile * p->vectors * LANES, vectors_in(p, tile), h_prev};
         const size_t width = p->gates * at.vectors;
         for (size_t done = 0; done < share->rows; done += at.rows) {
             at.row = share->first_row + done;
             at.rows = height(share->rows, done, ROWS[width]);
-            for (size_t r = 0; r < at.rows; r++) {
-                const size_t token = t * f->B + at.row + r;
-                prefetch(f->x + (token * G + p->first_gate) * f->H + at.column, p->gates, f->H, at.vectors, 0);
-                prefetch(f->h + token * f->H + at.column, 1, f->H, at.vectors, 1);
-                if (f->saved) prefetch(f->saved + token * S * f->H + at.column, S, f->H, at.vectors, 1);
-            }
-            multiply(at.rows, width, products, a + at.row * f->H, f->H, panel(p, tile), f->H);
+            want_tile(&wanted, &at, p);
+            multiply(at.rows, width, products, a + at.row * f->H, f->H, panel(p, tile), f->H, &wanted);
             if (phase == WHOLE_STEP)
                 update_tile(&at, products);
             else if (phase == RESET)

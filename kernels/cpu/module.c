@@ -79,11 +79,11 @@ static PyObject *py_backward(PyObject *self, PyObject *const *args, Py_ssize_t c
 
 static PyObject *py_weights(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
-    if (!count_is(count, 10)) return NULL;
+    if (!count_is(count, 12)) return NULL;
     size_t backend = size(&args), threads = size(&args);
     struct weights w = {.tokens = size(&args)};
-    w.rows = size(&args), w.columns = size(&args), w.d_step = size(&args);
-    w.d = address(&args), w.x = address(&args);
+    w.rows = size(&args), w.columns = size(&args), w.d_step = size(&args), w.split = size(&args);
+    w.d = address(&args), w.x[0] = address(&args), w.x[1] = address(&args);
     w.out = address(&args), w.sums = address(&args);
     const struct backend *chosen = backend_at(backend, 0, threads);
     if (!chosen) return NULL;
@@ -201,7 +201,7 @@ static PyMethodDef methods[] = {
      "backward(backend, cell, threads, T, B, H, reverse, w, mask, resets, h0, c0, h, c, saved, d_out, d_h_n, d_c_n, d_x, "
      "d_gates, d_h0, d_c0)"},
     {"weights", (PyCFunction)(void (*)(void))py_weights, METH_FASTCALL,
-     "weights(backend, threads, tokens, rows, columns, d_step, d, x, out, sums)"},
+     "weights(backend, threads, tokens, rows, columns, d_step, split, d, x, x_rest, out, sums)"},
     {"single", (PyCFunction)(void (*)(void))py_single, METH_FASTCALL,
      "single(backend, cell, threads, H, I, x, id, w_ih, w_hh, b_ih, b_hh, h, c)"},
     {"matvec", (PyCFunction)(void (*)(void))py_matvec, METH_FASTCALL,

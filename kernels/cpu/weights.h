@@ -9,13 +9,16 @@ struct weights_job {
     struct barrier *barrier;
 };
 
-/* Some columns of x as a panel [tokens][vectors][LANES], zero past the last one. */
-static void pack_tokens(float *restrict panel, const float *restrict x, size_t columns, size_t first, size_t vectors,
-                        size_t tokens) {
+/* The columns from `column` on of `tokens` tokens of x from `token` on as a panel [tokens][vectors][LANES], zero past
+   the last one. */
+static void pack_tokens(float *restrict panel, const struct weights *task, size_t token, size_t tokens, size_t column,
+                        size_t vectors) {
     for (size_t k = 0; k < tokens; k++) {
+        const size_t at = token + k, columns = task->columns;
+        const float *x = at < task->split ? task->x[0] + at * columns : task->x[1] + (at - task->split) * columns;
         for (size_t v = 0; v < vectors; v++) {
-            const size_t column = first + v * LANES;
-            store(panel + (k * vectors + v) * LANES, load_n(x + k * columns + column, lanes_at(columns, column)));
+            const size_t first = column + v * LANES;
+            store(panel + (k * vectors + v) * LANES, load_n(x + first, lanes_at(columns, first)));
         }
     }
 }
@@ -59,22 +62,34 @@ static void weights_member(void *argument, int member, int members) {
         float *panels = job->x[token / TOKENS % 2];
         for (size_t tile = tiles * me / team; tile < tiles * (me + 1) / team; tile++) {
             const size_t v = vectors * tile / tiles, count = vectors * (tile + 1) / tiles - v;
-            pack_tokens(panels + v * LANES * TOKENS, task->x + token * task->columns, task->columns, v * LANES, count,
-                        tokens);
+            pack_tokens(panels + v * LANES * TOKENS, task, token, tokens, v * LANES, count);
         }
         barrier_wait(job->barrier, (unsigned)members);
-        for (size_t block = blocks * me / team; block < blocks * (me + 1) / team; block++) {
+        const size_t first_block = blocks * me / team, end_block = blocks * (me + 1) / team;
+        for (size_t block = first_block; block < end_block; block++) {
             float gates[TOKENS * LANES] __attribute__((aligned(64)));
             tile_t products;
             const size_t row = block * LANES, lanes = lanes_at(task->rows, row);
             const vec sum = pack_gates(gates, task->d + token * task->d_step + row, task->d_step, lanes, tokens);
             store_n(task->sums + row, token ? load_n(task->sums + row, lanes) + sum : sum, lanes);
+
+            /* Meanwhile, ask for what the next block reads of d: a line of each token, far from each other. */
+            const float *line[TOKENS];
+            const size_t next_token = block + 1 < end_block ? token : token + TOKENS;
+            const size_t next_row = block + 1 < end_block ? row + LANES : first_block * LANES;
+            size_t lines = 0, asked = 0, done = 0;
+            for (; lines < TOKENS && next_token + lines < task->tokens; lines++)
+                line[lines] = task->d + (next_token + lines) * task->d_step + next_row;
+
+            const size_t products_of_block = tiles * ceil_div(lanes, TALL);
             for (size_t tile = 0; tile < tiles; tile++) {
                 const size_t v = vectors * tile / tiles, count = vectors * (tile + 1) / tiles - v;
                 for (size_t r = 0; r < lanes; r += TALL) {
                     const size_t rows = lanes - r < TALL ? lanes - r : TALL;
+                    const size_t upto = lines * ++done / products_of_block;
                     PRODUCT_OF[count - 1][rows - 1](products, gates + r, 1, LANES, panels + v * LANES * TOKENS, tokens,
-                                                    0);
+                                                    0, line + asked, upto - asked);
+                    asked = upto;
                     add_tile(task, products, row + r, rows, v, count, token == 0);
                 }
             }
