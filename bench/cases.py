@@ -14,8 +14,8 @@ SLOPE = (10, 35)  # two lengths of one shape: the slope between them is the time
 class Case:
     """One cell at one shape, and what is done with it.
 
-    mode: "forward" is without gradients; "training step" adds a linear layer, cross-entropy and Adam; "cell step" is
-    one step of the cell, without gradients; "generate" writes T characters, one after the other.
+    mode: "forward" is without gradients; "training step" adds a linear layer, cross-entropy and fused Adam; "cell
+    step" is one step of the cell, without gradients; "generate" writes T characters, one after the other.
     """
 
     cell: str

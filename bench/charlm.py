@@ -3,7 +3,7 @@
     python -m bench.charlm                 # the lesson's shape: T=35, B=32, V=1027, H=256
     python -m bench.charlm --require 1.5   # exit status 1 if a GRU step is less than 1.5 times as fast
 
-A step is: (one-hot,) recurrent layer, linear layer, cross-entropy, backward, Adam. Both sides start from the same
+A step is: (one-hot,) recurrent layer, linear layer, cross-entropy, backward, fused Adam. Both sides start from the same
 weights; before timing, their losses and all gradients are compared. `limit` is the speed-up if all but the matmuls
 took no time.
 """

@@ -83,7 +83,7 @@ def _in_torch_order(task: Task, model: Model, gradients: Sequence[Tensor]) -> li
 def _training_step(task: Task, model: Model) -> Program:
     head = _head(task, model)
     parameters = [*model.parameters, *head.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=1e-3, capturable=task.case.graph)
+    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True, capturable=task.case.graph)
 
     def loss() -> Tensor:
         return F.cross_entropy(head(model.forward(task.x)).flatten(0, 1), task.targets.flatten())

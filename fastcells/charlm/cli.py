@@ -19,6 +19,7 @@ import torch
 import fastcells
 from fastcells import doctor
 from fastcells.charlm import checkpoint, presets
+from fastcells.charlm.allocator import keep_freed_memory
 from fastcells.charlm.corpus import BUNDLED, Vocabulary, bundled_corpus, read_corpus
 from fastcells.charlm.errors import InputError
 from fastcells.charlm.generate import encode_prefix, generate
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    keep_freed_memory()
     config = _config(options)
     device = _device(options.device)
     if options.plot:
