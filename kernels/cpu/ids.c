@@ -5,6 +5,7 @@
 #include "team.h"
 
 enum { ROWS = 16 };    /* at a time: one cache line of a token's projection */
+enum { AHEAD = 16 };   /* tokens whose line is asked for early: a line of each lies in another page */
 enum { ADDENDS = 16 }; /* of a long sum at a time, so that rounding errors stay small */
 
 size_t ids_outside(const struct ids *task) {
@@ -34,6 +35,7 @@ static void gather_member(void *argument, int member, int members) {
         for (size_t token = 0; token < task->tokens; token++) {
             const float *column = w + task->ids[token];
             float *out = task->out + token * task->rows + row;
+            if (token + AHEAD < task->tokens) __builtin_prefetch(out + AHEAD * task->rows, 1);
             for (size_t r = 0; r < count; r++) out[r] = column[r * V] + bias[r];
         }
     }
@@ -51,6 +53,7 @@ static void scatter_member(void *argument, int member, int members) {
         memset(w, 0, count * V * sizeof(float));
         for (size_t token = 0; token < task->tokens; token++) {
             const float *d = task->d + token * task->rows + row;
+            if (token + AHEAD < task->tokens) __builtin_prefetch(d + AHEAD * task->rows);
             float *column = w + task->ids[token];
             for (size_t r = 0; r < count; r++) {
                 column[r * V] += d[r];
