@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcells import cpu_ops
+from fastcells import cpu_library, cpu_ops
 from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace
 from fastcells.transforms import traced
 
@@ -39,7 +39,9 @@ class CpuCell(TorchCell):
             out = cpu_ops.forward(self.name, x, state, w_hh, b_hh, mask, resets=resets, reverse=reverse, save=save)
             return Trace(out.hidden, out.last, tuple(t for t in (out.cells, out.saved) if t is not None))
         h0, c0 = (*state, None)[:2]
-        hidden, cells, saved, *last = cpu_ops.cpu_forward(x, h0, c0, w_hh, b_hh, mask, resets, self.name, reverse, save)
+        hidden, cells, saved, *last = cpu_library.cpu_forward(
+            x, h0, c0, w_hh, b_hh, mask, resets, self.name, reverse, save
+        )
         kept = (cells,) * (c0 is not None) + (saved,) * (cpu_ops.CELLS[self.name].saved > 0)
         return Trace(hidden, tuple(last[: self.states]), kept)
 
@@ -74,7 +76,7 @@ class CpuCell(TorchCell):
                 reverse=reverse,
             )
         (h0, c0), (d_h_n, d_c_n) = (*state, None)[:2], (*d_last, None)[:2]
-        d_x, d_gates, *d_state = cpu_ops.cpu_backward(
+        d_x, d_gates, *d_state = cpu_library.cpu_backward(
             d_hidden, d_h_n, d_c_n, h0, c0, w_hh, mask, resets, hidden, cells, gates, self.name, reverse
         )
         return Gradients(d_x, d_gates if self.name == "gru" else d_x, tuple(d_state[: self.states]))

@@ -1,7 +1,7 @@
-"""The recurrence on the CPU in C (kernels/cpu): tensors are checked here, since C believes what it is told.
+"""The recurrence on the CPU in C (kernels/cpu): its calls, with tensors that cpu_checks.py has seen.
 
-`forward` and `backward` run at once; `cpu_forward` and `cpu_backward` are the same as operators of torch.library, for
-torch.compile. Without a C compiler at installation the module `_cpu` is missing; `obstacle` says so.
+`forward` and `backward` run at once; cpu_library.py makes operators of torch.library of them. Without a C compiler at
+installation the module `_cpu` is missing; `obstacle` says so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastcells import buffers
-from fastcells.token_ids import is_token_ids
+from fastcells import cpu_checks as check
 from fastcells.torch_impl.cell import Gradients
 
 try:
@@ -106,11 +106,11 @@ def forward(
         RuntimeError: a tensor has another shape, dtype or device; the message names it. MemoryError.
     """
     c = CELLS[cell]
-    T, B, H = _sizes(c, x, w)
-    x, w = _float32("x", x, (T, B, c.gates * H)), _float32("w", w, (c.gates * H, H))
-    b = None if b is None else _float32("b", b, (c.gates * H,))
-    mask, resets = _mask("mask", mask, T, B), _mask("resets", resets, T, B)
-    h0, c0 = _pair(state, c, (B, H), "h0", "c0")
+    T, B, H = check.sizes(x, w)
+    x, w = check.float32("x", x, (T, B, c.gates * H)), check.float32("w", w, (c.gates * H, H))
+    b = None if b is None else check.float32("b", b, (c.gates * H,))
+    mask, resets = check.mask("mask", mask, T, B), check.mask("resets", resets, T, B)
+    h0, c0 = check.pair(state, c.states, (B, H), "h0", "c0")
     hidden = x.new_empty(T, B, H)
     h_n, c_n = x.new_empty(B, H), None if c0 is None else x.new_empty(B, H)
     cells = buffers.empty(T, B, H) if save and c0 is not None else None
@@ -148,14 +148,14 @@ def backward(
         as `forward`.
     """
     c = CELLS[cell]
-    T, B, H = _sizes(c, d_hidden, w)
-    w, d_hidden = _float32("w", w, (c.gates * H, H)), _float32("d_hidden", d_hidden, (T, B, H))
-    hidden = _float32("hidden", hidden, (T, B, H))
-    mask, resets = _mask("mask", mask, T, B), _mask("resets", resets, T, B)
-    h0, c0 = _pair(state, c, (B, H), "h0", "c0")
-    d_h_n, d_c_n = _pair(d_last, c, (B, H), "d_h_n", "d_c_n")
-    cells = _float32("cells", cells, (T, B, H)) if c.states == 2 else None
-    saved = _float32("saved", saved, (T, B, c.saved, H)) if c.saved else None
+    T, B, H = check.sizes(d_hidden, w)
+    w, d_hidden = check.float32("w", w, (c.gates * H, H)), check.float32("d_hidden", d_hidden, (T, B, H))
+    hidden = check.float32("hidden", hidden, (T, B, H))
+    mask, resets = check.mask("mask", mask, T, B), check.mask("resets", resets, T, B)
+    h0, c0 = check.pair(state, c.states, (B, H), "h0", "c0")
+    d_h_n, d_c_n = check.pair(d_last, c.states, (B, H), "d_h_n", "d_c_n")
+    cells = check.float32("cells", cells, (T, B, H)) if c.states == 2 else None
+    saved = check.float32("saved", saved, (T, B, c.saved, H)) if c.saved else None
     d_x = buffers.empty(T, B, c.gates * H)
     d_gates = buffers.empty(T, B, c.gates * H) if cell == "gru" else None
     d_h0, d_c0 = hidden.new_empty(B, H), None if c0 is None else hidden.new_empty(B, H)
@@ -183,15 +183,15 @@ def step_in_place(
     """
     c = CELLS[cell]
     w_ih, w_hh, b_ih, b_hh = weights
-    (rows, I), (_, H) = _matrix("w_ih", w_ih), _matrix("w_hh", w_hh)  # noqa: E741
-    w_ih, w_hh = _float32("w_ih", w_ih, (c.gates * H, I)), _float32("w_hh", w_hh, (c.gates * H, H))
-    b_ih, b_hh = (None if b is None else _float32(n, b, (rows,)) for n, b in (("b_ih", b_ih), ("b_hh", b_hh)))
+    (rows, I), (_, H) = check.matrix("w_ih", w_ih), check.matrix("w_hh", w_hh)  # noqa: E741
+    w_ih, w_hh = check.float32("w_ih", w_ih, (c.gates * H, I)), check.float32("w_hh", w_hh, (c.gates * H, H))
+    b_ih, b_hh = (None if b is None else check.float32(n, b, (rows,)) for n, b in (("b_ih", b_ih), ("b_hh", b_hh)))
     if len(state) != c.states:
         raise RuntimeError(f"expected {c.states} states, got {len(state)}")
     for s in state:
-        if _float32("state", s, (H,)).data_ptr() != s.data_ptr():
+        if check.float32("state", s, (H,)).data_ptr() != s.data_ptr():
             raise RuntimeError(f"a state that changes in place must be contiguous, got strides {s.stride()}")
-    dense = None if isinstance(x, int) else _float32("x", x, (I,))
+    dense = None if isinstance(x, int) else check.float32("x", x, (I,))
     if isinstance(x, int) and not 0 <= x < I:
         raise IndexError(f"token id {x} is outside [0, {I})")
     if H == 0:
@@ -216,9 +216,9 @@ def matvec(w: Tensor, x: Tensor, b: Tensor | None) -> Tensor:
     Raises:
         as `forward`.
     """
-    rows, columns = _matrix("w", w)
-    w, x = _float32("w", w, (rows, columns)), _float32("x", x, (columns,))
-    b = None if b is None else _float32("b", b, (rows,))
+    rows, columns = check.matrix("w", w)
+    w, x = check.float32("w", w, (rows, columns)), check.float32("x", x, (columns,))
+    b = None if b is None else check.float32("b", b, (rows,))
     out = w.new_empty(rows)
     addresses = (w.data_ptr(), x.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
     _cpu.matvec(_instructions, _threads(w.numel()), rows, columns, *addresses)
@@ -234,13 +234,13 @@ def weight_gradients(d: Tensor, *pieces: Tensor) -> tuple[Tensor, Tensor]:
         as `forward`.
     """
     x, rest = pieces if len(pieces) == 2 else (pieces[0], None)
-    (N, rows), (split, columns) = _matrix("d", d), _matrix("x", x)
-    left = 0 if rest is None else _matrix("the rest of x", rest)[0]
+    (N, rows), (split, columns) = check.matrix("d", d), check.matrix("x", x)
+    left = 0 if rest is None else check.matrix("the rest of x", rest)[0]
     if split + left != N:
         raise RuntimeError(f"d has {N} rows, and x {split + left}")
-    x = _float32("x", x, (split, columns))
-    rest = None if rest is None else _float32("the rest of x", rest, (left, columns))
-    d = _float32("d", d, (N, rows), rows_apart=True)
+    x = check.float32("x", x, (split, columns))
+    rest = None if rest is None else check.float32("the rest of x", rest, (left, columns))
+    d = check.float32("d", d, (N, rows), rows_apart=True)
     out, sums = x.new_empty(rows, columns), x.new_empty(rows)
     if d.numel() == 0 or columns == 0:
         return out.zero_(), torch.sum(d.detach(), 0, out=sums)
@@ -255,11 +255,11 @@ def gather(ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     Raises:
         as `forward`. IndexError: an id outside [0, V).
     """
-    ids, (G, V) = _ids(ids), _matrix("w", w)
-    w, b = _float32("w", w, (G, V)), None if b is None else _float32("b", b, (G,))
+    ids, (G, V) = check.ids(ids), check.matrix("w", w)
+    w, b = check.float32("w", w, (G, V)), None if b is None else check.float32("b", b, (G,))
     out = buffers.empty(len(ids), G)  # an input projection, which no user gets to see
     addresses = (ids.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
-    _inside(ids, V, _cpu.gather(_few_threads(out), len(ids), G, V, *addresses))
+    check.inside(ids, V, _cpu.gather(_few_threads(out), len(ids), G, V, *addresses))
     return out
 
 
@@ -269,92 +269,17 @@ def scatter(ids: Tensor, d: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
     Raises:
         as `gather`.
     """
-    ids, (N, G) = _ids(ids), _matrix("d", d)
-    d = _float32("d", d, (len(ids), G))
+    ids, (N, G) = check.ids(ids), check.matrix("d", d)
+    d = check.float32("d", d, (len(ids), G))
     out, sums = d.new_empty(G, vocabulary), d.new_empty(G)
     addresses = (ids.data_ptr(), d.data_ptr(), out.data_ptr(), sums.data_ptr())
-    _inside(ids, vocabulary, _cpu.scatter(_few_threads(d), N, G, vocabulary, *addresses))
+    check.inside(ids, vocabulary, _cpu.scatter(_few_threads(d), N, G, vocabulary, *addresses))
     return out, sums
-
-
-def _ids(ids: Tensor) -> Tensor:
-    if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.device.type != "cpu" or not is_token_ids(ids):
-        shown = f"{ids.dtype} {list(ids.shape)} on {ids.device}" if isinstance(ids, Tensor) else type(ids).__name__
-        raise RuntimeError(f"ids must be a vector of integers on the CPU, got {shown}")
-    return _in_memory("ids", ids.long().contiguous())
-
-
-def _inside(ids: Tensor, vocabulary: int, position: int) -> None:
-    if position < len(ids):
-        raise IndexError(f"token id {int(ids[position])} is outside [0, {vocabulary})")
-
-
-def _matrix(name: str, t: Tensor) -> tuple[int, int]:
-    if not isinstance(t, Tensor) or t.dim() != 2:
-        raise RuntimeError(f"{name} must be a matrix, got {getattr(t, 'shape', type(t).__name__)}")
-    return t.shape[0], t.shape[1]
 
 
 def _few_threads(touched: Tensor) -> int:
     """For what moves memory: a thread for each 16,000 elements."""
     return _team_for(touched.numel(), 1 << 14)
-
-
-def _sizes(cell: Cell, x: object, w: object) -> tuple[int, int, int]:
-    """T, B and H, as x and w say; every other tensor has to agree."""
-    for name, t, dim in (("x or d_hidden", x, 3), ("w", w, 2)):
-        if not isinstance(t, Tensor) or t.dim() != dim:
-            shown = f"shape {list(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
-            raise RuntimeError(f"{name} must be a tensor of {dim} dimensions, got {shown}")
-    assert isinstance(x, Tensor) and isinstance(w, Tensor)
-    return x.shape[0], x.shape[1], w.shape[1]
-
-
-def _float32(name: str, t: Tensor | None, shape: tuple[int, ...], *, rows_apart: bool = False) -> Tensor:
-    """A float32 tensor on the CPU, contiguous, or a matrix with contiguous rows that may lie apart; RuntimeError."""
-    if not isinstance(t, Tensor):
-        raise RuntimeError(f"{name} must be a tensor of shape {list(shape)}, got {type(t).__name__}")
-    if t.shape != shape or t.dtype != torch.float32 or t.device.type != "cpu":
-        raise RuntimeError(
-            f"{name} must be float32 {list(shape)} on the CPU, got {t.dtype} {list(t.shape)} on {t.device}"
-        )
-    t = t.resolve_neg()
-    if not (rows_apart and t.layout is torch.strided and t.stride(1) == 1 and t.stride(0) >= t.shape[1]):
-        t = t.contiguous()  # raises for a layout that has no strides
-    return _in_memory(name, t)
-
-
-def _in_memory(name: str, t: Tensor) -> Tensor:
-    """A contiguous tensor as C reads it, aligned to its elements; RuntimeError for one that has no memory at all.
-
-    Fake tensors, wrappers that keep their values elsewhere, and tensors whose storage was freed have the address 0.
-    """
-    address = t.data_ptr()
-    if address == 0 and t.numel():
-        if not t._is_zerotensor():
-            raise RuntimeError(f"{name}, a {type(t).__name__}, has no memory that C could read")
-        t = t.clone()  # the zeros, written out
-    return t if address % t.element_size() == 0 else t.clone()
-
-
-def _mask(name: str, mask: Tensor | None, T: int, B: int) -> Tensor | None:
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device.type != "cpu":
-        shown = f"{mask.dtype} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise RuntimeError(f"{name} must be bool on the CPU, got {shown}")
-    if mask.shape not in ((T, B), (T, B, 1)):
-        raise RuntimeError(f"{name} must be {[T, B]}, got {list(mask.shape)}")
-    return _in_memory(name, mask.contiguous())
-
-
-def _pair(
-    state: tuple[Tensor, ...], cell: Cell, shape: tuple[int, int], h: str, c: str
-) -> tuple[Tensor, Tensor | None]:
-    """(h, c), c being None for a cell without."""
-    if len(state) != cell.states:
-        raise RuntimeError(f"expected {cell.states} states ({h}, {c}), got {len(state)}")
-    return _float32(h, state[0], shape), _float32(c, state[1], shape) if cell.states == 2 else None
 
 
 def _threads(multiplications: int) -> int:
@@ -365,94 +290,3 @@ def _threads(multiplications: int) -> int:
 def _team_for(work: int, of_a_thread: int) -> int:
     """torch's number of threads, or fewer where there is less to do."""
     return max(1, min(torch.get_num_threads(), MOST_THREADS, work // of_a_thread))
-
-
-@torch.library.custom_op("fastcells::cpu_forward", mutates_args=())
-def cpu_forward(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    w: Tensor,
-    b: Tensor | None,
-    mask: Tensor | None,
-    resets: Tensor | None,
-    cell: str,
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`forward` as an operator: hidden, cells, saved, h_n and c_n; an empty tensor stands for what a cell has not."""
-    state = (h0,) if c0 is None else (h0, c0)
-    out = forward(cell, x, state, w, b, mask, resets=resets, reverse=reverse, save=save)
-    h_n, c_n = out.last[0], out.last[-1] if c0 is not None else None
-    return out.hidden, _some(out.cells, x), _some(out.saved, x), h_n, _some(c_n, x)
-
-
-@cpu_forward.register_fake
-def _(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    w: Tensor,
-    b: Tensor | None,
-    mask: Tensor | None,
-    resets: Tensor | None,
-    cell: str,
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    T, (B, H), width = x.shape[0], h0.shape, CELLS[cell].saved
-    cells = x.new_empty(T, B, H) if save and c0 is not None else x.new_empty(0)
-    saved = x.new_empty(T, B, width, H) if save and width else x.new_empty(0)
-    c_n = x.new_empty(0) if c0 is None else x.new_empty(B, H)
-    return x.new_empty(T, B, H), cells, saved, x.new_empty(B, H), c_n
-
-
-@torch.library.custom_op("fastcells::cpu_backward", mutates_args=())
-def cpu_backward(
-    d_hidden: Tensor,
-    d_h_n: Tensor,
-    d_c_n: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    w: Tensor,
-    mask: Tensor | None,
-    resets: Tensor | None,
-    hidden: Tensor,
-    cells: Tensor | None,
-    saved: Tensor | None,
-    cell: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`backward` as an operator: d_x, d_gates (empty where it is the same as d_x), d_h0 and d_c0."""
-    state, d_last = ((h0,), (d_h_n,)) if c0 is None or d_c_n is None else ((h0, c0), (d_h_n, d_c_n))
-    given = (hidden, cells, saved)
-    out = backward(cell, d_hidden, d_last, state, w, mask, *given, resets=resets, reverse=reverse)
-    d_gates = None if out.d_gates is out.d_x else out.d_gates
-    return out.d_x, _some(d_gates, w), out.d_state[0], _some(out.d_state[1] if c0 is not None else None, w)
-
-
-@cpu_backward.register_fake
-def _(
-    d_hidden: Tensor,
-    d_h_n: Tensor,
-    d_c_n: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    w: Tensor,
-    mask: Tensor | None,
-    resets: Tensor | None,
-    hidden: Tensor,
-    cells: Tensor | None,
-    saved: Tensor | None,
-    cell: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    T, B, H = hidden.shape
-    d_x = hidden.new_empty(T, B, CELLS[cell].gates * H)
-    d_gates = torch.empty_like(d_x) if cell == "gru" else w.new_empty(0)
-    return d_x, d_gates, hidden.new_empty(B, H), w.new_empty(0) if c0 is None else hidden.new_empty(B, H)
-
-
-def _some(tensor: Tensor | None, like: Tensor) -> Tensor:
-    """An operator returns tensors only: an empty one stands for None."""
-    return like.new_empty(0) if tensor is None else tensor

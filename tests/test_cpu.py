@@ -20,7 +20,7 @@ from shapes import CELLS, EACH_CELL, Case
 from torch import Tensor, nn
 
 import fastcells
-from fastcells import cpu_linear, cpu_ops, dispatch, functional
+from fastcells import cpu_library, cpu_linear, cpu_ops, dispatch, functional
 from fastcells.charlm.model import Scores
 
 if cpu_ops.obstacle() is not None and os.environ.get("CI") != "true":
@@ -301,11 +301,14 @@ def test_compile_and_opcheck(case: Case) -> None:
     )
     second = torch.randn(4, 9) if c.states == 2 else None
     mask = torch.ones(3, 4, 1, dtype=torch.bool)
-    torch.library.opcheck(cpu_ops.cpu_forward, (x, h, second, w, b, mask, mask[..., 0], case.cell.name, False, True))
-    hidden, cells, saved, *_ = cpu_ops.cpu_forward(x, h, second, w, None, None, None, case.cell.name, True, True)
+    torch.library.opcheck(
+        cpu_library.cpu_forward, (x, h, second, w, b, mask, mask[..., 0], case.cell.name, False, True)
+    )
+    hidden, cells, saved, *_ = cpu_library.cpu_forward(x, h, second, w, None, None, None, case.cell.name, True, True)
     kept = (hidden, cells if c.states == 2 else None, saved if c.saved else None)
     torch.library.opcheck(
-        cpu_ops.cpu_backward, (torch.randn(3, 4, 9), h, second, h, second, w, None, None, *kept, case.cell.name, True)
+        cpu_library.cpu_backward,
+        (torch.randn(3, 4, 9), h, second, h, second, w, None, None, *kept, case.cell.name, True),
     )
 
 

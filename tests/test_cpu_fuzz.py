@@ -627,7 +627,7 @@ FAULTY = {
         "fuzz.cpu_ops._cpu = types.SimpleNamespace(**{**vars(c), **wrong})",
         -signal.SIGSEGV,
     ),
-    "a check too few": ("fuzz.cpu_ops._matrix = lambda name, t: t.shape[-2:]", 1),
+    "a check too few": ("fuzz.cpu_ops.check.matrix = lambda name, t: t.shape[-2:]", 1),
     "a wrong number": ("f = fuzz.cpu_ops.gather; fuzz.cpu_ops.gather = lambda *a: f(*a) * 1.01", 1),
     "a right call refused": ("fuzz.cpu_ops._cpu = None", 1),
 }

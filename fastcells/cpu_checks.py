@@ -1,0 +1,91 @@
+"""What C may be given: it believes what it is told, so that tensors are checked before.
+
+Tensors come back as C reads them: contiguous and aligned to their elements. RuntimeError where one has another type,
+shape, dtype or device than it must, or no memory at all; the message names it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcells.token_ids import is_token_ids
+
+
+def sizes(x: object, w: object) -> tuple[int, int, int]:
+    """T, B and H, as x and w say; every other tensor has to agree."""
+    for name, t, dim in (("x or d_hidden", x, 3), ("w", w, 2)):
+        if not isinstance(t, Tensor) or t.dim() != dim:
+            shown = f"shape {list(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
+            raise RuntimeError(f"{name} must be a tensor of {dim} dimensions, got {shown}")
+    assert isinstance(x, Tensor) and isinstance(w, Tensor)
+    return x.shape[0], x.shape[1], w.shape[1]
+
+
+def matrix(name: str, t: Tensor) -> tuple[int, int]:
+    """Rows and columns."""
+    if not isinstance(t, Tensor) or t.dim() != 2:
+        raise RuntimeError(f"{name} must be a matrix, got {getattr(t, 'shape', type(t).__name__)}")
+    return t.shape[0], t.shape[1]
+
+
+def float32(name: str, t: Tensor | None, shape: tuple[int, ...], *, rows_apart: bool = False) -> Tensor:
+    """A float32 tensor on the CPU, contiguous, or a matrix with contiguous rows that may lie apart; RuntimeError."""
+    if not isinstance(t, Tensor):
+        raise RuntimeError(f"{name} must be a tensor of shape {list(shape)}, got {type(t).__name__}")
+    if t.shape != shape or t.dtype != torch.float32 or t.device.type != "cpu":
+        raise RuntimeError(
+            f"{name} must be float32 {list(shape)} on the CPU, got {t.dtype} {list(t.shape)} on {t.device}"
+        )
+    t = t.resolve_neg()
+    if not (rows_apart and t.layout is torch.strided and t.stride(1) == 1 and t.stride(0) >= t.shape[1]):
+        t = t.contiguous()  # raises for a layout that has no strides
+    return in_memory(name, t)
+
+
+def in_memory(name: str, t: Tensor) -> Tensor:
+    """A contiguous tensor as C reads it, aligned to its elements; RuntimeError for one that has no memory at all.
+
+    Fake tensors, wrappers that keep their values elsewhere, and tensors whose storage was freed have the address 0.
+    """
+    address = t.data_ptr()
+    if address == 0 and t.numel():
+        if not t._is_zerotensor():
+            raise RuntimeError(f"{name}, a {type(t).__name__}, has no memory that C could read")
+        t = t.clone()  # the zeros, written out
+    return t if address % t.element_size() == 0 else t.clone()
+
+
+def mask(name: str, mask: Tensor | None, T: int, B: int) -> Tensor | None:
+    """bool [T, B] or [T, B, 1], or None."""
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device.type != "cpu":
+        shown = f"{mask.dtype} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise RuntimeError(f"{name} must be bool on the CPU, got {shown}")
+    if mask.shape not in ((T, B), (T, B, 1)):
+        raise RuntimeError(f"{name} must be {[T, B]}, got {list(mask.shape)}")
+    return in_memory(name, mask.contiguous())
+
+
+def pair(
+    state: tuple[Tensor, ...], states: int, shape: tuple[int, int], h: str, c: str
+) -> tuple[Tensor, Tensor | None]:
+    """(h, c), c being None where a cell has but one state."""
+    if len(state) != states:
+        raise RuntimeError(f"expected {states} states ({h}, {c}), got {len(state)}")
+    return float32(h, state[0], shape), float32(c, state[1], shape) if states == 2 else None
+
+
+def ids(ids: Tensor) -> Tensor:
+    """Integers [N], as int64."""
+    if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.device.type != "cpu" or not is_token_ids(ids):
+        shown = f"{ids.dtype} {list(ids.shape)} on {ids.device}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise RuntimeError(f"ids must be a vector of integers on the CPU, got {shown}")
+    return in_memory("ids", ids.long().contiguous())
+
+
+def inside(ids: Tensor, vocabulary: int, position: int) -> None:
+    """IndexError where `position`, at which C stopped, is not past the last id."""
+    if position < len(ids):
+        raise IndexError(f"token id {int(ids[position])} is outside [0, {vocabulary})")
