@@ -57,13 +57,14 @@ def full() -> Iterator[Case]:
 
 
 def main() -> int:
-    """Print the table, write bench/results/layers-DEVICE.csv and a picture of it."""
+    """Print the table, write bench/results/layers-DEVICE[-SUFFIX].csv and a picture of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--impl", choices=IMPLEMENTATIONS, default="auto")
     parser.add_argument("--require", type=float, metavar="X", help="fail if a row is less than X times as fast")
     parser.add_argument("--no-write", action="store_true", help="leave bench/results alone")
+    parser.add_argument("--suffix", default="", metavar="NAME", help="of the files, for a second machine of the kind")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", dest="cases", action="store_const", const=quick)
     size.add_argument("--full", dest="cases", action="store_const", const=full)
@@ -72,6 +73,7 @@ def main() -> int:
     options = parser.parse_args()
     device = torch.device(options.device)
     name = f"layers-{device.type}" + (f"-{options.impl}" if options.impl != "auto" else "")
+    name += f"-{options.suffix}" if options.suffix else ""
     last = read(RESULTS / f"{name}.csv") if options.again is not None else []
     if options.again is not None:
         below = [case_of(row) for row in last if number(row, "ratio") < options.again]

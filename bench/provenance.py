@@ -94,11 +94,16 @@ def origin_line(origin: Mapping[str, str]) -> str:
 
 
 def _processor() -> str:
+    """Its name, with family and model on x86: virtual machines call several generations by one name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        lines = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
+    except OSError:
+        lines = []
+    known = {key.strip(): value.strip() for key, value in reversed(lines)}  # of the first processor
+    if "model name" not in known:
         return platform.processor() or platform.machine()
+    generation = f" family {known['cpu family']} model {known['model']}" if "cpu family" in known else ""
+    return known["model name"] + generation
 
 
 def _driver() -> str:
