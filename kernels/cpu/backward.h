@@ -178,18 +178,22 @@ static void backward_phase(const struct backward_job *job, const struct share *s
     }
 }
 
+/* How a team tiles the gates, and who does what. */
+static struct grid plan_backward(const struct backward *b, size_t members, struct panels *first,
+                                 struct panels *second) {
+    const size_t H = b->H, G = gates_of(b->cell), vectors = tile_width(H, members);
+    *first = (struct panels){H, 0, b->cell == GRU_RESET_BEFORE ? 2 : G, vectors, H, first->data};
+    *second = (struct panels){H, 2, 1, vectors, H, second->data};
+    return choose_grid(members, b->B, tiles_of(first), G * H * H);
+}
+
 static void backward_member(void *argument, int member, int members) {
     struct backward_job job = *(struct backward_job *)argument;
     const struct backward *b = job.task;
-    const size_t B = b->B, H = b->H, T = b->T, G = gates_of(b->cell);
+    const size_t B = b->B, H = b->H, T = b->T;
     const int two_phases = b->cell == GRU_RESET_BEFORE;
-    const size_t vectors = tile_width(H, (size_t)members);
-    job.first = (struct panels){H, 0, two_phases ? 2 : G, vectors, H, job.first.data};
-    job.second = (struct panels){H, 2, 1, vectors, H, job.second.data};
-
-    const size_t tiles = tiles_of(&job.first);
-    const struct grid grid = choose_grid((size_t)members, B, tiles, G * H * H * sizeof(float));
-    const size_t active = grid.row_groups * grid.members;
+    const struct grid grid = plan_backward(b, (size_t)members, &job.first, &job.second);
+    const size_t tiles = tiles_of(&job.first), active = grid.row_groups * grid.members;
     if ((size_t)member >= active) return;
     const struct share share = share_of(grid, (size_t)member, B, tiles);
     struct barrier *group = &job.barriers[(size_t)member / grid.members], *all = &job.barriers[members];
@@ -197,7 +201,7 @@ static void backward_member(void *argument, int member, int members) {
         pack_backward(&job.first, b->w, tile);
         if (two_phases) pack_backward(&job.second, b->w, tile);
     }
-    const size_t tile_columns = vectors * LANES;
+    const size_t tile_columns = job.first.vectors * LANES;
     copy_share(&share, H, tile_columns, b->d_h0, b->d_h_n);
     if (b->d_c0) copy_share(&share, H, tile_columns, b->d_c0, b->d_c_n);
     barrier_wait(all, (unsigned)active);
@@ -228,7 +232,8 @@ static int backward(const struct backward *b, int threads) {
     for (int i = 0; i <= threads; i++) barrier_init(&job.barriers[i]);
     job.first.data = (float *)(memory + barriers);
     job.second.data = job.first.data + panels_size(b->H, 2);
-    team_run(threads, backward_member, &job);
+    const struct grid grid = plan_backward(b, (size_t)threads, &job.first, &job.second);
+    team_run((int)(grid.row_groups * grid.members), backward_member, &job);
     free(memory);
     return 0;
 }

@@ -149,16 +149,18 @@ static size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
 /* The split with the least work on the busiest member. Without a barrier if that costs nothing, but with the fewest
    weights a member where they are large: what stays in a core's own cache is read at full speed. */
-static struct grid choose_grid(size_t team, size_t B, size_t tiles, size_t weight_bytes) {
+static struct grid choose_grid(size_t team, size_t B, size_t tiles, size_t weights) {
+    enum { BARRIER = 6000 }; /* multiplications that one does in the time of a barrier, with a single row */
+    const size_t tile_weights = weights / tiles;
     struct grid best = {1, 1};
     size_t least = (size_t)-1;
     for (size_t groups = 1; groups <= team; groups++) {
         size_t members = team / groups;
         if (groups > B || members > tiles) members = groups > B ? 0 : tiles;
         if (members == 0) continue;
-        size_t work = ceil_div(B, groups) * ceil_div(tiles, members) * 16;
-        if (members > 1) work += work / 16 + 1;
-        if (weight_bytes / members > (size_t)512 << 10) work += work / 8;
+        size_t work = ceil_div(B, groups) * ceil_div(tiles, members) * tile_weights;
+        if (members > 1) work += work / 16 + BARRIER;
+        if (weights * sizeof(float) / members > (size_t)512 << 10) work += work / 8;
         if (work < least) {
             least = work;
             best = (struct grid){groups, members};

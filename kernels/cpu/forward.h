@@ -182,19 +182,24 @@ static void copy_share(const struct share *share, size_t H, size_t tile_columns,
         memcpy(to + row * H + column, from + row * H + column, count * sizeof(float));
 }
 
+/* How a team tiles the gates, and who does what. */
+static struct grid plan_forward(const struct forward *f, size_t members, struct panels *first, struct panels *second) {
+    const size_t H = f->H, G = gates_of(f->cell);
+    const int two_phases = f->cell == GRU_RESET_BEFORE;
+    *first = (struct panels){H, 0, two_phases ? 2 : G, 1, H, first->data};
+    if (two_phases || G == 1) first->vectors = tile_width(H, members);
+    if (two_phases && first->vectors > 2) first->vectors = 2;
+    *second = (struct panels){H, 2, 1, first->vectors, H, second->data};
+    return choose_grid(members, f->B, tiles_of(first), G * H * H);
+}
+
 static void forward_member(void *argument, int member, int members) {
     struct forward_job job = *(struct forward_job *)argument;
     const struct forward *f = job.task;
-    const size_t B = f->B, H = f->H, T = f->T, G = gates_of(f->cell);
+    const size_t B = f->B, H = f->H, T = f->T;
     const int two_phases = f->cell == GRU_RESET_BEFORE;
-    job.first = (struct panels){H, 0, two_phases ? 2 : G, 1, H, job.first.data};
-    if (two_phases || G == 1) job.first.vectors = tile_width(H, (size_t)members);
-    if (two_phases && job.first.vectors > 2) job.first.vectors = 2;
-    job.second = (struct panels){H, 2, 1, job.first.vectors, H, job.second.data};
-
-    const size_t tiles = tiles_of(&job.first);
-    const struct grid grid = choose_grid((size_t)members, B, tiles, G * H * H * sizeof(float));
-    const size_t active = grid.row_groups * grid.members;
+    const struct grid grid = plan_forward(f, (size_t)members, &job.first, &job.second);
+    const size_t tiles = tiles_of(&job.first), active = grid.row_groups * grid.members;
     if ((size_t)member >= active) return;
     const struct share share = share_of(grid, (size_t)member, B, tiles);
     struct barrier *group = &job.barriers[(size_t)member / grid.members], *all = &job.barriers[members];
@@ -234,7 +239,8 @@ static int forward(const struct forward *f, int threads) {
     job.second.data = job.first.data + panels_size(f->H, 2);
     job.reset = job.first.data + weights;
     job.z = job.reset + plane;
-    team_run(threads, forward_member, &job);
+    const struct grid grid = plan_forward(f, (size_t)threads, &job.first, &job.second);
+    team_run((int)(grid.row_groups * grid.members), forward_member, &job);
     free(memory);
     return 0;
 }
