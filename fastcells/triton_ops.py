@@ -46,10 +46,10 @@ def recurrence_forward(
     with torch.cuda.device_of(x):  # Triton launches on the current device, whatever the tensors' is
         out = _forward(rule, path, h0)(
             RULES[rule],
-            launch.Input(x.contiguous(), *(None if p is None else p.contiguous() for p in (ids, b_ih))),
-            tuple(s.contiguous() for s in (h0, c0) if s is not None),
-            w.contiguous(),
-            None if b is None else b.contiguous(),
+            launch.Input(_whole(x), *(None if p is None else _whole(p) for p in (ids, b_ih))),
+            tuple(_whole(s) for s in (h0, c0) if s is not None),
+            _whole(w),
+            None if b is None else _whole(b),
             lengths,
             reverse=reverse,
             save=save,
@@ -111,10 +111,10 @@ def recurrence_backward(
         d_x, d_gates, d_state = _backward(rule, path, h0)(
             RULES[rule],
             launch.Forward(hidden, cells, saved, ()),
-            d_hidden.contiguous(),
-            tuple(d.contiguous() for d in (d_h_n, d_c_n) if d is not None),
-            tuple(s.contiguous() for s in (h0, c0) if s is not None),
-            w.contiguous(),
+            _whole(d_hidden),
+            tuple(_whole(d) for d in (d_h_n, d_c_n) if d is not None),
+            tuple(_whole(s) for s in (h0, c0) if s is not None),
+            _whole(w),
             lengths,
             reverse=reverse,
             precision=matmul_precision(d_hidden.dtype, d_hidden.device),
@@ -148,6 +148,16 @@ def _(
     d_x = d_hidden.new_empty(T, B, RULES[rule].gates * H)
     d_gates = w.new_empty(0) if RULES[rule].same_gradient else torch.empty_like(d_x)
     return d_x, d_gates, h0.new_empty(B, H), w.new_empty(0) if c0 is None else c0.new_empty(B, H)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Contiguous, and at an address that 16 divides, as all tensors but slices are.
+
+    For other addresses Triton compiles other kernels; and a layer's slice of a stacked state would be at either kind,
+    depending on B.
+    """
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def _some(tensor: Tensor | None, like: Tensor) -> Tensor:

@@ -28,10 +28,6 @@ class Input(NamedTuple):
     def steps(self) -> int:
         return len(self.x if self.ids is None else self.ids)
 
-    def at(self, t: int) -> Input:
-        """The input of one step."""
-        return Input(self.x[t]) if self.ids is None else self._replace(ids=self.ids[t])
-
     def arguments(self) -> dict[str, Tensor | int | bool | None]:
         """As the kernels take it."""
         return {

@@ -1,6 +1,12 @@
-"""The launchers of the step kernels: one launch a time step, for any shape."""
+"""The launchers of the step kernels: one launch a time step, for any shape.
+
+What no step changes is bound once; the loop over time says what a step adds: its number and its neighbours', and the
+two tensors between which the state goes to and fro.
+"""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import triton
@@ -12,14 +18,16 @@ from fastcells.kernels.rule import UpdateRule
 from fastcells.kernels.step import reset_kernel, step_forward_kernel
 from fastcells.kernels.step_backward import step_backward_kernel
 
+NONE = -1  # in place of a step's number, where there is no such step
+
 
 def step_forward(
     rule: UpdateRule,
     x: Input,
     state: tuple[Tensor, ...],
-    w: Tensor,
-    b: Tensor | None,
-    lengths: Tensor | None,
+    w: Tensor,  # [G*H, H]
+    b: Tensor | None,  # [G*H]
+    lengths: Tensor | None,  # [B] int32
     *,
     reverse: bool,
     save: bool,
@@ -31,60 +39,40 @@ def step_forward(
     out = new_outputs(rule, T, state[0], save)
     carry = torch.stack([s.float() for s in state])
     carry_new = torch.empty_like(carry)
-    reset = torch.empty_like(state[0]) if rule.reset is not None else None
-    h = state[0]
-    grid = (triton.cdiv(B, blocks.batch), triton.cdiv(H, blocks.hidden))
-    tile = {
-        "BLOCK_B": blocks.batch,
-        "BLOCK_H": blocks.hidden,
-        "BLOCK_K": blocks.inner,
-        **launch_options(blocks),
+    shared = {
+        **x.arguments(),
+        "w_ptr": w,
+        "b_ptr": b,
+        "h0_ptr": state[0],
+        "h_ptr": out.hidden,
+        "reset_ptr": None if rule.reset is None else torch.empty_like(state[0]),
+        "B": B,
+        "H": H,
+        "GATES": rule.gates,
+        "STATES": rule.states,
+        "HAS_BIAS": b is not None,
+        "PRECISION": precision,
+        **_tile(blocks),
     }
+    reset = partial(reset_kernel[_grid(B, H, blocks)], **shared, RESET=rule.reset)
+    step = partial(
+        step_forward_kernel[_grid(B, H, blocks)],
+        **shared,
+        lengths_ptr=lengths,
+        c_ptr=out.cells,
+        saved_ptr=out.saved,
+        FORWARD=rule.forward,
+        SAVED=rule.saved,
+        HAS_RESET=rule.reset is not None,
+        RAGGED=lengths is not None,
+        SAVE=out.saved is not None,
+    )
+    before = NONE
     for t in range(T - 1, -1, -1) if reverse else range(T):
         if rule.reset is not None:
-            reset_kernel[grid](
-                **x.at(t).arguments(),
-                w_ptr=w,
-                b_ptr=b,
-                h_ptr=h,
-                carry_ptr=carry,
-                reset_ptr=reset,
-                B=B,
-                H=H,
-                RESET=rule.reset,
-                GATES=rule.gates,
-                STATES=rule.states,
-                HAS_BIAS=b is not None,
-                PRECISION=precision,
-                **tile,
-            )
-        step_forward_kernel[grid](
-            **x.at(t).arguments(),
-            w_ptr=w,
-            b_ptr=b,
-            lengths_ptr=lengths,
-            h_ptr=h,
-            reset_ptr=reset,
-            carry_ptr=carry,
-            carry_new_ptr=carry_new,
-            h_new_ptr=out.hidden[t],
-            c_new_ptr=None if out.cells is None else out.cells[t],
-            saved_ptr=None if out.saved is None else out.saved[t],
-            t=t,
-            B=B,
-            H=H,
-            FORWARD=rule.forward,
-            GATES=rule.gates,
-            STATES=rule.states,
-            SAVED=rule.saved,
-            HAS_BIAS=b is not None,
-            HAS_RESET=rule.reset is not None,
-            RAGGED=lengths is not None,
-            SAVE=out.saved is not None,
-            PRECISION=precision,
-            **tile,
-        )
-        h, carry, carry_new = out.hidden[t], carry_new, carry
+            reset(carry_ptr=carry, t=t, before=before)
+        step(carry_ptr=carry, carry_new_ptr=carry_new, t=t, before=before)
+        carry, carry_new, before = carry_new, carry, t
     for last, s in zip(out.last, carry, strict=True):
         last.copy_(s)
     return out
@@ -93,7 +81,7 @@ def step_forward(
 def step_backward(
     rule: UpdateRule,
     forward: Forward,
-    d_out: Tensor,
+    d_out: Tensor,  # [T, B, H]
     d_last: tuple[Tensor, ...],
     state: tuple[Tensor, ...],
     w: Tensor,
@@ -109,55 +97,64 @@ def step_backward(
     d_gates = d_x if rule.same_gradient else torch.empty_like(d_x)
     carry = torch.stack([d.float() for d in d_last])
     carry_new = torch.empty_like(carry)
-    grid = (triton.cdiv(B, blocks.batch), triton.cdiv(H, blocks.hidden))
-    through = rule.gates if rule.reset is None else rule.gates - 1
     h0, c0 = pair(state)
-    later: Tensor | None = None
-
-    def launch(part: int, backward: triton.JITFunction, t: int, before: int | None, has_later: bool) -> None:
-        step_backward_kernel[grid](
-            w_ptr=w,
-            lengths_ptr=lengths,
-            d_later_ptr=later,
-            d_carry_ptr=carry,
-            d_carry_new_ptr=carry_new,
-            d_out_ptr=d_out[t],
-            saved_ptr=forward.hidden if forward.saved is None else forward.saved[t],
-            h_ptr=h0 if before is None else forward.hidden[before],
-            c_ptr=c0 if before is None or forward.cells is None else forward.cells[before],
-            h_new_ptr=forward.hidden[t],
-            c_new_ptr=None if forward.cells is None else forward.cells[t],
-            d_x_ptr=d_x[t],
-            d_gates_ptr=d_gates[t],
-            t=t,
-            B=B,
-            H=H,
-            BACKWARD=backward,
-            GATES=rule.gates,
-            STATES=rule.states,
-            SAVED=rule.saved,
-            THROUGH=through,
-            BLOCK_B=blocks.batch,
-            BLOCK_H=blocks.hidden,
-            BLOCK_K=blocks.inner,
-            HAS_LATER=has_later,
-            PART=part,
-            RAGGED=lengths is not None,
-            SAME_GRADIENT=rule.same_gradient,
-            PRECISION=precision,
-            **launch_options(blocks),
-        )
-
-    order = list(range(T - 1, -1, -1) if reverse else range(T))
-    for i in range(T - 1, -1, -1):
-        t, before = order[i], order[i - 1] if i else None
+    step = partial(
+        step_backward_kernel[_grid(B, H, blocks)],
+        w_ptr=w,
+        lengths_ptr=lengths,
+        h0_ptr=h0,
+        c0_ptr=c0,
+        h_ptr=forward.hidden,
+        c_ptr=forward.cells,
+        saved_ptr=forward.hidden if forward.saved is None else forward.saved,  # not looked at where nothing is saved
+        d_out_ptr=d_out,
+        d_x_ptr=d_x,
+        d_gates_ptr=d_gates,
+        B=B,
+        H=H,
+        GATES=rule.gates,
+        STATES=rule.states,
+        SAVED=rule.saved,
+        THROUGH=rule.gates if rule.reset is None else rule.gates - 1,
+        RAGGED=lengths is not None,
+        SAME_GRADIENT=rule.same_gradient,
+        PRECISION=precision,
+        **_tile(blocks),
+    )
+    order = range(T) if reverse else range(T - 1, -1, -1)
+    later = NONE
+    for t, before in zip(order, [*order[1:], NONE], strict=True):
+        here = partial(step, t=t, before=before, later=later)
+        has_later = later != NONE
         if rule.backward_reset is None:
-            launch(0, rule.backward, t, before, later is not None)
+            here(d_carry_ptr=carry, d_carry_new_ptr=carry_new, BACKWARD=rule.backward, HAS_LATER=has_later, PART=0)
         else:
-            launch(1, rule.backward_reset, t, before, later is not None)
+            reset = rule.backward_reset
+            here(d_carry_ptr=carry, d_carry_new_ptr=carry_new, BACKWARD=reset, HAS_LATER=has_later, PART=1)
             carry, carry_new = carry_new, carry
-            launch(2, rule.backward, t, before, False)
-        carry, carry_new = carry_new, carry
-        later = d_gates[t]
-    launch(3, rule.backward, order[0], None, True)
+            here(d_carry_ptr=carry, d_carry_new_ptr=carry_new, BACKWARD=rule.backward, HAS_LATER=False, PART=2)
+        carry, carry_new, later = carry_new, carry, t
+    step(
+        d_carry_ptr=carry,
+        d_carry_new_ptr=carry_new,
+        t=NONE,
+        before=NONE,
+        later=later,
+        BACKWARD=rule.backward,
+        HAS_LATER=True,
+        PART=3,
+    )
     return Backward(d_x, d_gates, tuple(s.to(d_out.dtype, copy=True) for s in carry_new))
+
+
+def _grid(B: int, H: int, blocks: Blocks) -> tuple[int, int]:
+    return triton.cdiv(B, blocks.batch), triton.cdiv(H, blocks.hidden)
+
+
+def _tile(blocks: Blocks) -> dict[str, int]:
+    return {
+        "BLOCK_B": blocks.batch,
+        "BLOCK_H": blocks.hidden,
+        "BLOCK_K": blocks.inner,
+        **launch_options(blocks),
+    }

@@ -18,6 +18,7 @@ from fastcells.kernels.tiles import (
     load_input,
     load_state,
     load_tiles,
+    owned,
     product,
     store_state,
     store_tiles,
@@ -59,14 +60,8 @@ def sequence_forward_kernel(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
-    first_row = zero + tl.program_id(0) * BLOCK_B
-    first = first_row * H  # of this program's elements in a [B, H] plane
-    plane = (zero + B) * H
-    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    cols = tl.arange(0, BLOCK_H)
-    mask = (rows < B)[:, None] & (cols < H)[None, :]
-    # Offsets within the program's rows fit 32 bits; what does not is added to the pointer as a scalar.
+    first_row, batch, rows, cols, mask = owned(tl.program_id(0), 0, B, H, BLOCK_B, BLOCK_H)
+    first, plane = first_row * H, batch * H  # its first element in a [B, H] plane, and the size of a plane
     row = tl.arange(0, BLOCK_B)[:, None]
     tile = row * H + cols[None, :]
     x_tile = row * (GATES * H) + cols[None, :]
@@ -81,14 +76,14 @@ def sequence_forward_kernel(
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
     state = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
     none = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-    ids = load_ids(ids_ptr, (zero + (T - 1 if REVERSE else 0)) * B + first_row, row, (rows < B)[:, None], TOKENS)
+    ids = load_ids(ids_ptr, (T - 1 if REVERSE else 0) * batch + first_row, row, (rows < B)[:, None], TOKENS)
     for i in range(T):
         t = T - 1 - i if REVERSE else i
         at = t * plane + first
         x = load_input(x_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, GATES, TOKENS)
         # The next step's ids are under way already when they are needed, to name what is loaded then.
         more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
-        ids = load_ids(ids_ptr, (zero + (t - 1 if REVERSE else t + 1)) * B + first_row, row, more, TOKENS)
+        ids = load_ids(ids_ptr, (t - 1 if REVERSE else t + 1) * batch + first_row, row, more, TOKENS)
         # Columns past H stay 0: were h infinite, the weights' zeros there would make NaN of it.
         operand = cast(tl.where(mask, state[0], 0.0), w_ptr.dtype.element_ty)
         h = ()
@@ -141,13 +136,8 @@ def sequence_backward_kernel(
     SAME_GRADIENT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
-    first = (zero + tl.program_id(0) * BLOCK_B) * H  # of this program's elements in a [B, H] plane
-    plane = (zero + B) * H
-    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    cols = tl.arange(0, BLOCK_H)
-    mask = (rows < B)[:, None] & (cols < H)[None, :]
-    # Offsets within the program's rows fit 32 bits; what does not is added to the pointer as a scalar.
+    first_row, batch, rows, cols, mask = owned(tl.program_id(0), 0, B, H, BLOCK_B, BLOCK_H)
+    first, plane = first_row * H, batch * H  # its first element in a [B, H] plane, and the size of a plane
     row = tl.arange(0, BLOCK_B)[:, None]
     tile = row * H + cols[None, :]
     x_tile = row * (GATES * H) + cols[None, :]

@@ -4,6 +4,9 @@ A program owns BLOCK_B rows of the batch and BLOCK_H hidden columns of every gat
 that any B and H will do. A cell with a second product takes one more launch a step, which gives that product's
 operand.
 
+A launch gets whole tensors and the number of its step. A step's slice would do as well, but lies at an address that
+16 divides in some steps only, and Triton compiles a kernel for either kind.
+
 The state goes from step to step in float32 (`carry`), beside the copy in the storage dtype that the matmuls read.
 """
 
@@ -17,6 +20,7 @@ from fastcells.kernels.tiles import (
     load_ids,
     load_input,
     load_tiles,
+    owned,
     product,
     store_state,
     store_tiles,
@@ -27,9 +31,8 @@ from fastcells.kernels.tiles import (
 def gate_products(
     a_ptr,  # [rows of this program, H]
     w_ptr,  # [GATES, H, H]
-    rows,
+    row_mask,  # [BLOCK_B, 1]
     cols,
-    B,
     H,
     FIRST: tl.constexpr,
     N: tl.constexpr,
@@ -46,8 +49,7 @@ def gate_products(
         products += (tl.zeros((BLOCK_B, BLOCK_H), tl.float32),)
     for k0 in range(0, H, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
-        a_mask = (rows < B)[:, None] & (k < H)[None, :]
-        a = tl.load(a_ptr + row * H + k[None, :], mask=a_mask, other=0.0)
+        a = tl.load(a_ptr + row * H + k[None, :], mask=row_mask & (k < H)[None, :], other=0.0)
         sums = ()
         for g in tl.static_range(N):
             w_mask = (k < H)[:, None] & (cols < H)[None, :]
@@ -57,16 +59,19 @@ def gate_products(
     return products
 
 
-@triton.jit(do_not_specialize=["B"])
+@triton.jit(do_not_specialize=["t", "before", "B"])
 def reset_kernel(
-    x_ptr,  # [B, GATES, H]; if TOKENS [V, GATES, H]
-    ids_ptr,  # [B], read if TOKENS
+    x_ptr,  # [T, B, GATES, H]; if TOKENS [V, GATES, H]
+    ids_ptr,  # [T, B], read if TOKENS
     b_ih_ptr,  # [GATES, H], read if HAS_INPUT_BIAS
     w_ptr,  # [GATES, H, H]
     b_ptr,  # [GATES, H], read if HAS_BIAS
-    h_ptr,  # [B, H]
-    carry_ptr,  # [STATES, B, H] float32
+    h0_ptr,  # [B, H]
+    h_ptr,  # [T, B, H]
     reset_ptr,  # [B, H] out: operand of the last gate's product
+    carry_ptr,  # [STATES, B, H] float32
+    t,
+    before,
     B,
     H,
     V,
@@ -81,41 +86,39 @@ def reset_kernel(
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
-    first = (zero + tl.program_id(0) * BLOCK_B) * H  # of this program's rows in a [B, H] plane
-    plane = (zero + B) * H
-    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    cols = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    mask = (rows < B)[:, None] & (cols < H)[None, :]
-    # Offsets within the program's rows fit 32 bits; what does not is added to the pointer as a scalar.
-    row = tl.arange(0, BLOCK_B)[:, None]
+    first_row, batch, rows, cols, mask = owned(tl.program_id(0), tl.program_id(1), B, H, BLOCK_B, BLOCK_H)
+    first, plane = first_row * H, batch * H  # its first element in a [B, H] plane, and the size of a plane
+    at = t * plane + first
+    row, row_mask = tl.arange(0, BLOCK_B)[:, None], (rows < B)[:, None]
     tile = row * H + cols[None, :]
     x_tile = row * (GATES * H) + cols[None, :]
-    ids = load_ids(ids_ptr, tl.program_id(0) * BLOCK_B, row, (rows < B)[:, None], TOKENS)
+    ids = load_ids(ids_ptr, t * batch + first_row, row, row_mask, TOKENS)
     b_ih = bias_tiles(b_ih_ptr, cols, H, 1, 0, HAS_INPUT_BIAS)
-    x = load_input(x_ptr, ids, b_ih, first, x_tile, cols, mask, V, H, GATES, 1, TOKENS)
-    product = gate_products(h_ptr + first, w_ptr, rows, cols, B, H, 0, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
+    x = load_input(x_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, 1, TOKENS)
+    h_before = tl.where(before < 0, h0_ptr, h_ptr + before * plane) + first
+    product = gate_products(h_before, w_ptr, row_mask, cols, H, 0, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
     h = (product[0] + bias_tiles(b_ptr, cols, H, 1, 0, HAS_BIAS)[0],)
     reset = RESET(x, h, load_tiles(carry_ptr + first, plane, tile, mask, STATES))
     tl.store(reset_ptr + first + tile, cast(reset, reset_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["t", "B"])
+@triton.jit(do_not_specialize=["t", "before", "B"])
 def step_forward_kernel(
-    x_ptr,  # [B, GATES, H] input projection with b_ih; if TOKENS [V, GATES, H], W_ih^T
-    ids_ptr,  # [B] int32 or int64, rows of x_ptr, read if TOKENS
+    x_ptr,  # [T, B, GATES, H] input projection with b_ih; if TOKENS [V, GATES, H], W_ih^T
+    ids_ptr,  # [T, B] int32 or int64, rows of x_ptr, read if TOKENS
     b_ih_ptr,  # [GATES, H] bias of the input projection, read if HAS_INPUT_BIAS
-    w_ptr,  # [GATES, H, H]
-    b_ptr,  # [GATES, H], read if HAS_BIAS
+    w_ptr,  # [GATES, H, H] recurrent weight
+    b_ptr,  # [GATES, H] recurrent bias, read if HAS_BIAS
     lengths_ptr,  # [B] int32, read if RAGGED
-    h_ptr,  # [B, H] state h before the step, as the matmuls read it
+    h0_ptr,  # [B, H] initial state h, as the matmuls read it
+    h_ptr,  # [T, B, H] in and out: state h after each step, as the matmuls read it
+    c_ptr,  # [T, B, H] out, for a cell with a c
     reset_ptr,  # [B, H] operand of the last gate's product, read if HAS_RESET
     carry_ptr,  # [STATES, B, H] float32 state before the step
     carry_new_ptr,  # [STATES, B, H] float32 out: state after the step
-    h_new_ptr,  # [B, H] out: the same in the storage dtype
-    c_new_ptr,  # [B, H] out, for a cell with a c
-    saved_ptr,  # [B, SAVED, H] out, written if SAVE
-    t,
+    saved_ptr,  # [T, B, SAVED, H] out, written if SAVE
+    t,  # the step
+    before,  # the step whose state it starts from; negative: the initial state
     B,
     H,
     V,
@@ -134,28 +137,23 @@ def step_forward_kernel(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
-    first = (zero + tl.program_id(0) * BLOCK_B) * H  # of this program's rows in a [B, H] plane
-    plane = (zero + B) * H
-    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    cols = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    mask = (rows < B)[:, None] & (cols < H)[None, :]
-    # Offsets within the program's rows fit 32 bits; what does not is added to the pointer as a scalar.
-    row = tl.arange(0, BLOCK_B)[:, None]
+    first_row, batch, rows, cols, mask = owned(tl.program_id(0), tl.program_id(1), B, H, BLOCK_B, BLOCK_H)
+    first, plane = first_row * H, batch * H  # its first element in a [B, H] plane, and the size of a plane
+    at = t * plane + first
+    row, row_mask = tl.arange(0, BLOCK_B)[:, None], (rows < B)[:, None]
     tile = row * H + cols[None, :]
     x_tile = row * (GATES * H) + cols[None, :]
-    ids = load_ids(ids_ptr, tl.program_id(0) * BLOCK_B, row, (rows < B)[:, None], TOKENS)
+    ids = load_ids(ids_ptr, t * batch + first_row, row, row_mask, TOKENS)
     b_ih = bias_tiles(b_ih_ptr, cols, H, GATES, 0, HAS_INPUT_BIAS)
-    x = load_input(x_ptr, ids, b_ih, first, x_tile, cols, mask, V, H, GATES, GATES, TOKENS)
+    x = load_input(x_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, GATES, TOKENS)
     state = load_tiles(carry_ptr + first, plane, tile, mask, STATES)
+    h_before = tl.where(before < 0, h0_ptr, h_ptr + before * plane) + first
+    through: tl.constexpr = GATES - 1 if HAS_RESET else GATES  # gates whose product reads h itself
+    products = gate_products(h_before, w_ptr, row_mask, cols, H, 0, through, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
     if HAS_RESET:
-        products = gate_products(
-            h_ptr + first, w_ptr, rows, cols, B, H, 0, GATES - 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION
-        ) + gate_products(
-            reset_ptr + first, w_ptr, rows, cols, B, H, GATES - 1, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION
+        products += gate_products(
+            reset_ptr + first, w_ptr, row_mask, cols, H, through, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION
         )
-    else:
-        products = gate_products(h_ptr + first, w_ptr, rows, cols, B, H, 0, GATES, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
     b = bias_tiles(b_ptr, cols, H, GATES, 0, HAS_BIAS)
     h = ()
     for g in tl.static_range(GATES):
@@ -165,6 +163,6 @@ def step_forward_kernel(
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
         new = keep_ended((t < length)[:, None], new, state, STATES)
     store_tiles(carry_new_ptr + first, plane, tile, mask, new)
-    store_state(h_new_ptr, c_new_ptr, first, tile, mask, new, STATES)
+    store_state(h_ptr, c_ptr, at, tile, mask, new, STATES)
     if SAVE:
-        store_tiles(saved_ptr + first * SAVED, H, row * (SAVED * H) + cols[None, :], mask, saved)
+        store_tiles(saved_ptr + at * SAVED, H, row * (SAVED * H) + cols[None, :], mask, saved)

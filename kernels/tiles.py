@@ -9,6 +9,21 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @triton.jit
+def owned(batch_tile, column_tile, B, H, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr):
+    """What a program owns of a [B, H] plane: (first_row, batch, rows, cols, mask).
+
+    rows and cols: the numbers of its rows and columns, [BLOCK_B] and [BLOCK_H]; mask: which of them there are. Offsets
+    from its first row on fit 32 bits. What does not is added to a pointer as a scalar, made from first_row, the number
+    of that row, and batch, which is B: both 64 bits wide, and so is what they are multiplied with.
+    """
+    zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
+    rows = batch_tile * BLOCK_B + tl.arange(0, BLOCK_B)
+    cols = column_tile * BLOCK_H + tl.arange(0, BLOCK_H)
+    mask = (rows < B)[:, None] & (cols < H)[None, :]
+    return zero + batch_tile * BLOCK_B, zero + B, rows, cols, mask
+
+
+@triton.jit
 def product(a, b, acc, PRECISION: tl.constexpr):
     """`acc + a @ b` in float32. PRECISION: Triton's input_precision, for float32 operands."""
     if INTERPRETED:  # its dot takes the bits of bfloat16 for integers; in float32 the products are exact

@@ -78,20 +78,3 @@ SPLIT = '"split", "gru", "bfloat16", 256, 90, 32, "poll"'
 def test_a_planted_fault_is_found(case: str, fault: str, found: str) -> None:
     done = python("-c", PLANTED.format(case=case, fault=fault))
     assert found in done.stdout, done.stdout + done.stderr[-2000:]
-
-
-NAMES = """
-from fastcells.kernels import launch, launch_split, launch_step
-for module, names in ((launch, ("sequence_forward", "sequence_backward")),
-                      (launch_split, ("split_forward", "split_backward")),
-                      (launch_step, ("step_forward", "step_backward", "reset"))):
-    for name in names:
-        print(*[p.name for p in getattr(module, name + "_kernel").params if p.do_not_specialize])
-"""
-
-
-def test_sizes_that_change_from_call_to_call_compile_nothing_anew() -> None:
-    """T, B and the step t are not specialised: 1, a multiple of 16 and any other value share one kernel."""
-    done = python("-c", NAMES)
-    expected = ["T B"] * 2 + ["first_tile T B"] * 2 + ["t B"] * 2 + ["B"]
-    assert done.stdout.split("\n")[:7] == expected, done.stdout + done.stderr

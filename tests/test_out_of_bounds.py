@@ -30,6 +30,8 @@ from fastcells.triton_ops import recurrence_forward
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="no interpreter with a GPU: use compute-sanitizer")
 
 NUMBER = 48  # the bit of an address from which on the number of the tensor stands
+STEPS = 3
+PER_STEP = ("x_ptr", "ids_ptr", "h_ptr", "c_ptr", "saved_ptr", "d_out_ptr", "d_x_ptr", "d_gates_ptr")  # [T, B, ...]
 SHAPES = [Shape(1, 1, 1, 2), Shape(3, 5, 7, 2), Shape(1, 17, 24, 2), Shape(3, 17, 7, 2)]
 SHAPES += [Shape(2, 5, 40, 2)]  # several programs along H, and several tiles of a product
 GRU, RESET_BEFORE, LSTM = CELLS[2:]
@@ -44,6 +46,7 @@ class Checker:
     kernel: str = ""
     names: dict[int, str] = field(default_factory=dict)  # by id of the tensor that the interpreter passes
     tensors: list[tuple[str, int, int]] = field(default_factory=list)  # name, first address, bytes
+    earlier: int = 0  # steps that a kernel is to believe before those that its tensors hold
     checked: Counter[str] = field(default_factory=Counter)  # lanes seen, by kernel
 
     def number(self, tensor: Tensor) -> int:
@@ -52,6 +55,11 @@ class Checker:
         assert tensor.is_contiguous(), f"{self.kernel}: {name} is not contiguous"
         self.tensors.append((name, tensor.data_ptr(), tensor.numel() * tensor.element_size()))
         return len(self.tensors)
+
+    def before(self, tensor: Tensor) -> int:
+        """Bytes between the address that the kernel is given, where an earlier step would lie, and the tensor's."""
+        per_step = self.names[id(tensor)] in PER_STEP and len(tensor) == STEPS
+        return self.earlier * tensor[0].numel() * tensor.element_size() if per_step else 0
 
     def real(self, pointers: Any, mask: Any, access: str) -> Any:
         """The pointers without the numbers. Raises if a lane whose mask is true lies outside of its tensor."""
@@ -72,9 +80,9 @@ class Checker:
 
 
 @contextmanager
-def bounds_checked() -> Iterator[Checker]:
+def bounds_checked(earlier: int = 0) -> Iterator[Checker]:
     """Loads and stores of the interpreter outside of their tensor raise; it wraps the IndexError."""
-    checker = Checker()
+    checker = Checker(earlier=earlier)
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     load, store, convert = builder.create_masked_load, builder.create_masked_store, interpreter._implicit_cvt
     to_host = executor._init_args_hst
@@ -89,7 +97,8 @@ def bounds_checked() -> Iterator[Checker]:
     def number(argument: Any) -> Any:
         converted = convert(argument)
         if isinstance(argument, Tensor):
-            converted.handle.data = converted.handle.data + (checker.number(argument) << NUMBER)
+            number = checker.number(argument) << NUMBER
+            converted.handle.data = converted.handle.data + number - checker.before(argument)
         return converted
 
     def checked_load(self: Any, pointers: Any, mask: Any, *rest: Any, **options: Any) -> Any:
@@ -201,6 +210,54 @@ def test_a_size_too_large_is_found(kernel: str, size: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
+    ("kernel", "name", "by"),
+    [
+        *((kernel, "t", by) for kernel in ("reset_kernel", *STEP) for by in (1, -1)),
+        *((kernel, "before", 1) for kernel in ("reset_kernel", *STEP)),
+        ("step_backward_kernel", "later", 1),
+    ],
+)
+def test_a_step_off_by_one_is_found(kernel: str, name: str, by: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the last step, or the first: at others it leads to another step of the same tensor, and wrong numbers."""
+    plant(monkeypatch, kernel, lambda arguments: {name: arguments[name] + by})
+    with pytest.raises(InterpreterError, match=rf"{kernel}: out-of-bounds load of 4 bytes \(fp32\) at byte"):
+        run(RESET_BEFORE, Shape(3, 5, 7, 2), "triton-step", reverse=name == "before")
+
+
+def run_steps(case: Case, leaves: list[Tensor], d: list[Tensor], earlier: int, **options: Any) -> list[Tensor]:
+    """Outputs and gradients of step kernels that are told of as many earlier steps."""
+
+    def moved(arguments: dict[str, Any]) -> dict[str, Any]:
+        steps = {name: step + earlier for name, step in arguments.items() if name in ("t", "before", "later")}
+        steps = {name: step for name, step in steps.items() if step >= earlier}  # the others stand for no step
+        if arguments.get("lengths_ptr") is not None:
+            steps["lengths_ptr"] = arguments["lengths_ptr"] + earlier
+        return steps
+
+    with bounds_checked(earlier), pytest.MonkeyPatch.context() as patch:
+        for kernel in (*STEP, "reset_kernel"):
+            plant(patch, kernel, moved)
+        outputs = case.ours(*leaves, impl="triton-step", **options)
+        return [*outputs, *gradients(outputs, [leaf for leaf in leaves if leaf.requires_grad], d)]
+
+
+@pytest.mark.parametrize("ids", [False, True], ids=["dense", "ids"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["onward", "reverse"])
+@EACH_CELL
+def test_offsets_of_a_step_may_need_more_than_32_bits(case: Case, reverse: bool, ids: bool) -> None:
+    """A step t with t * B beyond 2^31, and tensors of as many elements, of which only the last steps are there."""
+    shape = Shape(STEPS, 5, 7, 2)
+    leaves = case.arguments(shape, torch.float32)
+    if ids:
+        leaves[0] = torch.randint(shape.I, (shape.T, shape.B), dtype=torch.int32)
+    d = [torch.randn(shape.T, shape.B, shape.H), *(torch.randn(shape.B, shape.H) for _ in range(case.states))]
+    options: dict[str, Any] = {"reverse": reverse, "lengths": torch.tensor([3, 0, 1, 2, 3])}
+    far = run_steps(case, leaves, d, 2**31 // shape.B + 1, **options)
+    for a, b in zip(run_steps(case, leaves, d, 0, **options), far, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
     ("kernel", "name"),
     [
         ("sequence_forward_kernel", "h_n_ptr"),
@@ -211,7 +268,7 @@ def test_a_size_too_large_is_found(kernel: str, size: str, monkeypatch: pytest.M
         ("split_backward_kernel", "d_gates_ptr"),
         ("split_backward_kernel", "d_h0_ptr"),
         ("step_forward_kernel", "carry_new_ptr"),
-        ("step_forward_kernel", "c_new_ptr"),
+        ("step_forward_kernel", "c_ptr"),
         ("step_backward_kernel", "d_x_ptr"),
         ("step_backward_kernel", "lengths_ptr"),
     ],
