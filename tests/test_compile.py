@@ -80,6 +80,36 @@ def test_a_planted_fault_is_found(case: str, fault: str, found: str) -> None:
     assert found in done.stdout, done.stdout + done.stderr[-2000:]
 
 
+NESTED = """
+from bench import compile
+compile.cuobjdump = lambda *_: '''
+    /*0000*/    S2R R0, SR_CTAID.Y ;
+    /*0010*/    LDG.E R1, [R2] ;
+    /*0020*/    HMMA.16816.F32 R4, R4, R8, R4 ;
+    /*0030*/    LDG.E R1, [R2] ;
+    /*0040*/    @P0 BRA 0x30 ;
+    /*0050*/    HMMA.16816.F32 R4, R4, R8, R4 ;
+    /*0060*/    @P1 BRA 0x20 ;
+    /*0070*/    {last} ;
+    /*0080*/    @P2 BRA 0x10 ;
+    /*0090*/    EXIT ;
+'''
+print(compile.time_loop(None))
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "found"),
+    [
+        pytest.param("STG.E [R2], R4", "(5, 2)", id="all in the inner loop"),
+        pytest.param("HMMA.16816.F32 R4, R4, R8, R4", "(8, 3)", id="one outside of it"),
+    ],
+)
+def test_the_loop_over_time_is_found_within_the_one_over_batch_tiles(last: str, found: str) -> None:
+    done = python("-c", NESTED.format(last=last))
+    assert done.stdout.strip() == found, done.stdout + done.stderr[-2000:]
+
+
 NAMES = """
 from fastcells.kernels import launch, launch_split, launch_step
 for module, names in ((launch, ("sequence_forward", "sequence_backward")),
@@ -93,5 +123,5 @@ for module, names in ((launch, ("sequence_forward", "sequence_backward")),
 def test_sizes_that_change_from_call_to_call_compile_nothing_anew() -> None:
     """T, B and the step t are not specialised: 1, a multiple of 16 and any other value share one kernel."""
     done = python("-c", NAMES)
-    expected = ["T B"] * 2 + ["first_tile T B"] * 2 + ["t B"] * 2 + ["B"]
+    expected = ["T B"] * 4 + ["t B"] * 2 + ["B"]
     assert done.stdout.split("\n")[:7] == expected, done.stdout + done.stderr
