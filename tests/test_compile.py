@@ -84,15 +84,20 @@ NESTED = """
 from bench import compile
 compile.cuobjdump = lambda *_: '''
     /*0000*/    S2R R0, SR_CTAID.Y ;
-    /*0010*/    LDG.E R1, [R2] ;
-    /*0020*/    HMMA.16816.F32 R4, R4, R8, R4 ;
-    /*0030*/    LDG.E R1, [R2] ;
-    /*0040*/    @P0 BRA 0x30 ;
-    /*0050*/    HMMA.16816.F32 R4, R4, R8, R4 ;
-    /*0060*/    @P1 BRA 0x20 ;
-    /*0070*/    {last} ;
-    /*0080*/    @P2 BRA 0x10 ;
-    /*0090*/    EXIT ;
+    /*0010*/    MOV R1, R0 ;
+    /*0020*/    FADD R1, R1, R1 ;
+    /*0030*/    FADD R1, R1, R1 ;
+    /*0040*/    FADD R1, R1, R1 ;
+    /*0050*/    FADD R1, R1, R1 ;
+    /*0060*/    LDG.E R1, [R2] ;
+    /*0070*/    @P0 BRA 0x60 ;
+    /*0080*/    HMMA.16816.F32 R4, R4, R8, R4 ;
+    /*0090*/    HMMA.16816.F32 R4, R4, R8, R4 ;
+    /*00a0*/    @P1 BRA 0x20 ;
+    /*00b0*/    {last} ;
+    /*00c0*/    @P2 BRA 0x10 ;
+    /*00d0*/    EXIT ;
+    /*00e0*/    BRA 0x80 ;
 '''
 print(compile.time_loop(None))
 """
@@ -101,8 +106,8 @@ print(compile.time_loop(None))
 @pytest.mark.parametrize(
     ("last", "found"),
     [
-        pytest.param("STG.E [R2], R4", "(5, 2)", id="all in the inner loop"),
-        pytest.param("HMMA.16816.F32 R4, R4, R8, R4", "(8, 3)", id="one outside of it"),
+        pytest.param("STG.E [R2], R4", "(9, 2)", id="all in the inner loop"),
+        pytest.param("HMMA.16816.F32 R4, R4, R8, R4", "(12, 3)", id="one outside of it"),
     ],
 )
 def test_the_loop_over_time_is_found_within_the_one_over_batch_tiles(last: str, found: str) -> None:
