@@ -166,21 +166,9 @@ def split_backward_kernel(
             sums = (d_prev[0],)
             for g in tl.static_range(through):
                 sums = gathered_products(
-                    mailbox + g * H,
-                    GATES * H,
-                    w,
-                    sums,
-                    row_mask,
-                    H,
-                    True,
-                    GATHER,
-                    g,
-                    1,
-                    BLOCK_B,
-                    BLOCK_K,
-                    INNER,
-                    PRECISION,
-                )
+                    mailbox + g * H, GATES * H, w, sums, row_mask, H, True, GATHER,
+                    g, 1, BLOCK_B, BLOCK_K, INNER, PRECISION,
+                )  # fmt: skip
             d_prev = sums + d_prev[1:]
             if RAGGED:
                 d_prev = keep_ended(active, d_prev, d_state, STATES)

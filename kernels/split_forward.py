@@ -130,21 +130,9 @@ def split_forward_kernel(
                 arrivals += everyone
                 WAIT(counter, arrivals)
                 sums = gathered_products(
-                    reset_ptr + at,
-                    H,
-                    w,
-                    none,
-                    row_mask,
-                    H,
-                    True,
-                    GATHER,
-                    through,
-                    1,
-                    BLOCK_B,
-                    BLOCK_K,
-                    INNER,
-                    PRECISION,
-                )
+                    reset_ptr + at, H, w, none, row_mask, H, True, GATHER,
+                    through, 1, BLOCK_B, BLOCK_K, INNER, PRECISION,
+                )  # fmt: skip
                 h += (sums[0] + b[through],)
             new, saved = FORWARD(x, h, state)
             if RAGGED:
