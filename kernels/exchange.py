@@ -8,7 +8,7 @@
 The mailbox is an output tensor; each of its elements is written once in a launch, and polled only where somebody
 writes it. `published` is false where the pointers lead to an input, which is complete and may hold anything.
 
-COUNTER: a barrier. Each batch tile counts arrivals, in a cache line of its own; the count only grows.
+COUNTER: a barrier. Each batch tile counts arrivals from 0, in a cache line of its own; the count only grows.
 
 POLL: the data is its own flag (a Lamport exchange). The mailbox is filled with a sentinel before the launch, all bits
 one, and a reader loads until no element is the sentinel. It trusts nothing but that an element, once seen, stays, so

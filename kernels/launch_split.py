@@ -1,6 +1,6 @@
 """The launchers of the split sequence kernels: they prepare the mailbox, and launch what runs at once together.
 
-At most three launches, one of which fills the mailbox or clears the counters. All tensors are contiguous and on one
+Two launches, whatever T and B: one fills the mailbox or clears the counters. All tensors are contiguous and on one
 device.
 """
 
@@ -48,39 +48,37 @@ def split_forward(
     h0, c0 = pair(state)
     h_n, c_n = pair(last)
     counters = _counters(exchange, B, split, w)
-    for first_tile, grid in _grids(B, H, split):
-        split_forward_kernel[grid](
-            **x.arguments(),
-            w_ptr=w,
-            b_ptr=b,
-            lengths_ptr=lengths,
-            h0_ptr=h0,
-            c0_ptr=c0,
-            h_ptr=hidden,
-            c_ptr=cells,
-            reset_ptr=reset,
-            saved_ptr=saved,
-            h_n_ptr=h_n,
-            c_n_ptr=c_n,
-            counter_ptr=counters,
-            first_tile=first_tile,
-            T=T,
-            B=B,
-            H=H,
-            **_functions(exchange),
-            FORWARD=rule.forward,
-            RESET=rule.reset,
-            GATES=rule.gates,
-            STATES=rule.states,
-            SAVED=rule.saved,
-            **_tile(H, split),
-            HAS_BIAS=b is not None,
-            RAGGED=lengths is not None,
-            REVERSE=reverse,
-            SAVE=saved is not None,
-            PRECISION=precision,
-            **_options(split),
-        )
+    split_forward_kernel[_grid(B, H, split)](
+        **x.arguments(),
+        w_ptr=w,
+        b_ptr=b,
+        lengths_ptr=lengths,
+        h0_ptr=h0,
+        c0_ptr=c0,
+        h_ptr=hidden,
+        c_ptr=cells,
+        reset_ptr=reset,
+        saved_ptr=saved,
+        h_n_ptr=h_n,
+        c_n_ptr=c_n,
+        counter_ptr=counters,
+        T=T,
+        B=B,
+        H=H,
+        **_functions(exchange),
+        FORWARD=rule.forward,
+        RESET=rule.reset,
+        GATES=rule.gates,
+        STATES=rule.states,
+        SAVED=rule.saved,
+        **_tile(H, split),
+        HAS_BIAS=b is not None,
+        RAGGED=lengths is not None,
+        REVERSE=reverse,
+        SAVE=saved is not None,
+        PRECISION=precision,
+        **_options(split),
+    )
     return Forward(hidden, cells, saved, last)
 
 
@@ -107,40 +105,38 @@ def split_backward(
     d_h_n, d_c_n = pair(d_last)
     d_h0, d_c0 = pair(d_state)
     counters = _counters(exchange, B, split, d_out)
-    for first_tile, grid in _grids(B, H, split):
-        split_backward_kernel[grid](
-            w_ptr=w,
-            lengths_ptr=lengths,
-            h0_ptr=h0,
-            c0_ptr=c0,
-            h_ptr=forward.hidden,
-            c_ptr=forward.cells,
-            saved_ptr=forward.hidden if forward.saved is None else forward.saved,  # not looked at if nothing is saved
-            d_out_ptr=d_out,
-            d_h_n_ptr=d_h_n,
-            d_c_n_ptr=d_c_n,
-            d_x_ptr=d_x,
-            d_gates_ptr=d_gates,
-            d_h0_ptr=d_h0,
-            d_c0_ptr=d_c0,
-            counter_ptr=counters,
-            first_tile=first_tile,
-            T=T,
-            B=B,
-            H=H,
-            **_functions(exchange),
-            BACKWARD=rule.backward,
-            BACKWARD_RESET=rule.backward_reset,
-            GATES=rule.gates,
-            STATES=rule.states,
-            SAVED=rule.saved,
-            **_tile(H, split),
-            RAGGED=lengths is not None,
-            REVERSE=reverse,
-            SAME_GRADIENT=rule.same_gradient,
-            PRECISION=precision,
-            **_options(split),
-        )
+    split_backward_kernel[_grid(B, H, split)](
+        w_ptr=w,
+        lengths_ptr=lengths,
+        h0_ptr=h0,
+        c0_ptr=c0,
+        h_ptr=forward.hidden,
+        c_ptr=forward.cells,
+        saved_ptr=forward.hidden if forward.saved is None else forward.saved,  # not looked at if nothing is saved
+        d_out_ptr=d_out,
+        d_h_n_ptr=d_h_n,
+        d_c_n_ptr=d_c_n,
+        d_x_ptr=d_x,
+        d_gates_ptr=d_gates,
+        d_h0_ptr=d_h0,
+        d_c0_ptr=d_c0,
+        counter_ptr=counters,
+        T=T,
+        B=B,
+        H=H,
+        **_functions(exchange),
+        BACKWARD=rule.backward,
+        BACKWARD_RESET=rule.backward_reset,
+        GATES=rule.gates,
+        STATES=rule.states,
+        SAVED=rule.saved,
+        **_tile(H, split),
+        RAGGED=lengths is not None,
+        REVERSE=reverse,
+        SAME_GRADIENT=rule.same_gradient,
+        PRECISION=precision,
+        **_options(split),
+    )
     return Backward(d_x, d_gates, d_state)
 
 
@@ -162,10 +158,10 @@ def _counters(exchange: Exchange, B: int, split: Split, like: Tensor) -> Tensor:
     return make(triton.cdiv(B, split.blocks.batch), COUNTER_LINE, dtype=torch.int32)
 
 
-def _grids(B: int, H: int, split: Split) -> list[tuple[int, tuple[int, int]]]:
-    """Of each launch: its first batch tile, and its grid of column tiles and batch tiles."""
+def _grid(B: int, H: int, split: Split) -> tuple[int, int]:
+    """Column tiles, and groups of programs: never more of them than batch tiles."""
     columns, tiles = triton.cdiv(H, split.blocks.hidden), triton.cdiv(B, split.blocks.batch)
-    return [(first, (columns, min(split.tiles, tiles - first))) for first in range(0, tiles, split.tiles)]
+    return columns, min(split.groups, tiles)
 
 
 def _functions(exchange: Exchange) -> dict[str, triton.JITFunction]:

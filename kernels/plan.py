@@ -13,8 +13,6 @@ SHARED_MEMORY = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 22
 
 REGISTERS = 65536  # of a multiprocessor, 32 bit each; a thread has 255 at most
 
-SPLIT_LAUNCHES = 2  # of split kernels for one sequence: with the launch that prepares the mailbox they make three
-
 
 @dataclass(frozen=True)
 class Device:
@@ -47,10 +45,13 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Split:
-    """A sequence kernel split over programs that wait for each other, and so have to run at once."""
+    """A sequence kernel split over programs that wait for each other, and so have to run at once.
+
+    A group of programs has all hidden columns and does one batch tile after another, so that any batch will do.
+    """
 
     blocks: Blocks
-    tiles: int  # batch tiles that run at once, in one launch
+    groups: int  # that run at once, at most
     exchange: str  # as in kernels/exchange.py
 
     @property
@@ -136,22 +137,22 @@ def split_plan(
     for columns, warps in ((32, 4), (64, 8)):
         needed = _copies(item_size, precision) * (gates * padded * columns + batch * inner) * item_size
         programs = -(-H // columns)
-        at_once = device.multiprocessors // programs
+        groups = device.multiprocessors // programs
         if needed > limit:
             refusal = refusal or (
                 f"H={H}: {columns} columns of the recurrent weights need {needed >> 10} KB of shared memory ({gates} "
                 f"gates of {padded} x {columns}, {item_size} bytes each), and one program has {limit >> 10} KB"
             )
-        elif tiles > SPLIT_LAUNCHES * at_once:
+        elif groups == 0:
             refusal = (
-                f"B={B} and H={H} make {tiles} batch tiles of {programs} programs that wait for each other, and "
-                f"{SPLIT_LAUNCHES} launches on {device.multiprocessors} multiprocessors run {SPLIT_LAUNCHES * at_once} "
-                f"tiles: B up to {SPLIT_LAUNCHES * at_once * batch}"
+                f"H={H}: {programs} programs wait for each other, and {device.multiprocessors} multiprocessors do not "
+                "run them at once"
             )
         else:
             reason = f"{programs} programs hold {columns} columns' weights each, {needed >> 10} KB, and exchange h"
             blocks = Blocks(batch, columns, inner, warps, 1, reason)
-            fitting.append((-(-tiles // at_once), columns, Split(blocks, at_once, exchange)))
+            in_turn = -(-tiles // groups)  # batch tiles that the busiest group does
+            fitting.append((in_turn, columns, Split(blocks, groups, exchange)))
     return min(fitting, key=lambda fit: fit[:2])[2] if fitting else refusal
 
 

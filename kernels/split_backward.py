@@ -46,7 +46,7 @@ def step_inputs(
     return d_out, saved, prev
 
 
-@triton.jit(do_not_specialize=["first_tile", "T", "B"])
+@triton.jit(do_not_specialize=["T", "B"])
 def split_backward_kernel(
     w_ptr,  # [GATES, H, H]
     lengths_ptr,  # [B] int32, read if RAGGED
@@ -63,7 +63,6 @@ def split_backward_kernel(
     d_h0_ptr,  # [B, H] out: gradient of the initial state
     d_c0_ptr,  # [B, H] out
     counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
-    first_tile,  # of the batch, in this launch
     T,
     B,
     H,
@@ -88,15 +87,10 @@ def split_backward_kernel(
 ):
     H = H // ALIGN * ALIGN  # the same, but so the compiler knows how many elements of a row it can load at once
     zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
-    batch_tile = first_tile + tl.program_id(1)
-    first = (zero + batch_tile * BLOCK_B) * H  # of this program's rows in a [B, H] plane
     plane = (zero + B) * H
-    rows = batch_tile * BLOCK_B + tl.arange(0, BLOCK_B)
-    cols = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    row_mask = (rows < B)[:, None]
-    mask = row_mask & (cols < H)[None, :]
-    # Offsets within the program's rows fit 32 bits; what does not is added to the pointer as a scalar.
+    # Offsets within a tile's rows fit 32 bits; what does not is added to the pointer as a scalar.
     row = tl.arange(0, BLOCK_B)[:, None]
+    cols = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     tile = row * H + cols[None, :]
     x_tile = row * (GATES * H) + cols[None, :]
     saved_tile = row * (SAVED * H) + cols[None, :]
@@ -107,69 +101,76 @@ def split_backward_kernel(
             weight_mask = (n < H)[:, None] & (cols < H)[None, :]
             gate = w_ptr + (zero + g * H) * H
             w += (tl.load(gate + n[:, None] * H + cols[None, :], mask=weight_mask, other=0.0),)
-    if RAGGED:
-        length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
     element: tl.constexpr = w_ptr.dtype.element_ty
     through: tl.constexpr = GATES if BACKWARD_RESET is None else GATES - 1  # gates whose product reads h itself
-    counter = counter_ptr + batch_tile * 32
     everyone = tl.num_programs(0)
-    arrivals = 0
-    d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, tile, mask, STATES)
-    t = T * 0 if REVERSE else T - 1
-    new = load_state(h_ptr, c_ptr, t * plane + first, tile, mask, STATES)
-    d_out, saved, prev = step_inputs(
-        d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr, first, plane, t, H, tile, saved_tile, mask, T == 1,
-        STATES, SAVED, REVERSE,
-    )  # fmt: skip
-    for i in range(T):
-        t = i if REVERSE else T - 1 - i
-        at = t * plane + first
-        mailbox = d_gates_ptr + at * GATES
+    # As in the forward pass, all programs of a group walk the same tiles in the same order.
+    for batch_tile in range(tl.program_id(1), tl.cdiv(B, BLOCK_B), tl.num_programs(1)):
+        first = (zero + batch_tile * BLOCK_B) * H  # of the tile's rows in a [B, H] plane
+        rows = batch_tile * BLOCK_B + tl.arange(0, BLOCK_B)
+        row_mask = (rows < B)[:, None]
+        mask = row_mask & (cols < H)[None, :]
         if RAGGED:
-            active = (t < length)[:, None]
-            d_out = tl.where(active, d_out, 0.0)
-        d_state = (d_state[0] + d_out,) + d_state[1:]
-        if BACKWARD_RESET is None:
-            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new)
-        else:
-            d_last_gate = BACKWARD_RESET(d_state, saved, prev, new)
+            length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
+        counter = counter_ptr + batch_tile * 32
+        arrivals = 0
+        d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, tile, mask, STATES)
+        t = T * 0 if REVERSE else T - 1
+        new = load_state(h_ptr, c_ptr, t * plane + first, tile, mask, STATES)
+        d_out, saved, prev = step_inputs(
+            d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr, first, plane, t, H, tile, saved_tile, mask, T == 1,
+            STATES, SAVED, REVERSE,
+        )  # fmt: skip
+        for i in range(T):
+            t = i if REVERSE else T - 1 - i
+            at = t * plane + first
+            mailbox = d_gates_ptr + at * GATES
             if RAGGED:
-                d_last_gate = tl.where(active, d_last_gate, 0.0)
-            PUBLISH(mailbox + through * H + x_tile, cast(d_last_gate, element), mask)
+                active = (t < length)[:, None]
+                d_out = tl.where(active, d_out, 0.0)
+            d_state = (d_state[0] + d_out,) + d_state[1:]
+            if BACKWARD_RESET is None:
+                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new)
+            else:
+                d_last_gate = BACKWARD_RESET(d_state, saved, prev, new)
+                if RAGGED:
+                    d_last_gate = tl.where(active, d_last_gate, 0.0)
+                PUBLISH(mailbox + through * H + x_tile, cast(d_last_gate, element), mask)
+                ARRIVE(counter)
+                arrivals += everyone
+                WAIT(counter, arrivals)
+                d_reset = gathered_products(
+                    mailbox + through * H, GATES * H, w, (tl.zeros_like(d_last_gate),), row_mask, H, True, GATHER,
+                    through, 1, BLOCK_B, BLOCK_K, INNER, PRECISION,
+                )  # fmt: skip
+                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset[0])
+            if RAGGED:
+                d_x = zero_ended(active, d_x, GATES)
+                d_h = zero_ended(active, d_h, GATES)
+            # First what the others wait for.
+            for g in tl.static_range(through):
+                PUBLISH(mailbox + g * H + x_tile, cast(d_h[g], element), mask)
             ARRIVE(counter)
             arrivals += everyone
-            WAIT(counter, arrivals)
-            d_reset = gathered_products(
-                mailbox + through * H, GATES * H, w, (tl.zeros_like(d_last_gate),), row_mask, H, True, GATHER,
-                through, 1, BLOCK_B, BLOCK_K, INNER, PRECISION,
+            if not SAME_GRADIENT:
+                store_tiles(d_x_ptr + at * GATES, H, x_tile, mask, d_x)
+            # What the next step reads is under way while this program waits.
+            new = prev
+            t_next = t + 1 if REVERSE else t - 1
+            more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (cols < H)[None, :]
+            d_out, saved, prev = step_inputs(
+                d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr, first, plane, t_next, H, tile, saved_tile,
+                more, i + 2 == T, STATES, SAVED, REVERSE,
             )  # fmt: skip
-            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset[0])
-        if RAGGED:
-            d_x = zero_ended(active, d_x, GATES)
-            d_h = zero_ended(active, d_h, GATES)
-        # First what the others wait for.
-        for g in tl.static_range(through):
-            PUBLISH(mailbox + g * H + x_tile, cast(d_h[g], element), mask)
-        ARRIVE(counter)
-        arrivals += everyone
-        if not SAME_GRADIENT:
-            store_tiles(d_x_ptr + at * GATES, H, x_tile, mask, d_x)
-        # What the next step reads is under way while this program waits.
-        new = prev
-        t_next = t + 1 if REVERSE else t - 1
-        more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (cols < H)[None, :]
-        d_out, saved, prev = step_inputs(
-            d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr, first, plane, t_next, H, tile, saved_tile,
-            more, i + 2 == T, STATES, SAVED, REVERSE,
-        )  # fmt: skip
-        WAIT(counter, arrivals)
-        sums = (d_prev[0],)
-        for g in tl.static_range(through):
-            sums = gathered_products(
-                mailbox + g * H, GATES * H, w, sums, row_mask, H, True, GATHER, g, 1, BLOCK_B, BLOCK_K, INNER, PRECISION
-            )
-        d_prev = sums + d_prev[1:]
-        if RAGGED:
-            d_prev = keep_ended(active, d_prev, d_state, STATES)
-        d_state = d_prev
-    store_state(d_h0_ptr, d_c0_ptr, first, tile, mask, d_state, STATES)
+            WAIT(counter, arrivals)
+            sums = (d_prev[0],)
+            for g in tl.static_range(through):
+                sums = gathered_products(
+                    mailbox + g * H, GATES * H, w, sums, row_mask, H, True, GATHER,
+                    g, 1, BLOCK_B, BLOCK_K, INNER, PRECISION,
+                )  # fmt: skip
+            d_prev = sums + d_prev[1:]
+            if RAGGED:
+                d_prev = keep_ended(active, d_prev, d_state, STATES)
+            d_state = d_prev
+        store_state(d_h0_ptr, d_c0_ptr, first, tile, mask, d_state, STATES)

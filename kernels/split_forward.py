@@ -1,10 +1,12 @@
 """The whole sequence in one launch, split over programs: each holds the weights of its hidden columns, loaded once.
 
-A program owns BLOCK_B rows of the batch and BLOCK_H hidden columns of every gate. The float32 state of its columns
-stays with it; the matmuls need all columns, so the programs of a batch tile exchange them each step, forward the new
-state, backward the gates' gradients, and a cell with a second product its operand or gradient too. The mailboxes are
-the outputs themselves (`kernels/exchange.py`). Programs wait for each other: all of a launch have to run at once,
-which `kernels/plan.py` sees to and a cooperative launch enforces.
+A group of programs has all hidden columns, each BLOCK_H of them in every gate, and does BLOCK_B rows of the batch at a
+time: one batch tile after another, as many groups side by side as run at once, so that any batch is one launch.
+
+The float32 state of its columns stays with a program; the matmuls need all columns, so the programs of a group exchange
+them each step, forward the new state, backward the gates' gradients, and a cell with a second product its operand or
+gradient too. The mailboxes are the outputs themselves (`kernels/exchange.py`). Programs wait for each other: all of a
+launch have to run at once, which `kernels/plan.py` sees to and a cooperative launch enforces.
 
 Tensors are contiguous. State and accumulators are float32 whatever the storage dtype; the matmuls read the state
 rounded to the storage dtype.
@@ -26,7 +28,7 @@ from fastcells.kernels.tiles import (
 )
 
 
-@triton.jit(do_not_specialize=["first_tile", "T", "B"])
+@triton.jit(do_not_specialize=["T", "B"])
 def split_forward_kernel(
     x_ptr,  # [T, B, GATES, H] input projection with b_ih; if TOKENS [V, GATES, H], W_ih^T
     ids_ptr,  # [T, B] int32 or int64, rows of x_ptr, read if TOKENS
@@ -43,7 +45,6 @@ def split_forward_kernel(
     h_n_ptr,  # [B, H] out: final state
     c_n_ptr,  # [B, H] out
     counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
-    first_tile,  # of the batch, in this launch
     T,
     B,
     H,
@@ -72,16 +73,10 @@ def split_forward_kernel(
 ):
     H = H // ALIGN * ALIGN  # the same, but so the compiler knows how many elements of a row it can load at once
     zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
-    batch_tile = first_tile + tl.program_id(1)
-    first_row = zero + batch_tile * BLOCK_B
-    first = first_row * H  # of this program's rows in a [B, H] plane
     plane = (zero + B) * H
-    rows = batch_tile * BLOCK_B + tl.arange(0, BLOCK_B)
-    cols = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    row_mask = (rows < B)[:, None]
-    mask = row_mask & (cols < H)[None, :]
-    # Offsets within the program's rows fit 32 bits; what does not is added to the pointer as a scalar.
+    # Offsets within a tile's rows fit 32 bits; what does not is added to the pointer as a scalar.
     row = tl.arange(0, BLOCK_B)[:, None]
+    cols = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     tile = row * H + cols[None, :]
     x_tile = row * (GATES * H) + cols[None, :]
     saved_tile = row * (SAVED * H) + cols[None, :]
@@ -94,53 +89,62 @@ def split_forward_kernel(
             w += (tl.load(gate + cols[None, :] * H + k[:, None], mask=weight_mask, other=0.0),)
     b = bias_tiles(b_ptr, cols, H, GATES, 0, HAS_BIAS)
     b_ih = bias_tiles(b_ih_ptr, cols, H, GATES, 0, HAS_INPUT_BIAS)
-    if RAGGED:
-        length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
     element: tl.constexpr = w_ptr.dtype.element_ty
     none = ()
     for _ in tl.static_range(GATES):
         none += (tl.zeros((BLOCK_B, BLOCK_H), tl.float32),)
-    counter = counter_ptr + batch_tile * 32
     everyone = tl.num_programs(0)
-    arrivals = 0
-    state = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
-    source = h0_ptr + first  # the state before the step
-    ids = load_ids(ids_ptr, (zero + (T - 1 if REVERSE else 0)) * B + first_row, row, row_mask, TOKENS)
-    for i in range(T):
-        t = T - 1 - i if REVERSE else i
-        at = t * plane + first
-        # Under way while this program waits, as the next step's ids are, which name what is loaded then.
-        x = load_input(x_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, GATES, TOKENS)
-        more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
-        ids = load_ids(ids_ptr, (zero + (t - 1 if REVERSE else t + 1)) * B + first_row, row, more, TOKENS)
-        WAIT(counter, arrivals)
-        through: tl.constexpr = GATES if RESET is None else GATES - 1  # gates whose product reads h itself
-        sums = gathered_products(
-            source, H, w, none, row_mask, H, i > 0, GATHER, 0, through, BLOCK_B, BLOCK_K, INNER, PRECISION
-        )
-        h = ()
-        for g in tl.static_range(through):
-            h += (sums[g] + b[g],)
-        if RESET is not None:
-            PUBLISH(reset_ptr + at + tile, cast(RESET(x, h, state), element), mask)
+    # All programs of a group walk the same tiles in the same order, so that nobody waits for one that never comes. Each
+    # tile has its own counter and mailboxes: a program may be ahead of the others, in the next tile already.
+    for batch_tile in range(tl.program_id(1), tl.cdiv(B, BLOCK_B), tl.num_programs(1)):
+        first_row = zero + batch_tile * BLOCK_B
+        first = first_row * H  # of the tile's rows in a [B, H] plane
+        rows = batch_tile * BLOCK_B + tl.arange(0, BLOCK_B)
+        row_mask = (rows < B)[:, None]
+        mask = row_mask & (cols < H)[None, :]
+        if RAGGED:
+            length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
+        counter = counter_ptr + batch_tile * 32
+        arrivals = 0
+        state = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
+        source = h0_ptr + first  # the state before the step
+        ids = load_ids(ids_ptr, (zero + (T - 1 if REVERSE else 0)) * B + first_row, row, row_mask, TOKENS)
+        for i in range(T):
+            t = T - 1 - i if REVERSE else i
+            at = t * plane + first
+            # Under way while this program waits, as the next step's ids are, which name what is loaded then.
+            x = load_input(x_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, GATES, TOKENS)
+            more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
+            ids = load_ids(ids_ptr, (zero + (t - 1 if REVERSE else t + 1)) * B + first_row, row, more, TOKENS)
+            WAIT(counter, arrivals)
+            through: tl.constexpr = GATES if RESET is None else GATES - 1  # gates whose product reads h itself
+            sums = gathered_products(
+                source, H, w, none, row_mask, H, i > 0, GATHER, 0, through, BLOCK_B, BLOCK_K, INNER, PRECISION
+            )
+            h = ()
+            for g in tl.static_range(through):
+                h += (sums[g] + b[g],)
+            if RESET is not None:
+                PUBLISH(reset_ptr + at + tile, cast(RESET(x, h, state), element), mask)
+                ARRIVE(counter)
+                arrivals += everyone
+                WAIT(counter, arrivals)
+                sums = gathered_products(
+                    reset_ptr + at, H, w, none, row_mask, H, True, GATHER,
+                    through, 1, BLOCK_B, BLOCK_K, INNER, PRECISION,
+                )  # fmt: skip
+                h += (sums[0] + b[through],)
+            new, saved = FORWARD(x, h, state)
+            if RAGGED:
+                new = keep_ended((t < length)[:, None], new, state, STATES)
+            state = new
+            # First what the others wait for.
+            PUBLISH(h_ptr + at + tile, cast(state[0], element), mask)
             ARRIVE(counter)
             arrivals += everyone
-            WAIT(counter, arrivals)
-            sums = gathered_products(
-                reset_ptr + at, H, w, none, row_mask, H, True, GATHER, through, 1, BLOCK_B, BLOCK_K, INNER, PRECISION
-            )
-            h += (sums[0] + b[through],)
-        new, saved = FORWARD(x, h, state)
-        if RAGGED:
-            new = keep_ended((t < length)[:, None], new, state, STATES)
-        state = new
-        # First what the others wait for.
-        PUBLISH(h_ptr + at + tile, cast(state[0], element), mask)
-        ARRIVE(counter)
-        arrivals += everyone
-        source = h_ptr + at
-        if STATES == 2:
-            tl.store(c_ptr + at + tile, cast(state[1], element), mask=mask)
-        if SAVE:
-            store_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, saved)
-    store_state(h_n_ptr, c_n_ptr, first, tile, mask, state, STATES)
+            source = h_ptr + at
+            if STATES == 2:
+                tl.store(c_ptr + at + tile, cast(state[1], element), mask=mask)
+            if SAVE:
+                store_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, saved)
+        store_state(h_n_ptr, c_n_ptr, first, tile, mask, state, STATES)

@@ -78,3 +78,38 @@ SPLIT = '"split", "gru", "bfloat16", 256, 90, 32, "poll"'
 def test_a_planted_fault_is_found(case: str, fault: str, found: str) -> None:
     done = python("-c", PLANTED.format(case=case, fault=fault))
     assert found in done.stdout, done.stdout + done.stderr[-2000:]
+
+
+NESTED = """
+from bench import compile
+compile.cuobjdump = lambda *_: '''
+    /*0000*/    S2R R0, SR_CTAID.Y ;
+    /*0010*/    MOV R1, R0 ;
+    /*0020*/    FADD R1, R1, R1 ;
+    /*0030*/    FADD R1, R1, R1 ;
+    /*0040*/    FADD R1, R1, R1 ;
+    /*0050*/    FADD R1, R1, R1 ;
+    /*0060*/    LDG.E R1, [R2] ;
+    /*0070*/    @P0 BRA 0x60 ;
+    /*0080*/    HMMA.16816.F32 R4, R4, R8, R4 ;
+    /*0090*/    HMMA.16816.F32 R4, R4, R8, R4 ;
+    /*00a0*/    @P1 BRA 0x20 ;
+    /*00b0*/    {last} ;
+    /*00c0*/    @P2 BRA 0x10 ;
+    /*00d0*/    EXIT ;
+    /*00e0*/    BRA 0x80 ;
+'''
+print(compile.time_loop(None))
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "found"),
+    [
+        pytest.param("STG.E [R2], R4", "(9, 2)", id="all in the inner loop"),
+        pytest.param("HMMA.16816.F32 R4, R4, R8, R4", "(12, 3)", id="one outside of it"),
+    ],
+)
+def test_the_loop_over_time_is_found_within_the_one_over_batch_tiles(last: str, found: str) -> None:
+    done = python("-c", NESTED.format(last=last))
+    assert done.stdout.strip() == found, done.stdout + done.stderr[-2000:]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ triton = pytest.importorskip("triton", reason="the kernels are written in Triton
 import triton.language as tl  # noqa: F401  the interpreter looks for it in each module
 from concurrent_programs import Concurrent, Deadlock, concurrent_programs
 
-from fastcells.kernels import exchange, launch, launch_split, plan
+from fastcells.kernels import exchange, launch, launch_split, plan, split_forward
 from fastcells.triton_ops import RULES, recurrence_forward
 
 pytestmark = [
@@ -32,40 +34,44 @@ BLOCKS = plan.Blocks(batch=16, hidden=16, inner=32, warps=4, stages=1, reason="s
 
 
 @contextmanager
-def split(name: str, tiles: int = 2, columns: int = 32, **options: Any) -> Iterator[tuple[Concurrent, Concurrent]]:
+def split(name: str, groups: int = 2, columns: int = 32, **options: Any) -> Iterator[tuple[Concurrent, Concurrent]]:
     """Have impl="triton" split every shape, and run its programs concurrently."""
     blocks = replace(BLOCKS, hidden=columns)
     with pytest.MonkeyPatch.context() as patch, concurrent_programs(**options) as kernels:
-        patch.setattr(plan, "sequence_plan", lambda *_, **__: plan.Split(blocks, tiles, name))
+        patch.setattr(plan, "sequence_plan", lambda *_, **__: plan.Split(blocks, groups, name))
         yield kernels
 
 
-def arguments(case: Case, T: int, B: int, H: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """x, states, w_ih, w_hh, b_ih, b_hh, of the size that torch's init gives, as leaves."""
+def arguments(
+    case: Case, T: int, B: int, H: int, dtype: torch.dtype = torch.float32, ids: bool = False
+) -> list[Tensor]:
+    """x, states, w_ih, w_hh, b_ih, b_hh, of the size that torch's init gives."""
     args = case.arguments((T, B, H, 3), dtype, grad=False)
     args[2 + case.states :] = [a / 2 for a in args[2 + case.states :]]
-    return [a.requires_grad_() for a in args]
+    return [torch.randint(3, (T, B)), *args[1:]] if ids else args
 
 
 def run(case: Case, args: list[Tensor], dtype: torch.dtype, cotangents: list[Tensor], **options: Any) -> list[Tensor]:
     """Outputs and all gradients in one dtype."""
-    leaves = [a.detach().to(dtype).requires_grad_() for a in args]
-    outs = case.ours(*leaves, **options)
+    cast = [a.to(dtype).clone().requires_grad_() if a.is_floating_point() else a for a in args]
+    outs, leaves = case.ours(*cast, **options), [a for a in cast if a.requires_grad]
     return [*outs, *torch.autograd.grad(outs, leaves, [c.to(dtype) for c in cotangents])]
 
 
 def largest_excess(case: Case, args: list[Tensor], ours: list[Tensor], d: list[Tensor], **options: Any) -> float:
     """By how much the error of outputs and gradients exceeds what torch's operators in the same dtype may be off by."""
-    dtype = args[0].dtype
+    dtype = args[-1].dtype
     truth, theirs = (run(case, args, to, d, impl="torch", **options) for to in (torch.float64, dtype))
     eps = torch.finfo(dtype).eps
     pairs = zip(truth, theirs, ours, strict=True)
     return max(rms_error(mine, exact) - 2 * rms_error(base, exact) - eps for exact, base, mine in pairs)
 
 
-def excess(case: Case, T: int, B: int, H: int, dtype: torch.dtype = torch.float32, **options: Any) -> float:
+def excess(
+    case: Case, T: int, B: int, H: int, dtype: torch.dtype = torch.float32, ids: bool = False, **options: Any
+) -> float:
     """`largest_excess` of a random problem, within `split`."""
-    args = arguments(case, T, B, H, dtype)
+    args = arguments(case, T, B, H, dtype, ids)
     d = [torch.randn(size).to(dtype) for size in ((T, B, H), *[(B, H)] * case.states)]
     return largest_excess(case, args, run(case, args, dtype, d, impl="triton", **options), d, **options)
 
@@ -74,13 +80,14 @@ def excess(case: Case, T: int, B: int, H: int, dtype: torch.dtype = torch.float3
 @EACH_EXCHANGE
 @EACH_CELL
 def test_every_cell(case: Case, name: str, seed: int) -> None:
-    """Two batch tiles, two column tiles, each gathered in two parts; B and H fill none of them."""
+    """Two column tiles, each gathered in two parts, and two batch tiles at once or in turn; B and H fill none."""
+    groups = 2 - seed
     options: dict[str, Any] = {"reverse": seed == 1}
     if seed == 1:
         options["lengths"] = torch.randint(4, (20,))
-    with split(name, seed=seed) as (forward, backward):
+    with split(name, groups, seed=seed) as (forward, backward):
         assert excess(case, 3, 20, 40, **options) <= 0
-        assert forward.programs == backward.programs == [2 * 2]
+        assert forward.programs == backward.programs == [2 * groups]
 
 
 @EACH_EXCHANGE
@@ -90,12 +97,17 @@ def test_16_bit(dtype: torch.dtype, name: str) -> None:
         assert excess(LSTM, 3, 5, 40, dtype) <= 0
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @EACH_EXCHANGE
-def test_one_launch_after_another(name: str) -> None:
-    """More batch tiles than run at once: each launch takes the next ones."""
-    with split(name, tiles=1, columns=16, seed=3) as (forward, backward):
-        assert excess(RESET_BEFORE, 3, 20, 24) <= 0
-        assert forward.programs == backward.programs == [2, 2]
+def test_more_batch_tiles_than_groups(name: str, seed: int) -> None:
+    """One launch whatever B: of 5 tiles the first group does 0, 2 and 4, the second 1 and 3; with seed 0 one does all.
+
+    A single step waits for nobody, so that a program may be several tiles ahead of another.
+    """
+    case, groups, T = (RESET_BEFORE, LSTM, GRU)[seed], min(seed + 1, 2), (2, 3, 1)[seed]
+    with split(name, groups, columns=16, seed=seed) as (forward, backward):
+        assert excess(case, T, 69, 24, ids=seed == 0) <= 0
+        assert forward.programs == backward.programs == [2 * groups]
 
 
 def test_the_mailboxes_are_outputs_that_an_operator_may_return() -> None:
@@ -154,8 +166,9 @@ class Problem:
         dtype: torch.dtype = torch.float32,
         lengths: Tensor | None = None,
         reverse: bool = False,
+        B: int = 5,
     ) -> None:
-        T, B, H = 4, 5, 40
+        T, H = 4, 40
         self.reverse = reverse
         self.rule = RULES[case.cell.name]
         x, *state, _, w, _, b = (a.detach() for a in case.arguments((T, B, H, self.rule.gates * H), dtype))
@@ -200,7 +213,7 @@ EACH_WAY = pytest.mark.parametrize("way", ["forward", "backward"])
 @EACH_WAY
 @pytest.mark.parametrize("tried", WRONG)
 def test_a_broken_exchange_gives_wrong_numbers(tried: str, way: str) -> None:
-    problem = Problem(GRU)
+    problem = Problem(GRU, B=20)
     assert not all(problem.agrees(way, WRONG[tried], seed) for seed in range(5))
 
 
@@ -208,9 +221,78 @@ def test_a_broken_exchange_gives_wrong_numbers(tried: str, way: str) -> None:
 @pytest.mark.parametrize("tried", STUCK)
 def test_a_broken_exchange_waits_for_ever(tried: str, way: str) -> None:
     # The first step's rows that nobody writes are those of later steps, so that all is within the tensor.
-    problem = Problem(GRU, reverse=way == "backward")
+    problem = Problem(GRU, reverse=way == "backward", B=20)
     with pytest.raises(Deadlock, match="3 of 3 programs wait"):
         problem.agrees(way, STUCK[tried], seed=0, patience=1.0)
+
+
+# Broken walks over the batch tiles: 3 of them, the last one ragged, and one group of 3 programs. Some of the faults are
+# in the kernels' text.
+START, END, OWN_COUNTER = "tl.program_id(1), ", "tl.cdiv(B, BLOCK_B)", "counter_ptr + batch_tile * 32"
+WRONG_WALKS = {
+    "counter, one for all tiles": (COUNTER, OWN_COUNTER, "counter_ptr"),
+    "counter, a tile skipped": (COUNTER, START, "tl.program_id(1) + 1, "),
+    "poll, no ragged tile": (POLL, END, "B // BLOCK_B"),
+}
+STUCK_WALKS = {
+    "counter, one program skips a tile": (COUNTER, START, "tl.program_id(1) + (tl.program_id(0) == 1), "),
+    "poll, one program stops a tile early": (POLL, END, "tl.cdiv(B, BLOCK_B) - (tl.program_id(0) == 1)"),
+}
+
+
+@contextmanager
+def kernels_with(old: str, new: str, folder: Path) -> Iterator[None]:
+    """The launchers launch the split kernels with another text."""
+    with pytest.MonkeyPatch.context() as patch:
+        for way in ("forward", "backward"):
+            text = Path(split_forward.__file__).with_name(f"split_{way}.py").read_text("utf-8")
+            assert text.count(old) == 1
+            path = folder / f"broken_{way}.py"
+            path.write_text(text.replace(old, new), "utf-8")
+            spec = spec_from_file_location(path.stem, path)
+            assert spec is not None and spec.loader is not None
+            spec.loader.exec_module(module := module_from_spec(spec))
+            patch.setattr(launch_split, f"split_{way}_kernel", getattr(module, f"split_{way}_kernel"))
+        yield
+
+
+@EACH_WAY
+@pytest.mark.parametrize("tried", [COUNTER, POLL], ids=lambda tried: tried.name)
+def test_the_text_as_it_is(tried: exchange.Exchange, way: str, tmp_path: Path) -> None:
+    with kernels_with(START, START, tmp_path):
+        assert Problem(GRU, B=37).agrees(way, tried, seed=4)
+
+
+@EACH_WAY
+@pytest.mark.parametrize("fault", WRONG_WALKS)
+def test_a_broken_walk_gives_wrong_numbers(fault: str, way: str, tmp_path: Path) -> None:
+    tried, old, new = WRONG_WALKS[fault]
+    problem = Problem(GRU, B=37)
+    with kernels_with(old, new, tmp_path):
+        assert not all(problem.agrees(way, tried, seed) for seed in range(5))
+
+
+@EACH_WAY
+def test_a_mailbox_that_only_the_first_tile_has_filled(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = launch_split._mailbox
+
+    def first_only(*arguments: Any, **options: Any) -> Tensor:
+        mailbox = prepare(*arguments, **options)
+        (mailbox[0] if way == "forward" else mailbox)[:, 16:] = 0.0
+        return mailbox
+
+    monkeypatch.setattr(launch_split, "_mailbox", first_only)
+    problem = Problem(GRU, B=37)
+    assert not all(problem.agrees(way, POLL, seed) for seed in range(5))
+
+
+@EACH_WAY
+@pytest.mark.parametrize("fault", STUCK_WALKS)
+def test_a_broken_walk_waits_for_ever(fault: str, way: str, tmp_path: Path) -> None:
+    tried, old, new = STUCK_WALKS[fault]
+    problem = Problem(GRU, B=37)
+    with kernels_with(old, new, tmp_path), pytest.raises(Deadlock, match="programs wait"):
+        problem.agrees(way, tried, seed=0, patience=1.0)
 
 
 # What a user's tensors may hold: the very bits that say "nobody has written this yet".

@@ -9,7 +9,6 @@ import pytest
 
 from fastcells.kernels.plan import (
     SHARED_MEMORY,
-    SPLIT_LAUNCHES,
     Blocks,
     Device,
     Split,
@@ -70,26 +69,29 @@ def test_backward_takes_the_forwards_tile() -> None:
     assert (forward.batch, forward.hidden) == (backward.batch, backward.hidden)
 
 
-def launches(split: Split, B: int) -> int:
-    tiles = math.ceil(B / split.blocks.batch)
-    return math.ceil(tiles / split.tiles)
+def in_turn(split: Split, B: int) -> int:
+    """Batch tiles that the busiest group of programs does, one after another."""
+    return math.ceil(math.ceil(B / split.blocks.batch) / split.groups)
 
 
-SPLITS = [  # device, H, gates, bytes an element, B, columns of a program, launches
+SPLITS = [  # device, H, gates, bytes an element, B, columns of a program, batch tiles in turn
     (H100, 256, 3, 2, 32, 32, 1),
-    (H100, 256, 3, 2, 256, 32, 1),  # 8 programs a tile, 16 tiles at once: 128 of 132 multiprocessors
+    (H100, 256, 3, 2, 256, 32, 1),  # 8 programs a group, 16 groups: 128 of 132 multiprocessors
     (H100, 256, 3, 2, 272, 64, 1),
     (H100, 256, 3, 2, 1056, 64, 2),
+    (H100, 256, 3, 2, 1057, 64, 3),
     (H100, 512, 4, 2, 128, 32, 1),
     (H100, 512, 4, 2, 256, 32, 2),  # the weights of 64 columns do not fit
     (H100, 768, 4, 2, 80, 32, 1),
     (H100, 1024, 3, 2, 128, 32, 2),
+    (H100, 1024, 3, 2, 4096, 32, 64),
     (H100, 256, 4, 4, 32, 32, 1),
     (A100, 256, 3, 2, 208, 32, 1),
     (A100, 256, 3, 2, 224, 64, 1),
     (A100, 512, 3, 2, 96, 32, 1),
     (SMALL, 256, 3, 2, 48, 32, 1),
     (SMALL, 256, 3, 2, 96, 32, 2),
+    (SMALL, 256, 3, 2, 0, 32, 0),
 ]
 
 
@@ -97,27 +99,18 @@ SPLITS = [  # device, H, gates, bytes an element, B, columns of a program, launc
 def test_split(device: Device, H: int, gates: int, size: int, B: int, columns: int, count: int) -> None:
     split = sequence_plan(H, B, gates, size, device)
     assert isinstance(split, Split)
-    assert (split.blocks.hidden, launches(split, B)) == (columns, count)
+    assert (split.blocks.hidden, in_turn(split, B)) == (columns, count)
 
 
-REFUSED = [
-    (H100, 256, 3, 2, 1057, "B=1057 and H=256 make 67 batch tiles of 4 programs .* 132 .* run 66 tiles: B up to 1056"),
-    (H100, 1024, 3, 2, 129, "B=129 and H=1024 .* B up to 128"),
-    (
-        H100,
-        1024,
-        4,
-        2,
-        1,
-        r"H=1024: .* need 272 KB .*\(4 gates of 1024 x 32, 2 bytes each\), and one program has 227 KB",
-    ),
-    (A100, 512, 3, 4, 1, "H=512: .* one program has 163 KB"),
-    (SMALL, 256, 3, 2, 97, "B=97 and H=256 .* 24 multiprocessors run 6 tiles: B up to 96"),
-    (SMALL, 800, 1, 2, 1, "B=1 and H=800 .* run 0 tiles: B up to 0"),
+REFUSED = [  # whatever B
+    (H100, 1024, 4, 2, r"H=1024: .* need 272 KB .*\(4 gates of 1024 x 32, 2 bytes each\), and one program has 227 KB"),
+    (A100, 512, 3, 4, "H=512: .* one program has 163 KB"),
+    (SMALL, 800, 1, 2, "H=800: 25 programs wait for each other, and 24 multiprocessors do not run them at once"),
 ]
 
 
-@pytest.mark.parametrize(("device", "H", "gates", "size", "B", "reason"), REFUSED)
+@pytest.mark.parametrize("B", [1, 4096])
+@pytest.mark.parametrize(("device", "H", "gates", "size", "reason"), REFUSED)
 def test_what_cannot_run_at_once_is_refused(device: Device, H: int, gates: int, size: int, B: int, reason: str) -> None:
     refusal = sequence_plan(H, B, gates, size, device)
     assert isinstance(refusal, str)
@@ -127,18 +120,19 @@ def test_what_cannot_run_at_once_is_refused(device: Device, H: int, gates: int, 
 @pytest.mark.parametrize("exchange", ["poll", "counter"])
 @pytest.mark.parametrize("device", [H100, A100, SMALL], ids=["H100", "A100", "small"])
 def test_every_split_fits_its_device(device: Device, exchange: str) -> None:
-    """All programs of a launch run at once, in at most two launches, which with the mailbox's makes three."""
+    """All programs of a launch run at once; what is refused is refused for its H, never for its batch."""
     found = 0
     for H in (1, 33, 100, 129, 256, 300, 512, 700, 768, 1000, 1024, 2048):
-        for B in (1, 16, 17, 64, 500, 4096):
-            for gates, size, precision in ((1, 2, "ieee"), (3, 2, "ieee"), (4, 4, "tf32"), (3, 4, "tf32x3")):
+        for gates, size, precision in ((1, 2, "ieee"), (3, 2, "ieee"), (4, 4, "tf32"), (3, 4, "tf32x3")):
+            smallest = split_plan(H, 1, gates, size, device, precision=precision, exchange=exchange)
+            for B in (1, 16, 17, 64, 500, 4096, 10**6):
                 split = split_plan(H, B, gates, size, device, precision=precision, exchange=exchange)
+                assert isinstance(split, str) == isinstance(smallest, str)
                 if isinstance(split, str):
                     continue
                 found += 1
                 blocks = split.blocks
-                assert -(-H // blocks.hidden) * split.tiles <= device.multiprocessors
-                assert launches(split, B) <= SPLIT_LAUNCHES
+                assert split.groups >= 1 and -(-H // blocks.hidden) * split.groups <= device.multiprocessors
                 assert blocks.hidden // 8 >= blocks.warps and blocks.hidden > blocks.batch  # no warp repeats another
                 assert blocks.inner.bit_count() == 1 and blocks.inner >= 16
                 weights = gates * H * blocks.hidden * size * (2 if precision == "tf32x3" else 1)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from accuracy import error
@@ -53,17 +57,28 @@ def test_autocast_counts_for_what_fits(device: torch.device, monkeypatch: pytest
         assert fastcells.explain(lstm, x).path == "sequence"
 
 
+class StopAt(Exception):
+    """A choice was made, which the message is."""
+
+
+def stop_at(choose: Callable[..., dispatch.Choice], *call: Any) -> None:
+    raise StopAt(choose(*call))
+
+
 @pytest.mark.parametrize("kind", ["layer", "batch first", "packed", "single", "cell", "function"])
-def test_the_batch_counts_for_what_fits(kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """GRU, H=256, on an H100: 4 programs a batch tile at the least, 33 tiles at once, twice."""
+def test_the_batch_counts_for_the_split(kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GRU, H=256, on an H100: 16 groups of 8 programs run at once, or 33 groups of 4; any batch runs."""
     monkeypatch.setattr(dispatch, "gpu", lambda _: plan.Device(90, 132))
 
     def run(B: int) -> str:
         x = torch.zeros(1, B, INPUT, device=device)
         if kind == "function":
             w_ih, w_hh = torch.zeros(768, INPUT, device=device), torch.zeros(768, 256, device=device)
-            functional.gru(x, None, w_ih, w_hh, impl="triton")
-            raise AssertionError("it ran, and the interpreter has no limit")
+            with monkeypatch.context() as patch:
+                patch.setattr(dispatch, "choose", partial(stop_at, dispatch.choose))
+                with pytest.raises(StopAt) as stopped:
+                    functional.gru(x, None, w_ih, w_hh, impl="triton")
+            return str(stopped.value)
         if kind == "cell":
             return str(fastcells.explain(fastcells.GRUCell(INPUT, 256, impl="triton").to(device), x[0]))
         layer = fastcells.GRU(INPUT, 256, impl="triton", batch_first=kind == "batch first").to(device)
@@ -74,13 +89,10 @@ def test_the_batch_counts_for_what_fits(kind: str, device: torch.device, monkeyp
         sequence = nn.utils.rnn.pack_sequence(list(x.unbind(1))) if kind == "packed" else x
         return str(fastcells.explain(layer, sequence))
 
-    if kind == "single":
-        assert run(1057).startswith("triton (split): asked for; 8 programs hold 32 columns' weights each")
-        return
-    if kind != "function":
-        assert run(1056).startswith("triton (split): asked for; 4 programs hold 64 columns' weights each")
-    with pytest.raises(RuntimeError, match=r"impl='triton' cannot run: B=1057 and H=256 .* 132 .*: B up to 1056"):
-        run(1057)
+    narrow, wide = (f"triton (split): asked for; {n} programs hold {256 // n} columns' weights each" for n in (8, 4))
+    assert run(256).startswith(narrow)
+    for B in (272, 5000):
+        assert run(B).startswith(narrow if kind == "single" else wide)
 
 
 @EACH_IMPL
