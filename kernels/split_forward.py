@@ -61,7 +61,7 @@ def split_forward_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
     INNER: tl.constexpr,  # parts of BLOCK_K columns that make up all H
-    ALIGN: tl.constexpr,  # divides H
+    KNOWN_H: tl.constexpr,  # H, unless 8 divides it: then 0
     TOKENS: tl.constexpr,
     HAS_INPUT_BIAS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -70,7 +70,9 @@ def split_forward_kernel(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    H = H // ALIGN * ALIGN  # the same, but so the compiler knows how many elements of a row it can load at once
+    # Aligned rows are loaded several elements at once if the compiler knows that they are. In others each element has
+    # its own mask and address; a constant H folds most of these, which else fill registers until they spill.
+    H = KNOWN_H if KNOWN_H else H // 8 * 8
     zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
     batch_tile = first_tile + tl.program_id(1)
     first_row = zero + batch_tile * BLOCK_B
