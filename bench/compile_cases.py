@@ -21,8 +21,9 @@ DTYPES = {  # and the precision of the matmuls
 }
 SPLIT_SIZES = (200, 251, 256, 511, 512, 768, 1024)
 SPLIT_SELECTED = {"bfloat16": (512,), "float32": (256,), "float32x3": (256,)}
-# Rows that are not aligned, and so are read element by element: where these kernels have once spilled the most.
-ODD_SELECTED = (("lstm", 511, "poll"), ("lstm", 251, "counter"), ("gru_reset_before", 251, "poll"))
+# Rows that are not aligned, and so are read element by element. Not 511: without a spill with Triton 3.8, but with 3.6
+# the forward polls of GRU and LSTM put 80 to 128 bytes on the stack there; `--full` shows it.
+ODD_SELECTED = (("lstm", 251, "counter"), ("gru_reset_before", 251, "poll"))
 
 
 @dataclass(frozen=True)
