@@ -19,8 +19,11 @@ DTYPES = {  # and the precision of the matmuls
     "float32": (torch.float32, "tf32"),
     "float32x3": (torch.float32, "tf32x3"),
 }
-SPLIT_SIZES = (200, 256, 512, 768, 1024)  # 200: rows that are not aligned
+SPLIT_SIZES = (200, 251, 256, 511, 512, 768, 1024)
 SPLIT_SELECTED = {"bfloat16": (512,), "float32": (256,), "float32x3": (256,)}
+# Rows that are not aligned, and so are read element by element. Not 511: without a spill with Triton 3.8, but with 3.6
+# the forward polls of GRU and LSTM put 80 to 128 bytes on the stack there; `--full` shows it.
+ODD_SELECTED = (("lstm", 251, "counter"), ("gru_reset_before", 251, "poll"))
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,9 @@ def split_cases(rule: str, dtype: str, target: int) -> Iterator[Case]:
 def selection(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
     """Every kernel, rule and target, at the sizes that are tightest; float16 compiles as bfloat16 does."""
     for case in cases(targets, tuple(dtype for dtype in dtypes if dtype != "float16")):
+        odd = case.dtype == "bfloat16" and (case.rule, case.H, case.exchange) in ODD_SELECTED
         tight = case.path != "split" or case.H in SPLIT_SELECTED[case.dtype]
         # The cell with the second exchange is the counter's worst case, the split kernels are tf32x3's.
         counted = case.exchange == "counter" and case.rule != "gru_reset_before"
-        if tight and not counted and (case.dtype, case.path) != ("float32x3", "sequence"):
+        if odd or (tight and not counted and (case.dtype, case.path) != ("float32x3", "sequence")):
             yield case

@@ -6,8 +6,6 @@ device.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 from torch import Tensor
@@ -180,7 +178,7 @@ def _tile(H: int, split: Split) -> dict[str, int]:
         "BLOCK_H": blocks.hidden,
         "BLOCK_K": blocks.inner,
         "INNER": triton.cdiv(H, blocks.inner),
-        "ALIGN": math.gcd(H, 8),
+        "KNOWN_H": H if H % 8 else 0,
     }
 
 

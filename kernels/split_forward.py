@@ -62,7 +62,7 @@ def split_forward_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
     INNER: tl.constexpr,  # parts of BLOCK_K columns that make up all H
-    ALIGN: tl.constexpr,  # divides H
+    KNOWN_H: tl.constexpr,  # H, unless 8 divides it: then 0
     TOKENS: tl.constexpr,
     HAS_INPUT_BIAS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -71,7 +71,9 @@ def split_forward_kernel(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    H = H // ALIGN * ALIGN  # the same, but so the compiler knows how many elements of a row it can load at once
+    # Aligned rows are loaded several elements at once if the compiler knows that they are. In others each element has
+    # its own mask and address; a constant H folds most of these, which else fill registers until they spill.
+    H = KNOWN_H if KNOWN_H else H // 8 * 8
     zero = tl.full((), 0, tl.int64)  # makes what it is added to 64 bits wide
     plane = (zero + B) * H
     # Offsets within a tile's rows fit 32 bits; what does not is added to the pointer as a scalar.

@@ -26,9 +26,44 @@ def owned(batch_tile, column_tile, B, H, BLOCK_B: tl.constexpr, BLOCK_H: tl.cons
 @triton.jit
 def product(a, b, acc, PRECISION: tl.constexpr):
     """`acc + a @ b` in float32. PRECISION: Triton's input_precision, for float32 operands."""
-    if INTERPRETED:  # its dot takes the bits of bfloat16 for integers; in float32 the products are exact
+    if INTERPRETED:  # its dot multiplies in float32 whatever the precision, and takes the bits of bfloat16 for integers
+        if a.dtype == tl.float32 and PRECISION == "tf32":
+            return one_product(a, b, acc)
+        if a.dtype == tl.float32 and PRECISION == "tf32x3":
+            return three_products(a, b, acc)
+        # Of 16 bits, the products are exact in float32.
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def one_product(a, b, acc):
+    """The interpreter's "tf32": Triton hands the tensor core each float32 as it is, and that ignores 13 bits."""
+    return tl.dot(cut_to_tf32(a), cut_to_tf32(b), acc, input_precision="ieee")
+
+
+@triton.jit
+def three_products(a, b, acc):
+    """The interpreter's "tf32x3": the steps, and their order, into which Triton takes it apart."""
+    a_big, b_big = round_to_tf32(a), round_to_tf32(b)
+    none = tl.zeros_like(acc)
+    small = one_product(a_big, b - b_big, one_product(a - a_big, b_big, none))
+    # What is infinite has NaN for its small part; the big parts' product alone says what becomes of it.
+    return one_product(a_big, b_big, tl.where(small == small, small, 0.0)) + acc
+
+
+@triton.jit
+def cut_to_tf32(x):
+    """float32 without the last 13 bits of its mantissa. A NaN stays one."""
+    bits = x.to(tl.int32, bitcast=True) & -0x2000
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
+def round_to_tf32(x):
+    """The nearest float32 with 10 bits of mantissa, on a tie away from 0: PTX's cvt.rna.tf32. A NaN stays one."""
+    bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
 
 
 @triton.jit

@@ -80,13 +80,16 @@ def excess(
 @EACH_EXCHANGE
 @EACH_CELL
 def test_every_cell(case: Case, name: str, seed: int) -> None:
-    """Two column tiles, each gathered in two parts, and two batch tiles at once or in turn; B and H fill none."""
+    """Two column tiles, each gathered in two parts, and two batch tiles at once or in turn; B and H fill none.
+
+    The rows of the second seed are not aligned, and H is a constant of the kernel.
+    """
     groups = 2 - seed
     options: dict[str, Any] = {"reverse": seed == 1}
     if seed == 1:
         options["lengths"] = torch.randint(4, (20,))
     with split(name, groups, seed=seed) as (forward, backward):
-        assert excess(case, 3, 20, 40, **options) <= 0
+        assert excess(case, 3, 20, 43 if seed == 1 else 40, **options) <= 0
         assert forward.programs == backward.programs == [2 * groups]
 
 
@@ -94,7 +97,7 @@ def test_every_cell(case: Case, name: str, seed: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
 def test_16_bit(dtype: torch.dtype, name: str) -> None:
     with split(name, columns=16, seed=2):
-        assert excess(LSTM, 3, 5, 40, dtype) <= 0
+        assert excess(LSTM, 3, 5, 37, dtype) <= 0
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
