@@ -6,6 +6,8 @@ device.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 from torch import Tensor
@@ -36,10 +38,12 @@ def split_forward(
     """The whole sequence, split over programs that exchange the state each step."""
     T, (B, H) = x.steps, state[0].shape
     exchange = EXCHANGES[split.exchange]
-    # One tensor for both mailboxes of a cell with a second product, so that one launch fills it.
-    mailboxes = _mailbox(exchange, (1 if rule.reset is None else 2, T, B, H), like=w)
-    hidden, reset = (_part(mailboxes, i) if i < len(mailboxes) else None for i in range(2))
-    assert hidden is not None
+    # One tensor for both mailboxes of a cell with a second product, so that one launch fills it. 16 divides the
+    # address of either, whatever T and B: for another Triton would compile another kernel.
+    size = triton.cdiv(T * B * H, 8) * 8
+    mailboxes = _mailbox(exchange, (1 if rule.reset is None else 2, size), like=w)
+    hidden = _part(mailboxes[0], (T, B, H))
+    reset = None if rule.reset is None else _part(mailboxes[1], (T, B, H))
     cells = torch.empty_like(hidden) if rule.states == 2 else None
     saved = w.new_empty(T, B, rule.saved, H) if save and rule.saved else None
     last = tuple(torch.empty_like(s) for s in state)
@@ -145,10 +149,10 @@ def _mailbox(exchange: Exchange, shape: tuple[int, ...], like: Tensor) -> Tensor
     return mailbox
 
 
-def _part(mailboxes: Tensor, index: int) -> Tensor:
-    """`mailboxes[index]`, but no view to autograd: what is returned to a user may be changed in place."""
-    view, part = mailboxes[index], mailboxes.new_empty(0)
-    return part.set_(mailboxes.untyped_storage(), view.storage_offset(), view.shape, view.stride())
+def _part(mailbox: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """The first elements of a mailbox, but no view to autograd: what is returned to a user may be changed in place."""
+    view, part = mailbox[: math.prod(shape)].view(shape), mailbox.new_empty(0)
+    return part.set_(mailbox.untyped_storage(), view.storage_offset(), view.shape, view.stride())
 
 
 def _counters(exchange: Exchange, B: int, split: Split, like: Tensor) -> Tensor:
