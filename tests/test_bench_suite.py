@@ -73,7 +73,8 @@ def test_charlm_and_layers_require(capsys: pytest.CaptureFixture[str], monkeypat
     tiny = ("--device", "cpu", "--rounds", "5", "--steps", "3", "--batch", "2", "--vocabulary", "9", "--hidden", "4")
     assert run(charlm.main, *tiny, "--require", "0.001", monkeypatch=monkeypatch) == 0
     assert run(charlm.main, *tiny, "--require", "1000", monkeypatch=monkeypatch) == 1
-    assert "and 1000.0 was required" in capsys.readouterr().err
+    assert run(charlm.main, *tiny, "--share", "1000", monkeypatch=monkeypatch) == 1
+    assert "and 1000.00 was required" in capsys.readouterr().err
     monkeypatch.setattr(layers, "SHAPES", ((3, 2, 8),))
     few = ("--device", "cpu", "--rounds", "5", "--no-write")
     assert run(layers.main, *few, "--require", "0.001", monkeypatch=monkeypatch) == 0
