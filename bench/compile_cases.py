@@ -21,9 +21,16 @@ DTYPES = {  # and the precision of the matmuls
 }
 SPLIT_SIZES = (200, 251, 256, 511, 512, 768, 1024)
 SPLIT_SELECTED = {"bfloat16": (512,), "float32": (256,), "float32x3": (256,)}
-# Rows that are not aligned, and so are read element by element. Not 511: without a spill with Triton 3.8, but with 3.6
-# the forward polls of GRU and LSTM put 80 to 128 bytes on the stack there; `--full` shows it.
-ODD_SELECTED = (("lstm", 251, "counter"), ("gru_reset_before", 251, "poll"))
+STEP_SIZES = (251, 256)
+# Rows that are not aligned, and so are read element by element: where kernels once spilled, with Triton 3.6 or 3.8.
+ODD_SELECTED = (
+    ("bfloat16", "split", "lstm", 251, "counter"),
+    ("bfloat16", "split", "gru_reset_before", 251, "poll"),
+    ("bfloat16", "split", "gru", 511, "poll"),
+    ("bfloat16", "split", "lstm", 511, "poll"),
+    ("float32", "step", "lstm", 251, ""),
+    ("float32x3", "step", "lstm", 251, ""),
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def cases(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
             for dtype in dtypes:
                 yield from sequence_cases(rule, dtype, target)
                 yield from split_cases(rule, dtype, target)
-                yield Case("step", rule, dtype, 256, target)
+                yield from (Case("step", rule, dtype, H, target) for H in STEP_SIZES)
 
 
 def sequence_cases(rule: str, dtype: str, target: int) -> Iterator[Case]:
@@ -84,8 +91,8 @@ def split_cases(rule: str, dtype: str, target: int) -> Iterator[Case]:
 def selection(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
     """Every kernel, rule and target, at the sizes that are tightest; float16 compiles as bfloat16 does."""
     for case in cases(targets, tuple(dtype for dtype in dtypes if dtype != "float16")):
-        odd = case.dtype == "bfloat16" and (case.rule, case.H, case.exchange) in ODD_SELECTED
-        tight = case.path != "split" or case.H in SPLIT_SELECTED[case.dtype]
+        odd = (case.dtype, case.path, case.rule, case.H, case.exchange) in ODD_SELECTED
+        tight = case.H in SPLIT_SELECTED[case.dtype] if case.path == "split" else case.H % 8 == 0
         # The cell with the second exchange is the counter's worst case, the split kernels are tf32x3's.
         counted = case.exchange == "counter" and case.rule != "gru_reset_before"
         if odd or (tight and not counted and (case.dtype, case.path) != ("float32x3", "sequence")):

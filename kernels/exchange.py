@@ -83,9 +83,11 @@ def poll_gather(pointers, mask, published):
     word: tl.constexpr = tl.uint16 if element.primitive_bitwidth == 16 else tl.uint32
     words = pointers.to(tl.pointer_type(word), bitcast=True)
     sentinel = tl.full((), -1, tl.int32).to(tl.uint32, bitcast=True).to(word)
-    bits = tl.load(words, mask=mask, other=0, volatile=True)
-    while published & (tl.max(bits) == sentinel):
+    bits = tl.zeros(words.shape, word)
+    waiting = sentinel == sentinel  # a load before the loop would be all its addresses and masks once more
+    while waiting:
         bits = tl.load(words, mask=mask, other=0, volatile=True)
+        waiting = published & (tl.max(bits) == sentinel)
     return bits.to(element, bitcast=True)
 
 

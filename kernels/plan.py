@@ -172,13 +172,11 @@ def _copies(item_size: int, precision: str) -> int:
 def _inner_tile(H: int, item_size: int, precision: str) -> int:
     """Columns gathered at a time: all H at once if that is up to 16 KB a batch tile, else what pads H least.
 
-    In "tf32x3" what was gathered is split in registers, which 4 KB of it fill. Rows that are not aligned are loaded
-    element by element, and one of 16 bits then takes a register instead of half.
+    In "tf32x3" what was gathered is split in registers, which 4 KB of it fill.
     """
     largest = 1024 // item_size // _copies(item_size, precision) ** 2
     if largest >= H:
-        whole = max(16, _power_of_2(H))
-        return min(whole, largest // 2) if item_size == 2 and H % 8 else whole
+        return max(16, _power_of_2(H))
     return min(largest, largest // 2, key=lambda inner: -(-H // inner) * inner)
 
 

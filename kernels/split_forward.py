@@ -87,8 +87,12 @@ def split_forward_kernel(
         for part in tl.static_range(INNER):
             k = part * BLOCK_K + tl.arange(0, BLOCK_K)
             weight_mask = (k < H)[:, None] & (cols < H)[None, :]
-            gate = w_ptr + (zero + g * H) * H
-            w += (tl.load(gate + cols[None, :] * H + k[:, None], mask=weight_mask, other=0.0),)
+            # The first column counts as a scalar: offsets that a constant H makes constants share one register.
+            first_column = w_ptr + (zero + g * H + tl.program_id(0) * BLOCK_H) * H
+            offsets = tl.arange(0, BLOCK_H)[None, :] * H + k[:, None]
+            w += (tl.load(first_column + offsets, mask=weight_mask, other=0.0),)
+            if KNOWN_H:
+                tl.debug_barrier()  # of the elements loaded one by one, those of a single tile are in registers
     b = bias_tiles(b_ptr, cols, H, GATES, 0, HAS_BIAS)
     b_ih = bias_tiles(b_ih_ptr, cols, H, GATES, 0, HAS_INPUT_BIAS)
     element: tl.constexpr = w_ptr.dtype.element_ty

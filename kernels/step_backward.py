@@ -34,7 +34,7 @@ def through_weights(
     row = tl.arange(0, BLOCK_B)[:, None]
     gate = (tl.full((), 0, tl.int64) + H) * H
     total = start
-    for g in tl.static_range(N):
+    for g in range(N):
         for k0 in range(0, H, BLOCK_K):
             k = k0 + tl.arange(0, BLOCK_K)
             d_tile = row * (GATES * H) + ((FIRST + g) * H + k[None, :])
