@@ -197,7 +197,8 @@ class CpuRow:
     """Shapes for which C is faster than ATen, with the range of speed-ups measured on their grid.
 
     Grid: B 1, 8, 32, 128; H 64 to 1024; `python -m bench.layers --device cpu`, AMD EPYC (Zen 5), 2 threads, float32;
-    the rows are in bench/results/layers-cpu.csv.
+    the rows are in bench/results/layers-cpu.csv. On Zen 4 (layers-cpu-zen4.csv), where the limit is lower, no row that
+    these send to C is slower than ATen either.
     """
 
     cell: str
