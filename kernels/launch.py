@@ -6,7 +6,7 @@ contiguous and on one device; `fastcells/triton_ops.py` sees to it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -137,38 +137,65 @@ def sequence_backward(
     d_x = d_out.new_empty(T, B, rule.gates, H)
     d_gates = d_x if rule.same_gradient else torch.empty_like(d_x)
     d_state = tuple(torch.empty_like(s) for s in state)
-    h0, c0 = pair(state)
-    d_h_n, d_c_n = pair(d_last)
-    d_h0, d_c0 = pair(d_state)
     sequence_backward_kernel[(triton.cdiv(B, blocks.batch),)](
-        w_ptr=w,
-        lengths_ptr=lengths,
-        h0_ptr=h0,
-        c0_ptr=c0,
-        h_ptr=forward.hidden,
-        c_ptr=forward.cells,
-        saved_ptr=forward.hidden if forward.saved is None else forward.saved,  # not looked at where nothing is saved
-        d_out_ptr=d_out,
-        d_h_n_ptr=d_h_n,
-        d_c_n_ptr=d_c_n,
-        d_x_ptr=d_x,
-        d_gates_ptr=d_gates,
-        d_h0_ptr=d_h0,
-        d_c0_ptr=d_c0,
-        T=T,
-        B=B,
-        H=H,
-        BACKWARD=rule.backward,
-        BACKWARD_RESET=rule.backward_reset,
-        GATES=rule.gates,
-        STATES=rule.states,
-        SAVED=rule.saved,
+        **backward_arguments(rule, forward, d_out, state, w, lengths, d_x, d_gates, precision),
+        **whole_backward_arguments(rule, T, d_last, d_state, reverse),
         BLOCK_B=blocks.batch,
         BLOCK_H=blocks.hidden,
-        RAGGED=lengths is not None,
-        REVERSE=reverse,
-        SAME_GRADIENT=rule.same_gradient,
-        PRECISION=precision,
         **launch_options(blocks),
     )
     return Backward(d_x, d_gates, d_state)
+
+
+def backward_arguments(
+    rule: UpdateRule,
+    forward: Forward,
+    d_out: Tensor,  # [T, B, H]
+    state: tuple[Tensor, ...],
+    w: Tensor,
+    lengths: Tensor | None,
+    d_x: Tensor,
+    d_gates: Tensor,
+    precision: str,
+) -> dict[str, Any]:
+    """What every backward kernel takes: of the sequence in one program or split, and of a step."""
+    _, B, H = forward.hidden.shape
+    h0, c0 = pair(state)
+    return {
+        "w_ptr": w,
+        "lengths_ptr": lengths,
+        "h0_ptr": h0,
+        "c0_ptr": c0,
+        "h_ptr": forward.hidden,
+        "c_ptr": forward.cells,
+        "saved_ptr": forward.hidden if forward.saved is None else forward.saved,  # not looked at if nothing is saved
+        "d_out_ptr": d_out,
+        "d_x_ptr": d_x,
+        "d_gates_ptr": d_gates,
+        "B": B,
+        "H": H,
+        "GATES": rule.gates,
+        "STATES": rule.states,
+        "SAVED": rule.saved,
+        "RAGGED": lengths is not None,
+        "SAME_GRADIENT": rule.same_gradient,
+        "PRECISION": precision,
+    }
+
+
+def whole_backward_arguments(
+    rule: UpdateRule, T: int, d_last: tuple[Tensor, ...], d_state: tuple[Tensor, ...], reverse: bool
+) -> dict[str, Any]:
+    """What those of the whole sequence take besides."""
+    d_h_n, d_c_n = pair(d_last)
+    d_h0, d_c0 = pair(d_state)
+    return {
+        "d_h_n_ptr": d_h_n,
+        "d_c_n_ptr": d_c_n,
+        "d_h0_ptr": d_h0,
+        "d_c0_ptr": d_c0,
+        "T": T,
+        "BACKWARD": rule.backward,
+        "BACKWARD_RESET": rule.backward_reset,
+        "REVERSE": reverse,
+    }

@@ -13,7 +13,15 @@ import triton
 from torch import Tensor
 
 from fastcells.kernels.exchange import EXCHANGES, Exchange
-from fastcells.kernels.launch import Backward, Forward, Input, launch_options, pair
+from fastcells.kernels.launch import (
+    Backward,
+    Forward,
+    Input,
+    backward_arguments,
+    launch_options,
+    pair,
+    whole_backward_arguments,
+)
 from fastcells.kernels.plan import Split
 from fastcells.kernels.rule import UpdateRule
 from fastcells.kernels.split_backward import split_backward_kernel
@@ -103,40 +111,12 @@ def split_backward(
     d_gates = _mailbox(exchange, (T, B, rule.gates, H), like=d_out)
     d_x = d_gates if rule.same_gradient else torch.empty_like(d_gates)
     d_state = tuple(torch.empty_like(s) for s in state)
-    h0, c0 = pair(state)
-    d_h_n, d_c_n = pair(d_last)
-    d_h0, d_c0 = pair(d_state)
-    counters = _counters(exchange, B, split, d_out)
     split_backward_kernel[_grid(B, H, split)](
-        w_ptr=w,
-        lengths_ptr=lengths,
-        h0_ptr=h0,
-        c0_ptr=c0,
-        h_ptr=forward.hidden,
-        c_ptr=forward.cells,
-        saved_ptr=forward.hidden if forward.saved is None else forward.saved,  # not looked at if nothing is saved
-        d_out_ptr=d_out,
-        d_h_n_ptr=d_h_n,
-        d_c_n_ptr=d_c_n,
-        d_x_ptr=d_x,
-        d_gates_ptr=d_gates,
-        d_h0_ptr=d_h0,
-        d_c0_ptr=d_c0,
-        counter_ptr=counters,
-        T=T,
-        B=B,
-        H=H,
+        **backward_arguments(rule, forward, d_out, state, w, lengths, d_x, d_gates, precision),
+        **whole_backward_arguments(rule, T, d_last, d_state, reverse),
+        counter_ptr=_counters(exchange, B, split, d_out),
         **_functions(exchange),
-        BACKWARD=rule.backward,
-        BACKWARD_RESET=rule.backward_reset,
-        GATES=rule.gates,
-        STATES=rule.states,
-        SAVED=rule.saved,
         **_tile(H, split),
-        RAGGED=lengths is not None,
-        REVERSE=reverse,
-        SAME_GRADIENT=rule.same_gradient,
-        PRECISION=precision,
         **_options(split),
     )
     return Backward(d_x, d_gates, d_state)

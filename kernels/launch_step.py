@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastcells.kernels.launch import Backward, Forward, Input, launch_options, new_outputs, pair
+from fastcells.kernels.launch import Backward, Forward, Input, backward_arguments, launch_options, new_outputs
 from fastcells.kernels.plan import Blocks
 from fastcells.kernels.rule import UpdateRule
 from fastcells.kernels.step import reset_kernel, step_forward_kernel
@@ -97,28 +97,10 @@ def step_backward(
     d_gates = d_x if rule.same_gradient else torch.empty_like(d_x)
     carry = torch.stack([d.float() for d in d_last])
     carry_new = torch.empty_like(carry)
-    h0, c0 = pair(state)
     step = partial(
         step_backward_kernel[_grid(B, H, blocks)],
-        w_ptr=w,
-        lengths_ptr=lengths,
-        h0_ptr=h0,
-        c0_ptr=c0,
-        h_ptr=forward.hidden,
-        c_ptr=forward.cells,
-        saved_ptr=forward.hidden if forward.saved is None else forward.saved,  # not looked at where nothing is saved
-        d_out_ptr=d_out,
-        d_x_ptr=d_x,
-        d_gates_ptr=d_gates,
-        B=B,
-        H=H,
-        GATES=rule.gates,
-        STATES=rule.states,
-        SAVED=rule.saved,
+        **backward_arguments(rule, forward, d_out, state, w, lengths, d_x, d_gates, precision),
         THROUGH=rule.gates if rule.reset is None else rule.gates - 1,
-        RAGGED=lengths is not None,
-        SAME_GRADIENT=rule.same_gradient,
-        PRECISION=precision,
         **_tile(blocks),
     )
     order = range(T) if reverse else range(T - 1, -1, -1)

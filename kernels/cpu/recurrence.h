@@ -49,12 +49,12 @@ struct backward {
 /* The gradients of a weight matrix [rows, columns] and of the bias beside it: sums over tokens of d^T x and of d. */
 struct weights {
     size_t tokens, rows, columns;
-    size_t d_step;  /* from a row of d to the next */
-    const float *d; /* [tokens, rows] gradient of the product's result */
-    size_t split;        /* the rows of x lie in two pieces, this many in the first */
-    const float *x[2];   /* [split, columns] and [tokens - split, columns] */
-    float *out;          /* [rows, columns] out */
-    float *sums;         /* [rows] out */
+    size_t d_step;     /* from a row of d to the next */
+    const float *d;    /* [tokens, rows] gradient of the product's result */
+    size_t split;      /* the rows of x lie in two pieces, this many in the first */
+    const float *x[2]; /* [split, columns] and [tokens - split, columns] */
+    float *out;        /* [rows, columns] out */
+    float *sums;       /* [rows] out */
 };
 
 /* One step of one sequence, in place. */
