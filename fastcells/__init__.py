@@ -4,6 +4,7 @@ from fastcells import functional, reference
 from fastcells.cells import GRUCell, LSTMCell, RNNCell
 from fastcells.convert import convert, to_torch
 from fastcells.dispatch import Choice, explain
+from fastcells.errors import CannotRun
 from fastcells.layers import GRU, LSTM, RNN
 
 __version__ = "0.1.0"
@@ -12,6 +13,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "CannotRun",
     "Choice",
     "GRUCell",
     "LSTMCell",

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastcells import cpu_ops
 from fastcells.autocast import autocast_dtype
+from fastcells.errors import CannotRun
 from fastcells.kernels import plan
 from fastcells.transforms import traced, transformed
 
@@ -67,7 +68,7 @@ def choose(impl: str, call: Call) -> Choice:
     """The implementation of one call.
 
     Raises:
-        RuntimeError: `impl` names an implementation that cannot run this case. ValueError: it names none.
+        CannotRun: `impl` names an implementation that cannot run this case. ValueError: it names none.
     """
     check_impl(impl)
     if impl == "auto":
@@ -140,12 +141,12 @@ def linear_in_c(impl: str, x: Tensor, w: Tensor) -> bool:
 def _cpu(call: Call) -> Choice:
     obstacle = c_obstacle(call)
     if obstacle is not None:
-        raise RuntimeError(f"impl='cpu' cannot run: {obstacle}")
+        raise CannotRun(f"impl='cpu' cannot run: {obstacle}")
     return Choice("cpu", "c", f"asked for; C with {cpu_ops.instruction_set()} instructions")
 
 
 def _triton(impl: str, call: Call) -> Choice:
-    """The Triton path that `impl` names; RuntimeError with the reason if it cannot run."""
+    """The Triton path that `impl` names; CannotRun with the reason if it cannot run."""
     obstacle, found, w_hh = None, None, call.w_hh
     dtype = autocast_dtype(w_hh) or w_hh.dtype
     if find_spec("triton") is None:
@@ -166,7 +167,7 @@ def _triton(impl: str, call: Call) -> Choice:
         found = plan.sequence_plan(H, call.batch, len(w_hh) // H, dtype.itemsize, gpu(w_hh.device), precision=precision)
         obstacle = f"{found}; 'triton-step' has no such limit" if isinstance(found, str) else None
     if obstacle is not None:
-        raise RuntimeError(f"impl={impl!r} cannot run: {obstacle}")
+        raise CannotRun(f"impl={impl!r} cannot run: {obstacle}")
     if isinstance(found, plan.Blocks):
         return Choice(impl, "sequence", f"asked for; {found.reason}")
     if isinstance(found, plan.Split):

@@ -17,6 +17,9 @@ class Trace(NamedTuple):
     hidden: Tensor  # [T, B, H] h after each step; a row whose sequence has ended holds its last h
     last: State  # the state after the last step, in memory of its own
     saved: tuple[Tensor, ...]  # what `TorchCell.backward` needs; empty unless asked for
+    # [T, B, H] what the caller gets, zero where the mask is false, in memory that nobody else reads: he may change it
+    # in place. None where `hidden` has to serve.
+    out: Tensor | None = None
 
 
 class Before:
@@ -104,6 +107,13 @@ def hold(mask: Tensor | None, t: int, new: Tensor, old: Tensor) -> None:
     """Put `old` back, in place, into the rows of `new` whose sequence has ended at step t."""
     if mask is not None:
         torch.where(mask[t], new, old, out=new)
+
+
+def own_output(hidden: Tensor, mask: Tensor | None, save: bool) -> Tensor:
+    """The outputs for the caller; apart from `hidden` if that is saved for the backward."""
+    if mask is not None:
+        return torch.where(mask, hidden, 0)  # not a product: what stands in the padding may be NaN
+    return hidden.clone() if save else hidden
 
 
 def scratch(save: bool, steps: int, *shape: int, like: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

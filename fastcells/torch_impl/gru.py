@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace, hold, scratch
+from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace, hold, own_output, scratch
 
 
 def _common_factors(z: Tensor, n: Tensor, before: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,7 +62,7 @@ class GRUResetAfter(TorchCell):
             torch.lerp(n, h, gates[:, H : 2 * H], out=h_t[t])
             hold(mask, t, h_t[t], h)
             h = h_t[t]
-        return Trace(hidden, (h.clone(),), (gates_all, n_all) if save else ())
+        return Trace(hidden, (h.clone(),), (gates_all, n_all) if save else (), own_output(hidden, mask, save))
 
     def backward(
         self,
@@ -128,7 +128,7 @@ class GRUResetBefore(TorchCell):
             torch.lerp(n, h, rz[:, H:], out=h_t[t])
             hold(mask, t, h_t[t], h)
             h = h_t[t]
-        return Trace(hidden, (h.clone(),), (rz_all, n_all, reset_all) if save else ())
+        return Trace(hidden, (h.clone(),), (rz_all, n_all, reset_all) if save else (), own_output(hidden, mask, save))
 
     def backward(
         self,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace, hold, scratch
+from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace, hold, own_output, scratch
 
 
 class LSTMUnit(TorchCell):
@@ -52,7 +52,9 @@ class LSTMUnit(TorchCell):
             hold(mask, t, h_t[t], h)
             hold(mask, t, c_t[t], c)
             h, c = h_t[t], c_t[t]
-        return Trace(hidden, (h.clone(), c.clone()), (gates_all, c_all, tanh_all) if save else ())
+        return Trace(
+            hidden, (h.clone(), c.clone()), (gates_all, c_all, tanh_all) if save else (), own_output(hidden, mask, save)
+        )
 
     def backward(
         self,

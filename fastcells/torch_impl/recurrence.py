@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fastcells.autocast import autocast_dtype, no_autocast
-from fastcells.torch_impl.cell import Before, State, TorchCell
+from fastcells.errors import CannotRun
+from fastcells.torch_impl.cell import Before, State, TorchCell, Trace
 from fastcells.transforms import transformed
 
 
@@ -50,7 +51,7 @@ def recur(
     with torch.no_grad():  # the cells write into buffers, which autograd would refuse
         steps = _steps(x_proj, reverse)
         trace = cell.forward(x_proj, state, w_hh, b_hh, steps, mask, save=False, **_given(resets))
-    return _mask_out(trace.hidden, mask), trace.last
+    return _outputs(trace, mask), trace.last
 
 
 def unroll(
@@ -98,7 +99,7 @@ class Recurrence(torch.autograd.Function):
         trace = cell.forward(x_proj, state, w_hh, b_hh, steps, mask, save=True, **_given(resets))
         ctx.cell, ctx.reverse, ctx.mask, ctx.resets = cell, reverse, mask, resets
         ctx.save_for_backward(x_proj, w_hh, b_hh, *state, trace.hidden, *trace.saved)
-        return _mask_out(trace.hidden, mask), *trace.last
+        return _outputs(trace, mask), *trace.last
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor, *d_last: Tensor) -> tuple[Tensor | None, ...]:
@@ -156,6 +157,10 @@ def _steps(x_proj: Tensor, reverse: bool) -> range:
     return range(T - 1, -1, -1) if reverse else range(T)
 
 
+def _outputs(trace: Trace, mask: Tensor | None) -> Tensor:
+    return _mask_out(trace.hidden, mask) if trace.out is None else trace.out
+
+
 def _mask_out(hidden: Tensor, mask: Tensor | None) -> Tensor:
     # Not a product: what stands in the padding may be NaN.
     return hidden if mask is None else torch.where(mask, hidden, 0)
@@ -165,13 +170,13 @@ def plain_operators_wanted(cell: TorchCell, x_proj: Tensor) -> bool:
     """Whether a caller looks through the operators or changes them: a hand-written backward would hide them.
 
     Raises:
-        RuntimeError: `cell` was asked for by name, and has no plain operators to show.
+        CannotRun: `cell` was asked for by name, and has no plain operators to show.
     """
     if torch.compiler.is_compiling():
         return cell.plain_operators  # a compiler that sees the steps fuses them; an operator of our own is opaque to it
     wanted = transformed() or autocast_dtype(x_proj) is not None
     if wanted and not cell.plain_operators:
-        raise RuntimeError(
+        raise CannotRun(
             "impl='cpu', 'triton' and 'triton-step' do not run under torch.jit.trace, torch.func transforms or with "
             "forward-mode derivatives; impl='torch' does"
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace, hold
+from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace, hold, own_output
 
 
 class ElmanCell(TorchCell):
@@ -45,7 +45,7 @@ class ElmanCell(TorchCell):
             self.act_(h_t[t])
             hold(mask, t, h_t[t], h)
             h = h_t[t]
-        return Trace(hidden, (h.clone(),), ())
+        return Trace(hidden, (h.clone(),), (), own_output(hidden, mask, save))
 
     def backward(
         self,
