@@ -181,9 +181,11 @@ def _layer(
         has_biases = b_ih is not None or b_hh is not None
         biases = [w_hh.new_zeros(len(w_hh)) if b is None else b for b in (b_ih, b_hh)] if has_biases else []
         flat = [w_ih, w_hh, *biases] + ([] if w_hr is None else [w_hr])
-        stacked = tuple(s.unsqueeze(0) for s in initial)
-        out, last = aten(op, x.flip(0) if reverse else x, stacked, flat, has_biases)
-        return (out.flip(0) if reverse else out), tuple(s.squeeze(0) for s in last)
+        stacked = [s.unsqueeze(0) for s in initial]
+        hx = stacked[0] if len(stacked) == 1 else (stacked[0], stacked[1])
+        out, last = aten(op, x.flip(0) if reverse else x, hx, flat, has_biases)
+        # Not a view, which could not be detached in place by whoever gets it.
+        return (out.flip(0) if reverse else out), tuple(s[0].clone() for s in (last if len(stacked) > 1 else (last,)))
 
     mask = None if lengths is None else _mask(x, lengths)
     return own_recurrence(cell, choice, x, initial, weights, w_hr=w_hr, mask=mask, resets=resets, reverse=reverse)
