@@ -47,17 +47,23 @@ class Cell(RNNCellBase):
         if self.impl not in ("auto", "torch"):
             return dispatch.choose(self.impl, dispatch.Call(name, ids, 1, len(x), weights[1]))
         choice = dispatch.in_torch(name, ids)
-        return dispatch.with_one_hot(choice, x, 1, weights[0]) if ids and self.reset_after else choice
+        return dispatch.of_one_step(self.impl, choice, x, 1, weights[0]) if ids and self.reset_after else choice
 
     def _step(self, input: Tensor, hx: State | None) -> State:
         """`forward`, the state being a tuple."""
+        try:
+            return self._step_unchecked(input, hx)
+        except IndexError:
+            if is_token_ids(input):
+                check_range(input, self.input_size)  # raises, with the position in the caller's own tensor
+            raise
+
+    def _step_unchecked(self, input: Tensor, hx: State | None) -> State:
         ids = input.dtype in ID_DTYPES
         dim = input.dim() + ids
         if dim not in (1, 2):
             kind = "token ids to be 0D or 1D" if ids else "input to be 1D or 2D"
             raise ValueError(f"{self.label}: Expected {kind}, got {input.dim()}D instead")
-        if ids:
-            check_range(input, self.input_size)
         x = input if dim == 2 else input.unsqueeze(0)
         weights = self._weights()
         if hx is None:
@@ -98,7 +104,7 @@ class Cell(RNNCellBase):
         w_ih, w_hh, b_ih, b_hh = weights
         cell = self._maths()
         if choice.impl == "torch":
-            return cell.step(input_projection(x, w_ih, b_ih), state, w_hh, b_hh)
+            return cell.step(input_projection(x, w_ih, b_ih, in_c=choice is dispatch.GATHERED_IN_C), state, w_hh, b_hh)
         return own_recurrence(cell, choice, x.unsqueeze(0), state, weights)[1]
 
     def _weights(self) -> Weights:

@@ -45,6 +45,7 @@ TRANSFORMED = Choice("torch", "recurrence", "torch.func looks through plain step
 COMPILED_LSTM = Choice("torch", "recurrence", "torch.compile cannot differentiate ATen's LSTM on this device")
 ONE_HOT = Choice("torch", "one-hot", "one step on so few ids costs less through ATen, on their one-hot")
 ONE_HOT_RECORDED = Choice("torch", "one-hot", "ATen's recurrence is recorded for any number of steps, ours is not")
+GATHERED_IN_C = Choice("torch", "recurrence", "one step: C gathers rows of W_ih^T for token ids, torch does the rest")
 
 
 class Explanation(dict[str, Choice]):
@@ -128,11 +129,8 @@ def in_torch(cell: str, token_ids: bool, lengths: bool = False, resets: bool = F
     return COMPILED_LSTM if compiled else ATEN
 
 
-ONE_HOT_PRODUCT = 1 << 18  # multiplications in W_ih's product; beyond, a row gather is cheaper
-
-
-def with_one_hot(choice: Choice, ids: Tensor, steps: int, w_ih: Tensor) -> Choice:
-    """`choice` for token ids, or ATen on their one-hot where that is better: a single small step, or a recorded call.
+def of_one_step(impl: str, choice: Choice, ids: Tensor, steps: int, w_ih: Tensor) -> Choice:
+    """`choice` for token ids, or what is better for a call that is recorded and, with "auto", for a single step.
 
     w_ih: [G*H, V].
     """
@@ -140,8 +138,11 @@ def with_one_hot(choice: Choice, ids: Tensor, steps: int, w_ih: Tensor) -> Choic
         return choice
     if torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
         return ONE_HOT_RECORDED
-    small = steps == 1 and ids.numel() * w_ih.numel() <= ONE_HOT_PRODUCT and not torch.compiler.is_compiling()
-    return ONE_HOT if small else choice
+    if steps > 1 or impl != "auto" or torch.compiler.is_compiling():
+        return choice
+    if ids.numel() * w_ih.numel() <= plan.ONE_HOT_PRODUCT:
+        return ONE_HOT
+    return GATHERED_IN_C if _c_serves(w_ih) else choice
 
 
 def automatic(call: Call) -> Choice:
@@ -177,14 +178,17 @@ def c_obstacle(call: Call) -> str | None:
 
 def linear_in_c(impl: str, x: Tensor, w: Tensor) -> bool:
     """Whether a linear layer beside a recurrent one with this `impl` runs through `cpu_linear`."""
+    product = x.numel() * len(w)
+    return impl in ("auto", "cpu") and product >= plan.LARGE_PRODUCT and _c_serves(x) and _c_serves(w)
+
+
+def _c_serves(t: Tensor) -> bool:
+    """Whether C may read a tensor, and nobody looks through torch's operators."""
     return (
-        impl in ("auto", "cpu")
-        and x.device.type == w.device.type == "cpu"
-        and x.dtype == w.dtype == torch.float32
-        and type(x) in PLAIN
-        and type(w) in PLAIN
-        and autocast_dtype(w) is None
-        and x.numel() * len(w) >= plan.LARGE_PRODUCT
+        t.device.type == "cpu"
+        and t.dtype == torch.float32
+        and type(t) in PLAIN
+        and autocast_dtype(t) is None
         and cpu_ops.obstacle() is None
         and not (traced() or transformed())
     )

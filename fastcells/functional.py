@@ -176,6 +176,9 @@ def _layer(
         input_type=type(x),
     )
     choice = dispatch.choose(impl, call)
+    if call.token_ids and not (call.lengths or call.resets):
+        one_step = dispatch.of_one_step(impl, choice, x, T, w_ih)
+        choice = choice if one_step.path == "one-hot" else one_step  # the layers have taken that one before
     initial = _initial_state(x, state, w_hh, w_hr)
     if choice.path == "aten":
         has_biases = b_ih is not None or b_hh is not None
@@ -223,7 +226,7 @@ def own_recurrence(
 
             ids = x if mask is None else torch.where(mask.squeeze(-1), x, 0)
             return recur_on_ids(cell, choice.path, ids, state, (w_ih, w_hh, b_ih, b_hh), mask, reverse)
-        x_proj = input_projection(x, w_ih, b_ih, mask, in_c=choice.impl == "cpu")
+        x_proj = input_projection(x, w_ih, b_ih, mask, in_c=choice.impl == "cpu" or choice is dispatch.GATHERED_IN_C)
         rest = {"w_hr": w_hr, "mask": mask, "resets": resets}
         return recur(cell_of(choice, cell), x_proj, state, w_hh, b_hh, **rest, reverse=reverse)
 
@@ -250,7 +253,8 @@ def input_projection(
     if not is_token_ids(x):
         return linear(x if mask is None else torch.where(mask, x, 0), w_ih, b_ih)
     ids = x if mask is None else torch.where(mask.squeeze(-1), x, 0)
-    check_range(ids, w_ih.shape[1])
+    if not in_c:  # C looks for itself
+        check_range(ids, w_ih.shape[1])
     dtype = autocast_dtype(w_ih)
     if dtype is not None:  # the dtype of the matmul that this stands for
         w_ih, b_ih = w_ih.to(dtype), None if b_ih is None else b_ih.to(dtype)

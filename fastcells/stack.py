@@ -110,7 +110,7 @@ class Layer(RNNBase):
             choice = dispatch.choose(self.impl, call)
         if not ids or cell == "gru_reset_before":
             return choice
-        return dispatch.with_one_hot(choice, data, steps, weights[0])
+        return dispatch.of_one_step(self.impl, choice, data, steps, weights[0])
 
     def _weights(self) -> list[Tensor]:
         own = self._parameters
@@ -121,16 +121,23 @@ class Layer(RNNBase):
 
     def _forward(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:
         """`forward`; hx and the final state are a tensor, of an LSTM two."""
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx)
+        try:
+            return (
+                self._forward_packed(input, hx) if isinstance(input, PackedSequence) else self._forward_dense(input, hx)
+            )
+        except IndexError:
+            ids = input.data if isinstance(input, PackedSequence) else input
+            if is_token_ids(ids):
+                check_range(ids, self.input_size)  # raises, with the position in the caller's own tensor
+            raise
+
+    def _forward_dense(self, input: Tensor, hx: Any) -> tuple[Tensor, Any]:
         ids = input.dtype in ID_DTYPES
         dim = input.dim() + ids
         if dim not in (2, 3):
             kind = "token ids to be 1D or 2D" if ids else "input to be 2D or 3D"
             tensor = " tensor" if self.label == "RNN" else ""
             raise ValueError(f"{self.label}: Expected {kind}, got {input.dim()}D{tensor} instead")
-        if ids:
-            check_range(input, self.input_size)
         weights = self._weights()
         batch_dim = 0 if self.batch_first else 1
         if hx is not None:
@@ -156,8 +163,6 @@ class Layer(RNNBase):
     def _forward_packed(self, input: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, batch_sizes, order, restore = input
         ids = data.dtype in ID_DTYPES
-        if ids:
-            check_range(data, self.input_size)
         weights = self._weights()
         if hx is None:
             # While torch.jit.trace records, an int would freeze the batch.

@@ -57,6 +57,14 @@ def gather_rows(ids: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
 
 
 def one_hot(ids: Tensor, input_size: int, like: Tensor) -> Tensor:
-    """`F.one_hot(ids, input_size).to(like.dtype)`: [*ids.shape, input_size], of like's dtype and device."""
+    """`F.one_hot(ids, input_size).to(like.dtype)`: [*ids.shape, input_size], of like's dtype and device.
+
+    Raises:
+        IndexError: as `check_range`, without a look at the ids beforehand.
+    """
     zeros = like.new_zeros(*ids.shape, input_size)
-    return zeros.scatter_(-1, ids.long().unsqueeze(-1), 1)
+    try:
+        return zeros.scatter_(-1, ids.long().unsqueeze(-1), 1)
+    except RuntimeError:
+        check_range(ids, input_size)
+        raise
