@@ -23,7 +23,7 @@ from fastcells.torch_impl.aten import aten
 from fastcells.torch_impl.cell import State, TorchCell
 from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
 from fastcells.torch_impl.lstm import LSTM
-from fastcells.torch_impl.recurrence import recur
+from fastcells.torch_impl.recurrence import recur, unroll
 from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
 
 ONEDNN = torch.backends.mkldnn.is_available()  # asked once: Dynamo cannot trace the question
@@ -227,6 +227,8 @@ def own_recurrence(
             ids = x if mask is None else torch.where(mask.squeeze(-1), x, 0)
             return recur_on_ids(cell, choice.path, ids, state, (w_ih, w_hh, b_ih, b_hh), mask, reverse)
         x_proj = input_projection(x, w_ih, b_ih, mask, in_c=choice.impl == "cpu" or choice is dispatch.GATHERED_IN_C)
+        if choice is dispatch.GATHERED_IN_C:  # a single step: autograd's own way through it is the shorter one
+            return unroll(cell, x_proj, state, w_hh, b_hh, w_hr, mask, reverse)
         rest = {"w_hr": w_hr, "mask": mask, "resets": resets}
         return recur(cell_of(choice, cell), x_proj, state, w_hh, b_hh, **rest, reverse=reverse)
 

@@ -47,7 +47,6 @@ def recur(
             "fastcells.to_torch(model) can be traced, and so can torch.nn's cells on dense input"
         )
     plainly = w_hr is not None or plain_operators_wanted(cell, x_proj)
-    plainly = plainly or (len(x_proj) == 1 and cell.plain_operators)  # a single step has nothing to save
     if plainly or (resets is not None and not cell.knows_resets):
         return unroll(cell, x_proj, state, w_hh, b_hh, w_hr, mask, reverse, resets)
     inputs = (x_proj, w_hh, b_hh, *state)
