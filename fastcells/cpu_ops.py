@@ -44,7 +44,8 @@ MOST_THREADS = 256  # as many as kernels/cpu/team.c starts by itself
 
 
 class Forward(NamedTuple):
-    hidden: Tensor  # [T, B, H]
+    out: Tensor  # [T, B, H] for the caller: zero where the mask is false, in memory that `backward` does not read
+    hidden: Tensor  # [T, B, H] the state after each step; `out` itself where nothing tells them apart
     cells: Tensor | None  # [T, B, H], for a cell with a c, if saved
     saved: Tensor | None  # [T, B, saved, H]
     last: tuple[Tensor, ...]  # each [B, H]
@@ -111,19 +112,21 @@ def forward(
     b = None if b is None else check.float32("b", b, (c.gates * H,))
     mask, resets = check.mask("mask", mask, T, B), check.mask("resets", resets, T, B)
     h0, c0 = check.pair(state, c.states, (B, H), "h0", "c0")
-    hidden = x.new_empty(T, B, H)
+    out = x.new_empty(T, B, H)
+    hidden = buffers.empty(T, B, H) if save or mask is not None else out
     h_n, c_n = x.new_empty(B, H), None if c0 is None else x.new_empty(B, H)
     cells = buffers.empty(T, B, H) if save and c0 is not None else None
     saved = buffers.empty(T, B, c.saved, H) if save and c.saved else None
     if hidden.numel():
-        outputs = (hidden, cells, saved, h_n, c_n)
-        addresses = [0 if t is None else t.data_ptr() for t in (x, w, b, mask, resets, h0, c0, *outputs)]
+        inputs = (x, w, b, mask, resets, h0, c0)
+        outputs = (hidden, cells, saved, None if out is hidden else out, h_n, c_n)
+        addresses = [0 if t is None else t.data_ptr() for t in (*inputs, *outputs)]
         _cpu.forward(_instructions, c.number, _threads(T * B * w.numel()), T, B, H, reverse, *addresses)
     else:
         h_n.copy_(h0)
         if c_n is not None and c0 is not None:
             c_n.copy_(c0)
-    return Forward(hidden, cells, saved, (h_n,) if c_n is None else (h_n, c_n))
+    return Forward(out, hidden, cells, saved, (h_n,) if c_n is None else (h_n, c_n))
 
 
 def backward(
