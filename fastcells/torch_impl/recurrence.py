@@ -44,8 +44,8 @@ def recur(
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         raise CannotRun(
             "this recurrence",
-            "torch.jit.trace would record it for as many steps as this input has; fastcells.to_torch(model) can be "
-            "traced, and so can what explain() calls 'aten' and 'one-hot'",
+            "torch.jit.trace would record it for as many steps as this input has; torch.compile takes any number, and "
+            "what explain() calls 'aten' or 'one-hot' can be traced",
         )
     plainly = w_hr is not None or plain_operators_wanted(cell, x_proj)
     if plainly or (resets is not None and not cell.knows_resets):
