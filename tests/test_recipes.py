@@ -104,7 +104,7 @@ def test_quantize_dynamic(kind: str) -> None:
 
 @EACH
 def test_flops_are_counted(kind: str) -> None:
-    """A counter sees the recurrence of GRU and RNN as torch's operators; that of an LSTM is one operator of oneDNN's."""
+    """A counter sees the recurrence of GRU and RNN as torch's operators; an LSTM's is one of oneDNN's."""
     x, counts = torch.randn(T, B, I), []
     for model in (ours(kind).double(), fastcells.to_torch(ours(kind).double())):
         with FlopCounterMode(display=False) as counter:
