@@ -106,6 +106,31 @@ def test_memory_that_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     assert kept() <= 1 << 20, "one above MOST outlives its tensor"
 
 
+def test_little_memory_is_kept_for_the_life_of_a_process() -> None:
+    for size in (1 << 18, 1 << 19, 3 << 18, 1 << 20, 3 << 19, 5 << 18):  # floats: 18 MB in all
+        for _ in range(8):
+            buffers.empty(size)
+        held = [buffers.empty(size) for _ in range(9)]
+        del held
+    assert 8 << 20 < kept() <= 24 << 20
+
+
+def test_what_is_in_use_does_not_leave_for_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that needs more than MOST finds a part of it at the next step, not nothing."""
+    monkeypatch.setattr(buffers, "MOST", 10 * 4 * N)
+    allocated, empty = [], np.empty
+    monkeypatch.setattr(buffers.np, "empty", lambda *args: allocated.append(args) or empty(*args))  # type: ignore[func-returns-value]
+
+    def step() -> int:
+        allocated.clear()
+        held = [buffers.empty(N) for _ in range(20)]
+        return len(held) and len(allocated)
+
+    assert step() == 20 and step() <= 11
+    buffers.empty(5 * N)
+    assert kept() <= 10 * 4 * N and any(array.nbytes > 5 * 4 * N for array in buffers._kept), "free ones make room"
+
+
 @pytest.mark.usefixtures("poisoned_memory")
 def test_deterministic_mode_fills_what_is_used_again() -> None:
     for size in (N, N, N - 7, 0):
