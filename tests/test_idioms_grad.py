@@ -81,7 +81,7 @@ def _create_graph(module: nn.Module, given: Given) -> Any:
         leaves = [*module.parameters(), *given.leaves.values()]
         first = torch.autograd.grad(weigh(outs), leaves, create_graph=True)
         weigh(g.square() for g in first).backward()
-    return [g.detach().contiguous() for g in first], grads(module, given)
+    return [g.detach() for g in first], grads(module, given)
 
 
 def _allow_unused(module: nn.Module, given: Given) -> Any:
