@@ -85,7 +85,9 @@ class Subject:
             lengths = [self.T, max(1, self.T - 1)]
             lengths = lengths[::-1] if "unsorted" in self.layout else lengths
             x = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted="unsorted" not in self.layout)
-        rows = () if self.cell else (self.options.get("num_layers", 1) * (1 + self.options.get("bidirectional", False)),)
+        rows = (
+            () if self.cell else (self.options.get("num_layers", 1) * (1 + self.options.get("bidirectional", False)),)
+        )
         widths = [3 if self.kind == "LSTM-proj" else self.H] + [self.H] * self.kind.startswith("LSTM")
         hx = [torch.randn(*rows, *batch, w, dtype=self.dtype).requires_grad_() for w in widths]
         leaves.update(zip(("h0", "c0"), hx, strict=False))
@@ -207,7 +209,11 @@ def assert_same(ours: Any, theirs: Any) -> None:
         if not isinstance(b, Tensor):
             assert type(m) is type(b) and m == b, f"result {i}: {m!r} instead of {b!r}"
             continue
-        limit = ROUNDINGS * torch.finfo(b.dtype).eps * max(1.0, b.abs().max().item() if b.numel() else 0.0) if b.is_floating_point() else 0
+        limit = (
+            ROUNDINGS * torch.finfo(b.dtype).eps * max(1.0, b.abs().max().item() if b.numel() else 0.0)
+            if b.is_floating_point()
+            else 0
+        )
         assert error(m.detach(), b.detach()) <= limit, f"result {i} of shape {list(b.shape)}: {m} instead of {b}"
         for name in ("dtype", "requires_grad", "is_leaf"):
             assert getattr(m, name) == getattr(b, name), f"result {i}: {name} is {getattr(m, name)}"
@@ -217,5 +223,3 @@ def assert_same(ours: Any, theirs: Any) -> None:
 
 def check(idiom: Callable[[Any, Given], Any], subject: Subject, **options: Any) -> None:
     assert_same(outcome(idiom, subject, True, **options), outcome(idiom, subject, False, **options))
-
-

@@ -17,7 +17,18 @@ from typing import Any
 
 import torch
 from idiom_cases import (
-    ALL, CELLS, DENSE, TRITON, Given, Raised, Subject, assert_same, call, check, grads, outcome, weigh,
+    ALL,
+    CELLS,
+    TRITON,
+    Given,
+    Raised,
+    Subject,
+    assert_same,
+    call,
+    check,
+    grads,
+    outcome,
+    weigh,
 )  # fmt: skip
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
@@ -164,7 +175,7 @@ def ambient(subject: Subject, name: str, with_state: bool) -> None:
 TABLE: dict[str, Callable[[], None]] = {
     **{f"states-{kind}-{impl}-x{list(x)}-{maker}": partial(cell_states, kind, impl, x, maker)
        for kind in ("RNNCell", "GRUCell", "LSTMCell") for impl in ("auto", "torch", "cpu", "triton-step") for x in X_SHAPES
-       for maker in STATE_MAKERS if impl != "triton-step" or x in ((2, 3), (3,)) and maker != "h"},
+       for maker in STATE_MAKERS if impl != "triton-step" or (x in ((2, 3), (3,)) and maker != "h")},
     **{f"wrong-{s}-{name}": partial(wrong, s, name) for s in PLAIN for name in WRONG
        if "ids" not in s.layout and s.kind != "LSTM-proj" and not (s.layout == "unbatched" and (s.cell or name in ("batch", "state_triple")))},
     **{f"ambient-{s}-{name}-{state}": partial(ambient, s, name, state == "hx") for name in AMBIENT

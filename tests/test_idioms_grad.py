@@ -48,7 +48,9 @@ def _has(subject: Any, name: str) -> bool:
     part = name.removeprefix("only-").removeprefix("without-")
     if part in ("c0", "weight_hr"):
         return subject.kind.startswith("LSTM") if part == "c0" else subject.kind == "LSTM-proj"
-    return not (part == "x" and "ids" in subject.layout or part.startswith("bias") and not subject.options.get("bias", True))
+    return not (
+        (part == "x" and "ids" in subject.layout) or (part.startswith("bias") and not subject.options.get("bias", True))
+    )
 
 
 @pytest.mark.parametrize(("subject", "what"), [
@@ -191,7 +193,11 @@ def _overwritten(name: str, really: bool) -> Callable[..., Any]:
         states = hx if isinstance(hx, tuple) else (hx,)
         parameters = dict(module.named_parameters())
         outs = call(module, given, x, hx)
-        targets = {"x": getattr(x, "data", x) if isinstance(x, PackedSequence) else x, "h0": states[0], "c0": states[-1]}
+        targets = {
+            "x": getattr(x, "data", x) if isinstance(x, PackedSequence) else x,
+            "h0": states[0],
+            "c0": states[-1],
+        }
         with torch.no_grad():
             if really:
                 target = targets.get(name)
@@ -211,7 +217,9 @@ def test_overwritten_before_backward(subject: Any, name: str) -> None:
     theirs = outcome(_overwritten(name, True), subject, False)
     right = outcome(_overwritten(name, False), subject, False)
     ours = outcome(_overwritten(name, True), subject, True)
-    if isinstance(ours, Raised):  # also for what torch.nn can do without: the bias, which only a second derivative needs
+    if isinstance(
+        ours, Raised
+    ):  # also for what torch.nn can do without: the bias, which only a second derivative needs
         assert isinstance(ours.error, RuntimeError), repr(ours)
     else:
         assert_same(ours, right)

@@ -9,13 +9,27 @@ from typing import Any
 import pytest
 import torch
 from idiom_cases import (
-    ALL, CELLS, IMPLS, TRITON, Given, Raised, assert_same, call, check, each, grads, outcome, weigh,
+    ALL,
+    CELLS,
+    IMPLS,
+    TRITON,
+    Given,
+    Raised,
+    assert_same,
+    call,
+    check,
+    each,
+    grads,
+    outcome,
+    weigh,
 )  # fmt: skip
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 # One subject of each layer, implementation and kind of input that a stride, a size or an ambient state can matter to.
-MODULES = [s for s in [*ALL, *CELLS] if s.dtype == torch.float32 and not s.layout.startswith("packed") and not s.options]
+MODULES = [
+    s for s in [*ALL, *CELLS] if s.dtype == torch.float32 and not s.layout.startswith("packed") and not s.options
+]
 FLOATS = [s for s in MODULES if "ids" not in s.layout]
 
 
@@ -86,7 +100,9 @@ def test_autocast(subject: Any) -> None:
             outs = call(module, given)
             loss = weigh(t.float() for t in outs)
         loss.backward()
-        return [(t.dtype, t.shape, t.requires_grad) for t in outs], {k: g.dtype for k, g in grads(module, given).items()}
+        return [(t.dtype, t.shape, t.requires_grad) for t in outs], {
+            k: g.dtype for k, g in grads(module, given).items()
+        }
 
     theirs, ours = (outcome(idiom, subject, who) for who in (False, True))
     if isinstance(theirs, Raised) and "primitive descriptor" in str(theirs.error):

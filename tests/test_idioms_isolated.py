@@ -24,7 +24,10 @@ def results() -> dict[str, str]:
                 [sys.executable, SCRIPT, str(len(found))], cwd=SCRIPT.parents[1], capture_output=True, timeout=120,
                 env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
             )  # fmt: skip
-            lines, ended = done.stdout, done.returncode and f"the process ended with {done.returncode}: {done.stderr[:2000]!r}"
+            lines, ended = (
+                done.stdout,
+                done.returncode and f"the process ended with {done.returncode}: {done.stderr[:2000]!r}",
+            )
         except subprocess.TimeoutExpired as late:  # a broken heap can also hang
             lines, ended = late.stdout or b"", "the process hangs"
         found.update(json.loads(line) for line in lines.splitlines() if line.endswith(b"]"))

@@ -20,7 +20,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 import fastcells
 
-LAYERS = [*IMPLS, *(above(kind, "ids") for kind in THREE), *(above(k, DENSE, num_layers=2, bidirectional=True) for k in THREE)]
+LAYERS = [
+    *IMPLS,
+    *(above(kind, "ids") for kind in THREE),
+    *(above(k, DENSE, num_layers=2, bidirectional=True) for k in THREE),
+]
 MODULES = [*LAYERS, *(s for s in CELLS if s.impl != "triton-step" and "unbatched" not in s.layout)]
 
 
@@ -179,13 +183,17 @@ def _weights_listed(module: Any, given: Given) -> Any:
 
 
 def _attributes(module: Any, given: Given) -> Any:
-    return {k: v for k, v in vars(module).items() if isinstance(v, int | float | str) and k not in ("impl", "reset_after")}
+    return {
+        k: v for k, v in vars(module).items() if isinstance(v, int | float | str) and k not in ("impl", "reset_after")
+    }
 
 
 def _hooks(module: Any, given: Given) -> Any:
     seen: dict[str, Any] = {}
     module.register_forward_pre_hook(lambda m, args, kwargs: (args, {**kwargs, "hx": None}), with_kwargs=True)
-    module.register_forward_hook(lambda m, args, kwargs, out: seen.update(keys=sorted(kwargs), number=len(args)), with_kwargs=True)
+    module.register_forward_hook(
+        lambda m, args, kwargs, out: seen.update(keys=sorted(kwargs), number=len(args)), with_kwargs=True
+    )
     results = module(given.x, hx=given.hx)
     return seen, [t for t in torch.utils._pytree.tree_leaves(results) if isinstance(t, torch.Tensor)]
 

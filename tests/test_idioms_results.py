@@ -7,7 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from idiom_cases import ABOVE, ALL, CELLS, IMPLS, TRITON, Given, Raised, assert_same, call, check, each, grads, outcome, weigh
+from idiom_cases import (
+    ABOVE,
+    ALL,
+    CELLS,
+    IMPLS,
+    TRITON,
+    Given,
+    Raised,
+    assert_same,
+    call,
+    check,
+    each,
+    grads,
+    outcome,
+    weigh,
+)
 from torch import Tensor, nn
 
 import fastcells
