@@ -1,22 +1,16 @@
-"""Subjects of the idiom tests (layer x implementation x input), and how what came of an idiom is compared.
-
-An idiom is a function `idiom(module, given)` of everyday code around a layer or cell. It runs twice, with torch.nn's
-module and with ours, on the same numbers; what it returns (tensors, texts, None), or what it raises, must be the same.
-"""
+"""Subjects of the idiom tests: layer x implementation x input, as data."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
-from accuracy import ROUNDINGS, error
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
-from torch.utils._pytree import tree_flatten, tree_leaves
 
 import fastcells
 from fastcells import reference
@@ -108,28 +102,38 @@ ABOVE = {"GRU": (16, 2), "RNN": (20, 2), "RNN-relu": (20, 2), "LSTM": (130, 2), 
 THREE = ("GRU", "LSTM", "RNN")
 
 
-def above(kind: str, layout: str = DENSE, **options: Any) -> Subject:
-    T, B = (6, 2) if "ids" in layout else ABOVE[kind]
-    if layout == "unbatched":
-        T, B = max(T, 20), 1
-    return Subject(kind, "auto", "c", layout, T=T, B=B, options=options)
+def above(kind: str) -> Subject:
+    return Subject(kind, "auto", "c", T=ABOVE[kind][0], B=ABOVE[kind][1])
 
 
+def in_c(kind: str, layout: str = DENSE, **options: Any) -> Subject:
+    return Subject(kind, "cpu", "c", layout, T=5, options=options)
+
+
+# Each implementation of each layer, at a shape below and one above the switch.
 IMPLS = [
     *(Subject(kind, "auto", "aten") for kind in (*THREE, "RNN-relu", "LSTM-proj")),
     *(above(kind) for kind in ABOVE),
     *(Subject(kind, "torch", "aten") for kind in THREE),
-    *(Subject(kind, "cpu", "c", T=4) for kind in (*THREE, "RNN-relu", "GRU-before")),
+    *(in_c(kind) for kind in (*THREE, "RNN-relu", "GRU-before")),
     Subject("GRU-before", "torch", "recurrence"),
 ]
+# Optional inputs and token ids, which an implementation treats in its own way.
+OPTIONAL = [
+    *(in_c(kind, layout, bias=False) for kind, layout in itertools.product(THREE, (DENSE, "ids"))),
+    *(Subject(kind, "auto", "c", "ids", T=6) for kind in (*THREE, "RNN-relu", "GRU-before")),
+    *(Subject(kind, "torch", "recurrence", "ids") for kind in (*THREE, "LSTM-proj")),
+    Subject("GRU", "torch", "recurrence", "ids", options={"bias": False}),
+]
+# What the layer does around them.
 LAYOUTS = [
-    *(above(kind, layout) for kind, layout in itertools.product(THREE, ("ids", "packed", "packed_unsorted"))),
-    *(above(kind, "packed_ids") for kind in THREE),
-    *(above(kind, "unbatched") for kind in THREE),
-    *(above(kind, layout, **options) for kind, layout, options in itertools.product(
-        THREE, (DENSE, "ids"), ({"batch_first": True}, {"num_layers": 2, "bidirectional": True}, {"bias": False}))),
-    *(Subject(kind, "torch", "recurrence", "ids") for kind in (*THREE, "RNN-relu", "LSTM-proj")),
-    *(Subject(kind, "auto", "recurrence", "ids", T=1) for kind in THREE),
+    *(in_c(kind, layout) for kind, layout in itertools.product(
+        THREE, ("packed", "packed_unsorted", "packed_ids", "unbatched"))),
+    *(in_c(kind, layout, **options) for kind, layout, options in itertools.product(
+        THREE, (DENSE, "ids"), ({"batch_first": True}, {"num_layers": 2, "bidirectional": True}))),
+    *(Subject(kind, "auto", "aten", "packed_unsorted") for kind in THREE),
+    *(Subject(kind, "auto", "aten", "unbatched") for kind in THREE),
+    *(Subject(kind, "auto", "one-hot", "ids", T=1) for kind in THREE),
     *(Subject(kind, "auto", "recurrence", "ids", dtype=torch.float64) for kind in THREE),
     *(Subject(kind, "auto", "aten", dtype=torch.float64) for kind in THREE),
     Subject("GRU-before", "auto", "recurrence", dtype=torch.float64),
@@ -137,89 +141,42 @@ LAYOUTS = [
 TRITON = [
     Subject(kind, impl, path, layout, T=2, H=4, I=3)
     for kind, (impl, path), layout in itertools.product(
-        (*THREE, "GRU-before"), (("triton", "sequence"), ("triton-step", "step")), (DENSE, "ids")
+        ("GRU", "LSTM", "GRU-before"), (("triton", "sequence"), ("triton-step", "step")), (DENSE, "ids")
     )
+    if layout == DENSE or (kind == "GRU" and path == "step")
 ]
 CELLS = [
     Subject(kind, impl, path, layout)
     for kind in ("GRUCell", "LSTMCell", "RNNCell")
     for impl, path, layout in (
-        ("auto", "aten", DENSE), ("auto", "aten", "unbatched"), ("auto", "recurrence", "ids"),
-        ("cpu", "c", DENSE), ("cpu", "c", "ids"), ("torch", "recurrence", "unbatched_ids"), ("triton-step", "step", DENSE),
+        ("auto", "aten", DENSE), ("auto", "aten", "unbatched"), ("auto", "recurrence", "ids"), ("cpu", "c", DENSE),
+        ("cpu", "c", "ids"), ("torch", "recurrence", "unbatched_ids"),
     )
 ]  # fmt: skip
-ALL = [*IMPLS, *LAYOUTS]
+CELL_IN_TRITON = Subject("GRUCell", "triton-step", "step", H=4, I=3)
+CORE = [*IMPLS, *OPTIONAL, *CELLS]
+ALL = [*CORE, *LAYOUTS]
+# What callers do with the module itself hardly depends on the input.
+MODULES = [s for s in [*IMPLS, *OPTIONAL] if s.impl != "torch" and s.options.get("bias", True)]
+MODULES += [s for s in LAYOUTS if "num_layers" in s.options and s.layout == DENSE] + CELLS[::3]
+
+
+def has(subject: Subject, name: str) -> bool:
+    """Whether there is such an input or parameter; `only-` and `without-` in front mean nothing."""
+    part = name.removeprefix("only-").removeprefix("without-")
+    if part in ("c0", "weight_hr"):
+        return subject.kind.startswith("LSTM") if part == "c0" else subject.kind == "LSTM-proj"
+    return not (
+        (part == "x" and "ids" in subject.layout) or (part.startswith("bias") and not subject.options.get("bias", True))
+    )
+
+
+def plan_of(idioms: Iterable[str], light: Iterable[str], triton: Iterable[str] = ()) -> pytest.MarkDecorator:
+    """Every idiom with what implementations differ in, `light` with the layouts too, `triton` in its interpreter."""
+    pairs = [*itertools.product(CORE, idioms), *itertools.product(LAYOUTS, light), *itertools.product(TRITON, triton)]
+    pairs += itertools.product([CELL_IN_TRITON], triton)
+    return pytest.mark.parametrize(("subject", "idiom"), [pytest.param(s, i, id=f"{s}-{i}") for s, i in pairs])
 
 
 def each(subjects: Iterable[Subject]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("subject", list(subjects), ids=str)
-
-
-# -- inside an idiom --------------------------------------------------------------------------------------------------
-
-
-def call(module: Any, given: Given, x: Any = None, hx: Any = None) -> list[Tensor]:
-    """[out, h_n] or [out, h_n, c_n] of a layer, [h] or [h, c] of a cell; a packed output's data."""
-    results = module(given.x if x is None else x, given.hx if hx is None else hx)
-    if isinstance(results, Tensor):
-        return [results]
-    return [r.data if isinstance(r, PackedSequence) else r for r in tree_leaves(
-        results, is_leaf=lambda r: isinstance(r, PackedSequence))]  # fmt: skip
-
-
-def weigh(tensors: Iterable[Tensor]) -> Tensor:
-    """A loss with another weight for every element."""
-    return sum((t * torch.cos(torch.arange(t.numel(), dtype=t.dtype)).view_as(t)).sum() for t in tensors)  # type: ignore[return-value]
-
-
-def grads(module: nn.Module, given: Given) -> dict[str, Tensor | None]:
-    return {**{k: p.grad for k, p in module.named_parameters()}, **{k: p.grad for k, p in given.leaves.items()}}
-
-
-# -- what came of it --------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Raised:
-    error: Exception
-
-    def __repr__(self) -> str:
-        return f"{type(self.error).__name__}: {self.error}"
-
-
-def outcome(idiom: Callable[[Any, Given], Any], subject: Subject, ours: bool, **options: Any) -> Any:
-    given, module = subject.given(ours), subject.module(ours, **options)
-    torch.manual_seed(9)
-    try:
-        return idiom(module, given)
-    except Exception as caught:
-        return Raised(caught)
-
-
-def assert_same(ours: Any, theirs: Any) -> None:
-    """The same error type; or the same values, and tensors that the caller can use in the same ways."""
-    if isinstance(theirs, Raised) or isinstance(ours, Raised):
-        assert isinstance(ours, Raised), f"torch.nn raises {theirs!r}, ours does not"
-        assert isinstance(theirs, Raised), f"ours raises {ours!r}, torch.nn does not"
-        assert isinstance(ours.error, type(theirs.error)), f"{ours!r} instead of {theirs!r}"
-        return
-    (mine, my_tree), (base, base_tree) = tree_flatten(ours), tree_flatten(theirs)
-    assert my_tree == base_tree, f"{my_tree} instead of {base_tree}"
-    for i, (m, b) in enumerate(zip(mine, base, strict=True)):
-        if not isinstance(b, Tensor):
-            assert type(m) is type(b) and m == b, f"result {i}: {m!r} instead of {b!r}"
-            continue
-        limit = (
-            ROUNDINGS * torch.finfo(b.dtype).eps * max(1.0, b.abs().max().item() if b.numel() else 0.0)
-            if b.is_floating_point()
-            else 0
-        )
-        assert error(m.detach(), b.detach()) <= limit, f"result {i} of shape {list(b.shape)}: {m} instead of {b}"
-        for name in ("dtype", "requires_grad", "is_leaf"):
-            assert getattr(m, name) == getattr(b, name), f"result {i}: {name} is {getattr(m, name)}"
-        assert b._is_view() or not m._is_view(), f"result {i} is a view, torch.nn's is none: detach_() raises"
-        assert m.is_contiguous() or not b.is_contiguous(), f"result {i} is not contiguous, torch.nn's is: view() raises"
-
-
-def check(idiom: Callable[[Any, Given], Any], subject: Subject, **options: Any) -> None:
-    assert_same(outcome(idiom, subject, True, **options), outcome(idiom, subject, False, **options))

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from idiom_cases import ABOVE, THREE, Raised, assert_same, weigh
+from idiom_cases import ABOVE, THREE
+from idiom_outcomes import Raised, assert_same, weigh
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 

@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).with_name("idiom_isolated.py")
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, str]:
-    """By idiom: "" if all is well, or what is wrong. A process that ends is started again behind the idiom it was in."""
+    """By idiom: "" or what is wrong. A process that ends is started again behind the idiom it was in."""
     found: dict[str, str] = {}
     for _ in range(5):
         try:
