@@ -102,6 +102,8 @@ class Cell(RNNCellBase):
         for s in state:
             if s.shape != sizes:
                 raise RuntimeError(f"hidden must be [B, H] = {list(sizes)}, got {list(s.shape)}")
+            if s.device != x.device:
+                raise RuntimeError(f"hidden is on {s.device} and the input on {x.device}")
         w_ih, w_hh, b_ih, b_hh = weights
         cell = self._maths()
         if choice.impl == "torch":
@@ -227,8 +229,11 @@ class LSTMCell(Cell):
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """As torch's cell: see the class."""
         if hx is not None:
-            h, c = hx
-            hx = (h, c)
+            if isinstance(hx, Tensor):
+                raise TypeError(f"LSTMCell: hx must be a tuple (h, c), got a tensor of shape {list(hx.shape)}")
+            if len(hx) != 2:
+                raise RuntimeError(f"lstm_cell expects two hidden states, got {len(hx)}")
+            hx = (hx[0], hx[1])
         h, c = self._step(input, hx)
         return h, c
 

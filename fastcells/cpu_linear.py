@@ -77,7 +77,7 @@ class Gather(torch.autograd.Function):
         (ids,) = ctx.saved_tensors
         _, needs_w, needs_b = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph=True
-            d_w = d_out.new_zeros(ctx.vocabulary, d_out.shape[1]).index_add(0, ids.long(), d_out).t()
+            d_w = d_out.new_zeros(ctx.vocabulary, d_out.shape[1]).index_add(0, ids.long(), d_out).t().contiguous()
             return None, d_w if needs_w else None, d_out.sum(0) if needs_b else None
         if not needs_w:
             return None, None, d_out.sum(0) if needs_b else None
