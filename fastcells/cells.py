@@ -72,7 +72,8 @@ class Cell(RNNCellBase):
         else:
             self._check_state(hx, input, dim)
             state = hx if dim == 2 else tuple(s.unsqueeze(0) for s in hx)
-        if self.impl in ("auto", "torch") and not ids and self.reset_after:  # the shortest way
+        watched = torch._C._are_functorch_transforms_active()
+        if self.impl in ("auto", "torch") and not ids and self.reset_after and not watched:  # the shortest way
             new = self._aten(x, state, weights)
         else:
             choice = self._choice(x, ids, weights)
