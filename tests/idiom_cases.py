@@ -112,18 +112,18 @@ def in_c(kind: str, layout: str = DENSE, **options: Any) -> Subject:
 
 # Each implementation of each layer, at a shape below and one above the switch.
 IMPLS = [
-    *(Subject(kind, "auto", "aten") for kind in (*THREE, "RNN-relu", "LSTM-proj")),
+    *(Subject(kind, "auto", "aten") for kind in (*THREE, "LSTM-proj")),
     *(above(kind) for kind in ABOVE),
-    *(Subject(kind, "torch", "aten") for kind in THREE),
-    *(in_c(kind) for kind in (*THREE, "RNN-relu", "GRU-before")),
+    *(in_c(kind) for kind in (*THREE, "GRU-before")),
+    Subject("GRU", "torch", "aten"),
     Subject("GRU-before", "torch", "recurrence"),
 ]
 # Optional inputs and token ids, which an implementation treats in its own way.
 OPTIONAL = [
-    *(in_c(kind, layout, bias=False) for kind, layout in itertools.product(THREE, (DENSE, "ids"))),
-    *(Subject(kind, "auto", "c", "ids", T=6) for kind in (*THREE, "RNN-relu", "GRU-before")),
-    *(Subject(kind, "torch", "recurrence", "ids") for kind in (*THREE, "LSTM-proj")),
-    Subject("GRU", "torch", "recurrence", "ids", options={"bias": False}),
+    *(in_c(kind, bias=False) for kind in THREE),
+    *(in_c(kind, "ids", bias=False) for kind in ("GRU", "LSTM")),
+    *(Subject(kind, "auto", "c", "ids", T=6) for kind in THREE),
+    *(Subject(kind, "torch", "recurrence", "ids") for kind in ("GRU", "LSTM-proj")),
 ]
 # What the layer does around them.
 LAYOUTS = [
@@ -140,25 +140,24 @@ LAYOUTS = [
 ]  # fmt: skip
 TRITON = [
     Subject(kind, impl, path, layout, T=2, H=4, I=3)
-    for kind, (impl, path), layout in itertools.product(
-        ("GRU", "LSTM", "GRU-before"), (("triton", "sequence"), ("triton-step", "step")), (DENSE, "ids")
+    for kind, impl, path, layout in (
+        ("GRU", "triton", "sequence", DENSE), ("LSTM", "triton", "sequence", "ids"),
+        ("GRU", "triton-step", "step", "ids"), ("LSTM", "triton-step", "step", DENSE), ("GRU-before", "triton-step", "step", DENSE),
     )
-    if layout == DENSE or (kind == "GRU" and path == "step")
-]
+]  # fmt: skip
 CELLS = [
     Subject(kind, impl, path, layout)
     for kind in ("GRUCell", "LSTMCell", "RNNCell")
     for impl, path, layout in (
-        ("auto", "aten", DENSE), ("auto", "aten", "unbatched"), ("auto", "recurrence", "ids"), ("cpu", "c", DENSE),
-        ("cpu", "c", "ids"), ("torch", "recurrence", "unbatched_ids"),
+        ("auto", "aten", DENSE), ("auto", "aten", "unbatched"), ("auto", "one-hot", "ids"), ("cpu", "c", DENSE),
     )
 ]  # fmt: skip
-CELL_IN_TRITON = Subject("GRUCell", "triton-step", "step", H=4, I=3)
+CELL_IN_TRITON = Subject("GRUCell", "triton-step", "step")
 CORE = [*IMPLS, *OPTIONAL, *CELLS]
 ALL = [*CORE, *LAYOUTS]
 # What callers do with the module itself hardly depends on the input.
 MODULES = [s for s in [*IMPLS, *OPTIONAL] if s.impl != "torch" and s.options.get("bias", True)]
-MODULES += [s for s in LAYOUTS if "num_layers" in s.options and s.layout == DENSE] + CELLS[::3]
+MODULES += [s for s in LAYOUTS if "num_layers" in s.options and s.layout == DENSE] + CELLS[::4]
 
 
 def has(subject: Subject, name: str) -> bool:

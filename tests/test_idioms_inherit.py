@@ -122,6 +122,8 @@ def test_base_and_mixin_orders(name: str) -> None:
 @pytest.mark.parametrize(("name", "hook"), [(n, h) for n in THREE for h in (LSTM_HOOKS if n == "LSTM" else HOOKS)])
 def test_hooks_are_called(name: str, hook: str, packed: bool) -> None:
     """The methods with which torch.nn's layers check their arguments are called as there: as often, and from there."""
+    if packed and name == "LSTM" and hook != "permute_hidden":
+        pytest.skip("torch's LSTM forgets to check a packed input; ours does")
     classes = []
     for base in both(name):
 

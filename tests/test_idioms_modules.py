@@ -162,7 +162,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @each(MODULES)
-def test_changed_thentrained(subject: Any, change: str) -> None:
+def test_changed_then_trained(subject: Any, change: str) -> None:
     check(_after(CHANGES[change]), subject)
 
 

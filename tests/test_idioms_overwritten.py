@@ -44,7 +44,7 @@ def _overwritten(name: str, really: bool) -> Callable[..., Any]:
 
 
 SUBJECTS = [(s, n) for s in ALL for n in NAMES if s in CORE or n in ("x", "h0")]
-SUBJECTS += [(s, n) for s in TRITON for n in ("x", "h0", "weight_hh")]
+SUBJECTS += [(s, n) for s in TRITON for n in ("h0", "weight_hh")]
 
 
 @pytest.mark.parametrize(("subject", "name"), [pytest.param(s, n, id=f"{s}-{n}") for s, n in SUBJECTS if has(s, n)])

@@ -114,7 +114,7 @@ IDIOMS = {f.__name__.strip("_"): f for f in (
 )}  # fmt: skip
 
 
-@plan_of(IDIOMS, ("hooks", "backward_hooks", "functional_call", "steps"))
+@plan_of(IDIOMS, ("hooks", "functional_call"))
 def test_training(subject: Any, idiom: str) -> None:
     if idiom == "func_grad" and subject.impl not in ("auto", "torch"):
         pytest.skip("an implementation that is named refuses torch.func: test_cpu")
