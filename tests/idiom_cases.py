@@ -142,7 +142,8 @@ TRITON = [
     Subject(kind, impl, path, layout, T=2, H=4, I=3)
     for kind, impl, path, layout in (
         ("GRU", "triton", "sequence", DENSE), ("LSTM", "triton", "sequence", "ids"),
-        ("GRU", "triton-step", "step", "ids"), ("LSTM", "triton-step", "step", DENSE), ("GRU-before", "triton-step", "step", DENSE),
+        ("GRU", "triton-step", "step", "ids"), ("LSTM", "triton-step", "step", DENSE),
+        ("GRU-before", "triton-step", "step", DENSE),
     )
 ]  # fmt: skip
 CELLS = [
