@@ -145,10 +145,10 @@ class Layer(RNNBase):
             if dim == 2:
                 hx = _each(hx, Tensor.unsqueeze, 1)
         data = input.unsqueeze(batch_dim) if dim == 2 else input
-        if hx is None:
-            hx = self._zeros(data, ids, data.size(batch_dim), weights[0])
+        # permute_hidden changes nothing here, unless a subclass has its own.
+        zeros = hx is None
+        hx = self._zeros(data, ids, data.size(batch_dim), weights[0]) if zeros else self.permute_hidden(hx, None)
         self.check_forward_args(data, hx, None)
-        hx = self.permute_hidden(hx, None)  # changes nothing, unless a subclass has its own
         steps, batch = data.size(1 - batch_dim), data.size(batch_dim)
         choice = self._choice(data, ids, steps, batch, 1.0, weights)
         if choice.path in ("aten", "one-hot"):

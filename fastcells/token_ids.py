@@ -6,6 +6,8 @@ backward a scatter-add into the gradient of W_ih.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,6 +41,36 @@ def check_range(ids: Tensor, input_size: int) -> None:
         )
 
 
+class _Transposed(torch.autograd.Function):
+    """`w.t().contiguous()`, whose gradient is contiguous too: `grad.view(-1)` is everyday code."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(w: Tensor) -> Tensor:
+        return w.t().contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> Tensor:
+        return transposed(d)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return transposed(tangent)
+
+
+def transposed(w: Tensor) -> Tensor:
+    """W^T as a copy, differentiable any number of times."""
+    if torch.compiler.is_compiling():  # Dynamo knows no Function with a jvp
+        return w.t().contiguous()
+    out: Tensor = _Transposed.apply(w)
+    return out
+
+
 def gather_rows(ids: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
     """`F.linear(F.one_hot(ids, I).to(w_ih), w_ih, b_ih)` without the one-hot.
 
@@ -49,12 +81,13 @@ def gather_rows(ids: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
     """
     ids = ids.long()
     if ids.device.type == "cpu":
-        # Few rows are gathered where they lie; many are worth a transposed copy.
-        few = not torch.compiler.is_compiling() and 2 * ids.numel() <= w_ih.shape[1]
-        rows = F.embedding(ids, w_ih.t() if few else w_ih.t().contiguous())
+        if not torch.compiler.is_compiling() and 2 * ids.numel() <= w_ih.shape[1]:  # few are gathered where they lie
+            rows = w_ih.index_select(1, ids.reshape(-1)).t().contiguous().view(*ids.shape, len(w_ih))
+        else:
+            rows = F.embedding(ids, transposed(w_ih))
     else:
         known = (ids >= 0) & (ids < w_ih.shape[1])
-        rows = F.embedding(torch.where(known, ids, 0), w_ih.t().contiguous()) * known.unsqueeze(-1)
+        rows = F.embedding(torch.where(known, ids, 0), transposed(w_ih)) * known.unsqueeze(-1)
     return rows if b_ih is None else rows + b_ih
 
 
