@@ -1,0 +1,60 @@
+"""The packages that `bench.downstream` runs: what they need, and which of their tests use recurrent layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package, what it needs beside torch and numpy, and the arguments that select its recurrent tests."""
+
+    name: str
+    needs: tuple[str, ...]
+    tests: tuple[str, ...] = ()  # relative to its source archive; empty where that has none
+    known: dict[str, str] = field(default_factory=dict)  # by side: why all of its results may differ
+
+
+LIGHTNING = ("lightning", "lightning-utilities", "pytorch-lightning", "torchmetrics", "PyYAML")
+PANDAS = ("pandas<3", "pytz", "scipy")
+WEB = ("aiohttp", "multidict", "yarl", "frozenlist", "aiosignal", "attrs", "propcache", "aiohappyeyeballs", "requests")
+WEB = (*WEB, "urllib3", "idna", "certifi", "charset-normalizer")
+PACKAGES = (
+    Package(
+        "pytorch-forecasting",
+        (*LIGHTNING, *PANDAS, "scikit-learn", "scikit-base", "joblib", "threadpoolctl", "narwhals"),
+        ("tests/test_models/test_nn/test_rnn.py",),
+        {"convert": "convert leaves subclasses of torch.nn's layers alone"},
+    ),
+    Package(
+        "torchrl",
+        ("tensordict", "pyvers", "hoptorch", "cloudpickle", "orjson", "importlib-metadata", "zipp"),
+        known={"convert": "it asks isinstance(layer, nn.LSTM), and takes any other for its own Python layer"},
+    ),
+    Package(
+        "gluonts",
+        ("pydantic<3", "pydantic-core", "annotated-types", "typing-inspection", "toolz", *PANDAS, *LIGHTNING),
+        tuple(f"test/torch/model/test_{name}.py" for name in ("deepar_modules", "tft", "modules", "jit")),
+    ),
+    Package(
+        "torch-geometric",
+        (*WEB, "psutil", "xxhash"),
+    ),
+    Package(
+        "sb3-contrib",
+        ("stable-baselines3", "gymnasium", "farama-notifications", "cloudpickle", *PANDAS),
+        ("tests/test_lstm.py", "-k", "policy_kwargs or check or sde"),
+    ),
+    Package(
+        "opacus",
+        ("opt-einsum", "scipy", "hypothesis", "sortedcontainers"),
+        (
+            "opacus/tests/validators",
+            "opacus/tests/dp_layers/dp_rnn_test.py",
+            "-k",
+            "LSTM or GRU",
+            "--hypothesis-seed=0",
+        ),
+        {"convert": "its validator asks for the very class nn.LSTM, and passes over any other"},
+    ),
+)
