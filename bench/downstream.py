@@ -124,11 +124,14 @@ def verdict(ours: Ran, theirs: Ran, truth: Ran) -> str:
 
 
 def error(actual: Tensor, exact: Tensor) -> float:
-    """Root mean square of the difference, relative to that of `exact`; infinite for NaN or another shape."""
+    """Root mean square of the difference, relative to that of `exact` where this is above 1.
+
+    Some gradients are zero but for rounding, as that of a bias under a softmax. Infinite for NaN or another shape.
+    """
     if actual.shape != exact.shape:
         return float("inf")
-    scale = exact.square().mean().sqrt().item() or 1.0
-    return (actual - exact).square().mean().sqrt().nan_to_num(nan=float("inf")).item() / scale if exact.numel() else 0.0
+    difference = (actual - exact).square().mean().sqrt().nan_to_num(nan=float("inf")).item()
+    return difference / max(1.0, exact.square().mean().sqrt().item())
 
 
 def compare_tests(package: Package, version: str, folder: Path) -> list[Row]:

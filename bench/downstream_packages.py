@@ -15,10 +15,10 @@ class Package:
     known: dict[str, str] = field(default_factory=dict)  # by side: why all of its results may differ
 
 
-LIGHTNING = ("lightning", "lightning-utilities", "pytorch-lightning", "torchmetrics", "PyYAML")
+LIGHTNING = ("lightning", "lightning-utilities", "pytorch-lightning", "torchmetrics", "PyYAML", "cloudpickle")
 PANDAS = ("pandas<3", "pytz", "scipy")
-WEB = ("aiohttp", "multidict", "yarl", "frozenlist", "aiosignal", "attrs", "propcache", "aiohappyeyeballs", "requests")
-WEB = (*WEB, "urllib3", "idna", "certifi", "charset-normalizer")
+AIOHTTP = ("aiohttp", "multidict", "yarl", "frozenlist", "aiosignal", "attrs", "propcache", "aiohappyeyeballs")
+REQUESTS = ("requests", "urllib3", "idna", "certifi", "charset-normalizer")
 PACKAGES = (
     Package(
         "pytorch-forecasting",
@@ -38,7 +38,7 @@ PACKAGES = (
     ),
     Package(
         "torch-geometric",
-        (*WEB, "psutil", "xxhash"),
+        (*AIOHTTP, *REQUESTS, "psutil", "xxhash"),
     ),
     Package(
         "sb3-contrib",
