@@ -59,7 +59,7 @@ def _explained(module: nn.Module, x: Input, case: Case) -> Choice:
     if case.mode == "generate":
         return stepper.choose(module)  # type: ignore[arg-type]
     with torch.set_grad_enabled(case.mode not in ("forward", "cell step", "generate")):
-        return fastcells.explain(module, x)  # type: ignore[arg-type]
+        return next(iter(fastcells.explain(module, x).values()))  # type: ignore[arg-type]
 
 
 def cell_loop(task: Task) -> Model:

@@ -30,7 +30,7 @@ def empty(*shape: int) -> Tensor:
     # Without waiting: who holds the lock may be the code that a signal handler of this thread interrupted, or a thread
     # that this process, a fork, has not got.
     if size < SMALLEST or not _lock.acquire(blocking=False):
-        return torch.empty(shape)
+        return torch.empty(shape, dtype=torch.float32, device="cpu")  # not what the process has as defaults
     try:
         tensor = _view(_take(size + ALIGNMENT), shape)
     finally:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import _VF, Tensor
@@ -11,14 +10,16 @@ from torch.nn.modules.rnn import RNNCellBase
 
 from fastcells import dispatch
 from fastcells.functional import input_projection, own_recurrence
-from fastcells.token_ids import check_range, is_token_ids
-from fastcells.torch_impl.cell import TorchCell
+from fastcells.token_ids import ID_DTYPES, check_range, is_token_ids, one_hot
+from fastcells.torch_impl.cell import State, TorchCell
 from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
 from fastcells.torch_impl.lstm import LSTM as LSTM_UNIT
 from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
 
+Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih, w_hh, b_ih, b_hh
 
-class Cell(RNNCellBase, ABC):
+
+class Cell(RNNCellBase):
     """What the three cells share: checking and shaping the input, and the step that ATen has not."""
 
     impl: str = "auto"
@@ -31,58 +32,93 @@ class Cell(RNNCellBase, ABC):
         extra += "" if self.reset_after else ", reset_after=False"
         return extra if self.impl == "auto" else f"{extra}, impl={self.impl!r}"
 
-    def choose(self, input: Tensor) -> dispatch.Choice:
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script asks for first. A twin returned here would replace this cell in the user's model."""
+        dispatch.refuse_script(self)
+
+    def choose(self, input: Tensor) -> dispatch.Explanation:
         """Which implementation `forward(input)` runs, and why."""
-        if self.impl in ("auto", "torch"):  # asked at every step: the shortest way
-            return dispatch.in_torch(self._maths().name, is_token_ids(input))
-        batch = len(input) if input.dim() > 1 else 1
-        return dispatch.choose(
-            self.impl, dispatch.Call(self._maths().name, is_token_ids(input), 1, batch, self.weight_hh)
-        )
+        ids = is_token_ids(input)
+        x = input if input.dim() + ids == 2 else input.unsqueeze(0)
+        return dispatch.Explanation(cell=self._choice(x, ids, self._weights()))
 
-    def _step(self, input: Tensor, hx: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-        features = 0 if is_token_ids(input) else 1
-        dim = input.dim()
-        if dim not in (features, features + 1):
-            kind = "token ids to be 0D or 1D" if features == 0 else "input to be 1D or 2D"
-            raise ValueError(f"{self.label}: Expected {kind}, got {dim}D instead")
-        if hx is not None:
-            for i, s in enumerate(hx):
-                if s.dim() not in (1, 2):
-                    name = "hidden" if self.states == 1 else f"hx[{i}]"
-                    raise ValueError(f"{self.label}: Expected {name} to be 1D or 2D, got {s.dim()}D instead")
-        if features == 0:
-            check_range(input, self.input_size)
-        batched = dim == features + 1
-        x = input if batched else input.unsqueeze(0)
+    def _choice(self, x: Tensor, ids: bool, weights: Weights) -> dispatch.Choice:
+        name = self._maths().name
+        if self.impl not in ("auto", "torch"):
+            return dispatch.choose(self.impl, dispatch.Call(name, ids, 1, len(x), weights[1]))
+        choice = dispatch.in_torch(name, ids)
+        return dispatch.of_one_step(self.impl, choice, x, 1, weights[0]) if ids and self.reset_after else choice
+
+    def _step(self, input: Tensor, hx: State | None) -> State:
+        """`forward`, the state being a tuple."""
+        try:
+            return self._step_unchecked(input, hx)
+        except IndexError:
+            if is_token_ids(input):
+                check_range(input, self.input_size)  # raises, with the position in the caller's own tensor
+            raise
+
+    def _step_unchecked(self, input: Tensor, hx: State | None) -> State:
+        ids = input.dtype in ID_DTYPES
+        dim = input.dim() + ids
+        if dim not in (1, 2):
+            kind = "token ids to be 0D or 1D" if ids else "input to be 1D or 2D"
+            raise ValueError(f"{self.label}: Expected {kind}, got {input.dim()}D instead")
+        x = input if dim == 2 else input.unsqueeze(0)
+        weights = self._weights()
         if hx is None:
-            dtype = x.dtype if features else self.weight_hh.dtype
-            hx = (x.new_zeros(x.shape[0], self.hidden_size, dtype=dtype),) * self.states
-        elif not batched:
-            hx = tuple(s.unsqueeze(0) for s in hx)
-        choice = self.choose(input)
-        new = self._aten(x, hx) if choice.path == "aten" else self._own(choice, x, hx)
-        return new if batched else tuple(s.squeeze(0) for s in new)
+            zeros = x.new_zeros(x.size(0), self.hidden_size, dtype=weights[1].dtype if ids else x.dtype)
+            state: State = (zeros,) * self.states
+        else:
+            self._check_state(hx, input, dim)
+            state = hx if dim == 2 else tuple(s.unsqueeze(0) for s in hx)
+        if self.impl in ("auto", "torch") and not ids and self.reset_after:  # the shortest way
+            new = self._aten(x, state, weights)
+        else:
+            choice = self._choice(x, ids, weights)
+            if choice.path in ("aten", "one-hot"):
+                new = self._aten(one_hot(x, self.input_size, weights[0]) if ids else x, state, weights)
+            else:
+                new = self._own(choice, x, state, weights)
+        return new if dim == 2 else tuple(s.squeeze(0) for s in new)
 
-    def _own(self, choice: dispatch.Choice, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _check_state(self, hx: State, input: Tensor, dim: int) -> None:
+        """Raise what torch's cell raises on a number of dimensions, and where ATen would end the process instead."""
+        for i, s in enumerate(hx):
+            if s.dim() == dim:
+                continue
+            name = "hidden" if self.states == 1 else f"hx[{i}]"
+            if s.dim() not in (1, 2):
+                raise ValueError(f"{self.label}: Expected {name} to be 1D or 2D, got {s.dim()}D instead")
+            if dim == 1 and s.size(0) == self.hidden_size:  # which looks to ATen like a batch of one
+                raise RuntimeError(
+                    f"{self.label}: Expected {name} to be 1D for unbatched input of shape {list(input.shape)}, "
+                    f"got {list(s.shape)}"
+                )
+
+    def _own(self, choice: dispatch.Choice, x: Tensor, state: State, weights: Weights) -> State:
         sizes = (x.shape[0], self.hidden_size)
         for s in state:
             if s.shape != sizes:
                 raise RuntimeError(f"hidden must be [B, H] = {list(sizes)}, got {list(s.shape)}")
-        w_ih, w_hh, b_ih, b_hh = self._weights()
+        w_ih, w_hh, b_ih, b_hh = weights
         cell = self._maths()
         if choice.impl == "torch":
-            return cell.step(input_projection(x, w_ih, b_ih), state, w_hh, b_hh)
-        return own_recurrence(cell, choice, x.unsqueeze(0), state, (w_ih, w_hh, b_ih, b_hh))[1]
+            return cell.step(input_projection(x, w_ih, b_ih, in_c=choice is dispatch.GATHERED_IN_C), state, w_hh, b_hh)
+        return own_recurrence(cell, choice, x.unsqueeze(0), state, weights)[1]
 
-    def _weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+    def _weights(self) -> Weights:
+        own = self._parameters
+        try:  # Module.__getattr__ costs more than a small step
+            return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]  # type: ignore[return-value]
+        except KeyError:  # a parametrization, weight norm or pruning has put something else in a parameter's place
+            return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
 
-    @abstractmethod
-    def _maths(self) -> TorchCell: ...
+    def _maths(self) -> TorchCell:
+        raise NotImplementedError
 
-    @abstractmethod
-    def _aten(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]: ...
+    def _aten(self, x: Tensor, state: State, weights: Weights) -> State:
+        raise NotImplementedError
 
 
 class RNNCell(Cell):
@@ -119,9 +155,9 @@ class RNNCell(Cell):
     def _maths(self) -> TorchCell:
         return RNN_TANH if self.nonlinearity == "tanh" else RNN_RELU
 
-    def _aten(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _aten(self, x: Tensor, state: State, weights: Weights) -> State:
         op = _VF.rnn_tanh_cell if self.nonlinearity == "tanh" else _VF.rnn_relu_cell
-        return (op(x, state[0], *self._weights()),)
+        return (op(x, state[0], *weights),)
 
 
 class GRUCell(Cell):
@@ -159,8 +195,8 @@ class GRUCell(Cell):
     def _maths(self) -> TorchCell:
         return GRU_RESET_AFTER if self.reset_after else GRU_RESET_BEFORE
 
-    def _aten(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_VF.gru_cell(x, state[0], *self._weights()),)
+    def _aten(self, x: Tensor, state: State, weights: Weights) -> State:
+        return (_VF.gru_cell(x, state[0], *weights),)
 
 
 class LSTMCell(Cell):
@@ -189,12 +225,15 @@ class LSTMCell(Cell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """As torch's cell: see the class."""
-        h, c = self._step(input, None if hx is None else tuple(hx))
+        if hx is not None:
+            h, c = hx
+            hx = (h, c)
+        h, c = self._step(input, hx)
         return h, c
 
     def _maths(self) -> TorchCell:
         return LSTM_UNIT
 
-    def _aten(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        h, c = _VF.lstm_cell(x, state, *self._weights())
+    def _aten(self, x: Tensor, state: State, weights: Weights) -> State:
+        h, c = _VF.lstm_cell(x, state, *weights)
         return h, c

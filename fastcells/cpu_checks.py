@@ -1,7 +1,8 @@
 """What C may be given: it believes what it is told, so that tensors are checked before.
 
 Tensors come back as C reads them: contiguous and aligned to their elements. RuntimeError where one has another type,
-shape, dtype or device than it must, or no memory at all; the message names it.
+shape, dtype or device than it must, or no memory at all; the message names it. What C writes is checked as strictly
+as what it reads: `written`.
 """
 
 from __future__ import annotations
@@ -54,6 +55,33 @@ def in_memory(name: str, t: Tensor) -> Tensor:
             raise RuntimeError(f"{name}, a {type(t).__name__}, has no memory that C could read")
         t = t.clone()  # the zeros, written out
     return t if address % t.element_size() == 0 else t.clone()
+
+
+def written(*outputs: tuple[str, Tensor | None, tuple[int, ...]]) -> list[int]:
+    """The addresses of what C is to write, each a float32 tensor of that shape, or None: 0. RuntimeError.
+
+    They were allocated by this package, but what torch allocates depends on the state that a process is in.
+    """
+    addresses = []
+    for name, t, shape in outputs:
+        if t is None:
+            addresses.append(0)
+            continue
+        address = t.data_ptr()
+        if not (
+            t.dtype is torch.float32
+            and t.shape == shape
+            and t.is_contiguous()
+            and t.device.type == "cpu"
+            and address % 4 == 0
+            and (address != 0 or t.numel() == 0)
+        ):
+            raise RuntimeError(
+                f"{name}, to be written by C, must be float32 {list(shape)} on the CPU and contiguous, got {t.dtype} "
+                f"{list(t.shape)} on {t.device} with strides {t.stride()}"
+            )
+        addresses.append(address)
+    return addresses
 
 
 def mask(name: str, mask: Tensor | None, T: int, B: int) -> Tensor | None:

@@ -36,14 +36,14 @@ class CpuCell(TorchCell):
     ) -> Trace:
         reverse = steps.step < 0
         if not traced():
-            out = cpu_ops.forward(self.name, x, state, w_hh, b_hh, mask, resets=resets, reverse=reverse, save=save)
-            return Trace(out.hidden, out.last, tuple(t for t in (out.cells, out.saved) if t is not None))
+            f = cpu_ops.forward(self.name, x, state, w_hh, b_hh, mask, resets=resets, reverse=reverse, save=save)
+            return Trace(f.hidden, f.last, tuple(t for t in (f.cells, f.saved) if t is not None), f.out)
         h0, c0 = (*state, None)[:2]
-        hidden, cells, saved, *last = cpu_library.cpu_forward(
+        out, hidden, cells, saved, *last = cpu_library.cpu_forward(
             x, h0, c0, w_hh, b_hh, mask, resets, self.name, reverse, save
         )
         kept = (cells,) * (c0 is not None) + (saved,) * (cpu_ops.CELLS[self.name].saved > 0)
-        return Trace(hidden, tuple(last[: self.states]), kept)
+        return Trace(hidden if save else out, tuple(last[: self.states]), kept, out)
 
     def backward(
         self,
@@ -89,12 +89,13 @@ class CpuCell(TorchCell):
         d_gates = d_gates.flatten(0, 1)
         pieces = [piece.flatten(0, 1) for piece in before.pieces]
         if self.name != "gru_reset_before":
-            return cpu_ops.weight_gradients(d_gates, *pieces)
+            d_w, d_b = cpu_ops.weight_gradients(d_gates, *pieces)
+            return d_w, d_b if needs_b else None
         H = pieces[0].shape[1]
         d_w, d_b = cpu_ops.weight_gradients(d_gates[:, : 2 * H], *pieces)
         reset = (saved[0][:, :, 0] * before.whole).flatten(0, 1)
         d_w_n, d_b_n = cpu_ops.weight_gradients(d_gates[:, 2 * H :], reset)
-        return torch.cat([d_w, d_w_n]), torch.cat([d_b, d_b_n])
+        return torch.cat([d_w, d_w_n]), torch.cat([d_b, d_b_n]) if needs_b else None
 
     def weight_gradient(self, d_gates: Tensor, before: Before, saved: tuple[Tensor, ...]) -> Tensor:
         if self.name != "gru_reset_before":

@@ -20,12 +20,15 @@ def cpu_forward(
     cell: str,
     reverse: bool,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`forward` as an operator: hidden, cells, saved, h_n and c_n; an empty tensor stands for what a cell has not."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`forward` as an operator: out, hidden, cells, saved, h_n and c_n.
+
+    An empty tensor stands for what a cell has not, and for a `hidden` that no backward will read.
+    """
     state = (h0,) if c0 is None else (h0, c0)
-    out = forward(cell, x, state, w, b, mask, resets=resets, reverse=reverse, save=save)
-    h_n, c_n = out.last[0], out.last[-1] if c0 is not None else None
-    return out.hidden, _some(out.cells, x), _some(out.saved, x), h_n, _some(c_n, x)
+    f = forward(cell, x, state, w, b, mask, resets=resets, reverse=reverse, save=save)
+    h_n, c_n = f.last[0], f.last[-1] if c0 is not None else None
+    return f.out, _some(f.hidden if save else None, x), _some(f.cells, x), _some(f.saved, x), h_n, _some(c_n, x)
 
 
 @cpu_forward.register_fake
@@ -40,12 +43,13 @@ def _(
     cell: str,
     reverse: bool,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     T, (B, H), width = x.shape[0], h0.shape, CELLS[cell].saved
+    hidden = x.new_empty(T, B, H) if save else x.new_empty(0)
     cells = x.new_empty(T, B, H) if save and c0 is not None else x.new_empty(0)
     saved = x.new_empty(T, B, width, H) if save and width else x.new_empty(0)
     c_n = x.new_empty(0) if c0 is None else x.new_empty(B, H)
-    return x.new_empty(T, B, H), cells, saved, x.new_empty(B, H), c_n
+    return x.new_empty(T, B, H), hidden, cells, saved, x.new_empty(B, H), c_n
 
 
 @torch.library.custom_op("fastcells::cpu_backward", mutates_args=())

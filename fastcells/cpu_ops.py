@@ -44,7 +44,8 @@ MOST_THREADS = 256  # as many as kernels/cpu/team.c starts by itself
 
 
 class Forward(NamedTuple):
-    hidden: Tensor  # [T, B, H]
+    out: Tensor  # [T, B, H] for the caller: zero where the mask is false, in memory that `backward` does not read
+    hidden: Tensor  # [T, B, H] the state after each step; `out` itself where nothing tells them apart
     cells: Tensor | None  # [T, B, H], for a cell with a c, if saved
     saved: Tensor | None  # [T, B, saved, H]
     last: tuple[Tensor, ...]  # each [B, H]
@@ -111,19 +112,28 @@ def forward(
     b = None if b is None else check.float32("b", b, (c.gates * H,))
     mask, resets = check.mask("mask", mask, T, B), check.mask("resets", resets, T, B)
     h0, c0 = check.pair(state, c.states, (B, H), "h0", "c0")
-    hidden = x.new_empty(T, B, H)
+    out = x.new_empty(T, B, H)
+    hidden = buffers.empty(T, B, H) if save or mask is not None else out
     h_n, c_n = x.new_empty(B, H), None if c0 is None else x.new_empty(B, H)
     cells = buffers.empty(T, B, H) if save and c0 is not None else None
     saved = buffers.empty(T, B, c.saved, H) if save and c.saved else None
     if hidden.numel():
-        outputs = (hidden, cells, saved, h_n, c_n)
-        addresses = [0 if t is None else t.data_ptr() for t in (x, w, b, mask, resets, h0, c0, *outputs)]
-        _cpu.forward(_instructions, c.number, _threads(T * B * w.numel()), T, B, H, reverse, *addresses)
+        all_steps, state_shape = (T, B, H), (B, H)
+        outputs = check.written(
+            ("hidden", hidden, all_steps),
+            ("cells", cells, all_steps),
+            ("saved", saved, (T, B, c.saved, H)),
+            ("out", None if out is hidden else out, all_steps),
+            ("h_n", h_n, state_shape),
+            ("c_n", c_n, state_shape),
+        )
+        inputs = _addresses(x, w, b, mask, resets, h0, c0)
+        _cpu.forward(_instructions, c.number, _threads(T * B * w.numel()), T, B, H, reverse, *inputs, *outputs)
     else:
         h_n.copy_(h0)
         if c_n is not None and c0 is not None:
             c_n.copy_(c0)
-    return Forward(hidden, cells, saved, (h_n,) if c_n is None else (h_n, c_n))
+    return Forward(out, hidden, cells, saved, (h_n,) if c_n is None else (h_n, c_n))
 
 
 def backward(
@@ -160,9 +170,12 @@ def backward(
     d_gates = buffers.empty(T, B, c.gates * H) if cell == "gru" else None
     d_h0, d_c0 = hidden.new_empty(B, H), None if c0 is None else hidden.new_empty(B, H)
     if hidden.numel():
-        tensors = (w, mask, resets, h0, c0, hidden, cells, saved, d_hidden, d_h_n, d_c_n, d_x, d_gates, d_h0, d_c0)
-        addresses = [0 if t is None else t.data_ptr() for t in tensors]
-        _cpu.backward(_instructions, c.number, _threads(T * B * w.numel()), T, B, H, reverse, *addresses)
+        gates, state_shape = (T, B, c.gates * H), (B, H)
+        outputs = check.written(
+            ("d_x", d_x, gates), ("d_gates", d_gates, gates), ("d_h0", d_h0, state_shape), ("d_c0", d_c0, state_shape)
+        )
+        inputs = _addresses(w, mask, resets, h0, c0, hidden, cells, saved, d_hidden, d_h_n, d_c_n)
+        _cpu.backward(_instructions, c.number, _threads(T * B * w.numel()), T, B, H, reverse, *inputs, *outputs)
     else:
         d_h0.copy_(d_h_n)
         if d_c0 is not None and d_c_n is not None:
@@ -196,7 +209,7 @@ def step_in_place(
         raise IndexError(f"token id {x} is outside [0, {I})")
     if H == 0:
         return
-    addresses = [0 if t is None else t.data_ptr() for t in (w_ih, w_hh, b_ih, b_hh, state[0], *state[1:])]
+    addresses = _addresses(w_ih, w_hh, b_ih, b_hh) + check.written(*(("state", s, (H,)) for s in state))
     _cpu.single(
         _instructions,
         c.number,
@@ -220,7 +233,7 @@ def matvec(w: Tensor, x: Tensor, b: Tensor | None) -> Tensor:
     w, x = check.float32("w", w, (rows, columns)), check.float32("x", x, (columns,))
     b = None if b is None else check.float32("b", b, (rows,))
     out = w.new_empty(rows)
-    addresses = (w.data_ptr(), x.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
+    addresses = _addresses(w, x, b) + check.written(("out", out, (rows,)))
     _cpu.matvec(_instructions, _threads(w.numel()), rows, columns, *addresses)
     return out
 
@@ -244,7 +257,7 @@ def weight_gradients(d: Tensor, *pieces: Tensor) -> tuple[Tensor, Tensor]:
     out, sums = x.new_empty(rows, columns), x.new_empty(rows)
     if d.numel() == 0 or columns == 0:
         return out.zero_(), torch.sum(d.detach(), 0, out=sums)
-    addresses = [0 if t is None else t.data_ptr() for t in (d, x, rest, out, sums)]
+    addresses = _addresses(d, x, rest) + check.written(("out", out, (rows, columns)), ("sums", sums, (rows,)))
     _cpu.weights(_instructions, _threads(N * rows * columns), N, rows, columns, d.stride(0), split, *addresses)
     return out, sums
 
@@ -258,7 +271,7 @@ def gather(ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     ids, (G, V) = check.ids(ids), check.matrix("w", w)
     w, b = check.float32("w", w, (G, V)), None if b is None else check.float32("b", b, (G,))
     out = buffers.empty(len(ids), G)  # an input projection, which no user gets to see
-    addresses = (ids.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
+    addresses = _addresses(ids, w, b) + check.written(("out", out, (len(ids), G)))
     check.inside(ids, V, _cpu.gather(_few_threads(out), len(ids), G, V, *addresses))
     return out
 
@@ -272,9 +285,14 @@ def scatter(ids: Tensor, d: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
     ids, (N, G) = check.ids(ids), check.matrix("d", d)
     d = check.float32("d", d, (len(ids), G))
     out, sums = d.new_empty(G, vocabulary), d.new_empty(G)
-    addresses = (ids.data_ptr(), d.data_ptr(), out.data_ptr(), sums.data_ptr())
+    addresses = _addresses(ids, d) + check.written(("out", out, (G, vocabulary)), ("sums", sums, (G,)))
     check.inside(ids, vocabulary, _cpu.scatter(_few_threads(d), N, G, vocabulary, *addresses))
     return out, sums
+
+
+def _addresses(*tensors: Tensor | None) -> list[int]:
+    """Of what C reads, which has been checked; 0 for None."""
+    return [0 if t is None else t.data_ptr() for t in tensors]
 
 
 def _few_threads(touched: Tensor) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from fastcells import cpu_ops
 from fastcells.autocast import autocast_dtype
 from fastcells.errors import CannotRun
 from fastcells.kernels import plan
-from fastcells.transforms import traced, transformed
+from fastcells.transforms import compiling, traced, transformed
 
 PLAIN = (Tensor, nn.Parameter)  # another subclass may keep its values elsewhere: auto leaves it to torch's operators
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -27,8 +27,8 @@ class Choice:
     """What runs: `impl` as the user names it, `path` within it, and why, as text."""
 
     impl: str
-    # torch: "aten", ATen's fused recurrence, or "recurrence", ours. cpu: "c". Triton: "sequence", one program a batch
-    # tile, "split", several that exchange the state, or "step".
+    # torch: "aten", ATen's fused recurrence, "one-hot", the same on the one-hot of token ids, or "recurrence", ours.
+    # cpu: "c". Triton: "sequence", one program a batch tile, "split", several that exchange the state, or "step".
     path: str
     reason: str
 
@@ -41,6 +41,40 @@ RESET_BEFORE = Choice("torch", "recurrence", "ATen has no reset-before GRU")
 TOKEN_IDS = Choice("torch", "recurrence", "token ids gather rows of W_ih^T, ATen would need the one-hot")
 RESETS = Choice("torch", "recurrence", "ATen has no resets")
 LENGTHS = Choice("torch", "recurrence", "ATen takes lengths in packed form only")
+TRANSFORMED = Choice("torch", "recurrence", "torch.func looks through plain steps, ATen's recurrence hides them")
+COMPILED_LSTM = Choice("torch", "recurrence", "torch.compile cannot differentiate ATen's LSTM on this device")
+ONE_HOT = Choice("torch", "one-hot", "one step on so few ids costs less through ATen, on their one-hot")
+ONE_HOT_RECORDED = Choice("torch", "one-hot", "ATen's recurrence is recorded for any number of steps, ours is not")
+GATHERED_IN_C = Choice("torch", "recurrence", "one step: C gathers rows of W_ih^T for token ids, torch does the rest")
+
+
+class Explanation(dict[str, Choice]):
+    """What runs for each layer and direction, by torch's suffixes: "l0", "l0_reverse", "l1"; of a cell, "cell".
+
+    As text one line, or one for each where they differ. `impl`, `path` and `reason` are those of all of them.
+    """
+
+    @property
+    def impl(self) -> str:
+        return self._common("impl")
+
+    @property
+    def path(self) -> str:
+        return self._common("path")
+
+    @property
+    def reason(self) -> str:
+        return self._common("reason")
+
+    def _common(self, name: str) -> str:
+        values = {str(getattr(choice, name)) for choice in self.values()}
+        if len(values) > 1:
+            raise ValueError(f"the layers differ in {name}: {dict(self)}")
+        return values.pop()
+
+    def __str__(self) -> str:
+        lines = {str(choice) for choice in self.values()}
+        return lines.pop() if len(lines) == 1 else "\n".join(f"{name}: {choice}" for name, choice in self.items())
 
 
 def check_impl(impl: str) -> None:
@@ -79,21 +113,44 @@ def choose(impl: str, call: Call) -> Choice:
 
 
 def in_torch(cell: str, token_ids: bool, lengths: bool = False, resets: bool = False) -> Choice:
-    """Which of its two paths `impl="torch"` takes; also what "auto" runs for a single step, hence for cells."""
+    """Which of its paths `impl="torch"` takes; also what "auto" runs for a single step, hence for cells."""
     if token_ids:
         return TOKEN_IDS
     if cell == "gru_reset_before":
         return RESET_BEFORE
     if resets:
         return RESETS
-    return LENGTHS if lengths else ATEN
+    if lengths:
+        return LENGTHS
+    if torch._C._are_functorch_transforms_active():
+        return TRANSFORMED
+    # Under torch.compile, not torch.export: oneDNN's LSTM layer fails in AOTAutograd.
+    compiled = cell == "lstm" and torch.is_grad_enabled() and compiling()
+    return COMPILED_LSTM if compiled else ATEN
+
+
+def of_one_step(impl: str, choice: Choice, ids: Tensor, steps: int, w_ih: Tensor) -> Choice:
+    """`choice` for token ids, or what is better for a call that is recorded and, with "auto", for a single step.
+
+    w_ih: [G*H, V].
+    """
+    if choice is not TOKEN_IDS or torch._C._are_functorch_transforms_active():
+        return choice
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
+        return ONE_HOT_RECORDED
+    if steps > 1 or impl != "auto" or torch.compiler.is_compiling():
+        return choice
+    if ids.numel() * w_ih.numel() <= plan.ONE_HOT_PRODUCT:
+        return ONE_HOT
+    return GATHERED_IN_C if _c_serves(w_ih) else choice
 
 
 def automatic(call: Call) -> Choice:
     """What `impl="auto"` runs."""
     plain = in_torch(call.cell, call.token_ids, call.lengths, call.resets)
     plainly = call.input_type in PLAIN and type(call.w_hh) in PLAIN
-    if call.steps < plan.FEWEST_STEPS_IN_C or c_obstacle(call) is not None or not plainly or _watched():
+    watched = transformed() or (traced() and not compiling())
+    if call.steps < plan.FEWEST_STEPS_IN_C or c_obstacle(call) is not None or not plainly or watched:
         return plain
     if plain is ATEN and call.padding > plan.MOST_PADDING_IN_C:
         return plain
@@ -109,10 +166,6 @@ def automatic(call: Call) -> Choice:
     return plain if faster is None else Choice("cpu", "c", faster)
 
 
-def _watched() -> bool:
-    return traced() or transformed()
-
-
 def c_obstacle(call: Call) -> str | None:
     """Why C cannot run the call, or None."""
     dtype = autocast_dtype(call.w_hh) or call.w_hh.dtype
@@ -125,16 +178,19 @@ def c_obstacle(call: Call) -> str | None:
 
 def linear_in_c(impl: str, x: Tensor, w: Tensor) -> bool:
     """Whether a linear layer beside a recurrent one with this `impl` runs through `cpu_linear`."""
+    product = x.numel() * len(w)
+    return impl in ("auto", "cpu") and product >= plan.LARGE_PRODUCT and _c_serves(x) and _c_serves(w)
+
+
+def _c_serves(t: Tensor) -> bool:
+    """Whether C may read a tensor, and nobody looks through torch's operators."""
     return (
-        impl in ("auto", "cpu")
-        and x.device.type == w.device.type == "cpu"
-        and x.dtype == w.dtype == torch.float32
-        and type(x) in PLAIN
-        and type(w) in PLAIN
-        and autocast_dtype(w) is None
-        and x.numel() * len(w) >= plan.LARGE_PRODUCT
+        t.device.type == "cpu"
+        and t.dtype == torch.float32
+        and type(t) in PLAIN
+        and autocast_dtype(t) is None
         and cpu_ops.obstacle() is None
-        and not _watched()
+        and not (traced() or transformed())
     )
 
 
@@ -195,19 +251,29 @@ def matmul_precision(dtype: torch.dtype, device: torch.device) -> str:
 
 
 class _Chooses(Protocol):
-    def choose(self, input: Tensor | PackedSequence) -> Choice: ...
+    def choose(self, input: Tensor | PackedSequence) -> Explanation: ...
 
 
-def explain(module: _Chooses, input: Tensor | PackedSequence) -> Choice:
-    """Which implementation `module(input)` runs, and why: `print(fastcells.explain(gru, x))`.
+def explain(module: _Chooses, input: Tensor | PackedSequence) -> Explanation:
+    """Which implementation `module(input)` runs, for each layer and direction, and why.
+
+    `print(fastcells.explain(gru, x))`; `explain(gru, x)["l0"].impl`; `explain(gru, x).impl` where all agree.
 
     module: a layer or cell of this package. input: what would be passed to it; nothing is computed.
 
     Raises:
-        TypeError: any other module.
+        TypeError: any other module. CannotRun: `module.impl` names an implementation that cannot run it.
     """
     if not hasattr(module, "choose"):
         name = f"{type(module).__module__}.{type(module).__name__}"
         hint = "; fastcells.convert(module) gives its twin" if isinstance(module, nn.RNNBase | nn.RNNCellBase) else ""
         raise TypeError(f"explain() needs a fastcells layer or cell, got {name}{hint}")
     return module.choose(input)
+
+
+def refuse_script(module: nn.Module) -> NoReturn:
+    """Raise what torch.jit.script(module) ends with."""
+    raise RuntimeError(
+        f"torch.jit.script cannot compile fastcells.{type(module).__name__}: script its torch.nn twin instead, "
+        "torch.jit.script(fastcells.to_torch(copy.deepcopy(model)))"
+    )

@@ -23,7 +23,7 @@ from fastcells.torch_impl.aten import aten
 from fastcells.torch_impl.cell import State, TorchCell
 from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
 from fastcells.torch_impl.lstm import LSTM
-from fastcells.torch_impl.recurrence import recur
+from fastcells.torch_impl.recurrence import recur, unroll
 from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
 
 ONEDNN = torch.backends.mkldnn.is_available()  # asked once: Dynamo cannot trace the question
@@ -176,14 +176,19 @@ def _layer(
         input_type=type(x),
     )
     choice = dispatch.choose(impl, call)
+    if call.token_ids and not (call.lengths or call.resets):
+        one_step = dispatch.of_one_step(impl, choice, x, T, w_ih)
+        choice = choice if one_step.path == "one-hot" else one_step  # the layers have taken that one before
     initial = _initial_state(x, state, w_hh, w_hr)
     if choice.path == "aten":
         has_biases = b_ih is not None or b_hh is not None
         biases = [w_hh.new_zeros(len(w_hh)) if b is None else b for b in (b_ih, b_hh)] if has_biases else []
         flat = [w_ih, w_hh, *biases] + ([] if w_hr is None else [w_hr])
-        stacked = tuple(s.unsqueeze(0) for s in initial)
-        out, last = aten(op, x.flip(0) if reverse else x, stacked, flat, has_biases)
-        return (out.flip(0) if reverse else out), tuple(s.squeeze(0) for s in last)
+        stacked = [s.unsqueeze(0) for s in initial]
+        hx = stacked[0] if len(stacked) == 1 else (stacked[0], stacked[1])
+        out, last = aten(op, x.flip(0) if reverse else x, hx, flat, has_biases)
+        # Not a view, which could not be detached in place by whoever gets it.
+        return (out.flip(0) if reverse else out), tuple(s[0].clone() for s in (last if len(stacked) > 1 else (last,)))
 
     mask = None if lengths is None else _mask(x, lengths)
     return own_recurrence(cell, choice, x, initial, weights, w_hr=w_hr, mask=mask, resets=resets, reverse=reverse)
@@ -221,7 +226,9 @@ def own_recurrence(
 
             ids = x if mask is None else torch.where(mask.squeeze(-1), x, 0)
             return recur_on_ids(cell, choice.path, ids, state, (w_ih, w_hh, b_ih, b_hh), mask, reverse)
-        x_proj = input_projection(x, w_ih, b_ih, mask, in_c=choice.impl == "cpu")
+        x_proj = input_projection(x, w_ih, b_ih, mask, in_c=choice.impl == "cpu" or choice is dispatch.GATHERED_IN_C)
+        if choice is dispatch.GATHERED_IN_C:  # a single step: autograd's own way through it is the shorter one
+            return unroll(cell, x_proj, state, w_hh, b_hh, w_hr, mask, reverse)
         rest = {"w_hr": w_hr, "mask": mask, "resets": resets}
         return recur(cell_of(choice, cell), x_proj, state, w_hh, b_hh, **rest, reverse=reverse)
 
@@ -248,7 +255,8 @@ def input_projection(
     if not is_token_ids(x):
         return linear(x if mask is None else torch.where(mask, x, 0), w_ih, b_ih)
     ids = x if mask is None else torch.where(mask.squeeze(-1), x, 0)
-    check_range(ids, w_ih.shape[1])
+    if not in_c:  # C looks for itself
+        check_range(ids, w_ih.shape[1])
     dtype = autocast_dtype(w_ih)
     if dtype is not None:  # the dtype of the matmul that this stands for
         w_ih, b_ih = w_ih.to(dtype), None if b_ih is None else b_ih.to(dtype)

@@ -27,8 +27,7 @@ class _HiddenStateLayer(Layer):
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """As torch's layer: see the class."""
-        out, (h_n,) = self._forward(input, None if hx is None else (hx,))
-        return out, h_n
+        return self._forward(input, hx)
 
 
 class RNN(_HiddenStateLayer):
@@ -170,8 +169,7 @@ class LSTM(Layer):
         self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """As torch's layer: see the class."""
-        out, (h_n, c_n) = self._forward(input, None if hx is None else tuple(hx))
-        return out, (h_n, c_n)
+        return self._forward(input, None if hx is None else (hx[0], hx[1]))
 
     def _direction(
         self, x: Tensor, state: State, w: dict[str, Tensor], *, lengths: Tensor | None, reverse: bool
@@ -198,12 +196,43 @@ class LSTM(Layer):
     def _aten_op(self) -> Callable[..., Any]:
         return _VF.lstm
 
-    def _state_sizes(self) -> tuple[int, ...]:
-        return self.proj_size or self.hidden_size, self.hidden_size
+    def check_forward_args(
+        self,
+        input: Tensor,
+        hidden: tuple[Tensor, Tensor],  # type: ignore[override]
+        batch_sizes: Tensor | None,
+    ) -> None:
+        """As torch.nn.LSTM's: `check_input`, and the sizes of h and c."""
+        self.check_input(input, batch_sizes)
+        expected = self.get_expected_hidden_size(input, batch_sizes)
+        self.check_hidden_size(hidden[0], expected, "Expected hidden[0] size {}, got {}")
+        expected = self.get_expected_cell_size(input, batch_sizes)
+        self.check_hidden_size(hidden[1], expected, "Expected hidden[1] size {}, got {}")
 
-    def _wrong_state_dim(self, hx: State, kind: str, dim: int) -> str:
-        dims = ", ".join(f"{s.dim()}-D" for s in hx)
-        return f"For {kind} {dim}-D input, hx and cx should also be {dim}-D but got ({dims}) tensors"
+    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
+        """As torch.nn.LSTM's: the shape of c, [num_layers*D, B, H]."""
+        rows, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return rows, batch, self.hidden_size
+
+    def permute_hidden(  # type: ignore[override]
+        self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As torch.nn.LSTM's: the rows of h and c in another order."""
+        if permutation is None:
+            return hx
+        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+
+    def _zeros(self, data: Tensor, ids: bool, batch: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
+        c = super()._zeros(data, ids, batch, weight)
+        return (c.new_zeros(len(c), batch, self.proj_size) if self.proj_size else c), c
+
+    def _check_state_dim(self, hx: State, dim: int) -> None:
+        if hx[0].dim() != dim or hx[1].dim() != dim:
+            kind = "batched" if dim == 3 else "unbatched"
+            raise RuntimeError(
+                f"For {kind} {dim}-D input, hx and cx should also be {dim}-D but got ({hx[0].dim()}-D, "
+                f"{hx[1].dim()}-D) tensors"
+            )
 
 
 def _refuse_proj_size(kwargs: dict[str, Any]) -> None:

@@ -54,3 +54,17 @@ def gather_rows(ids: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
         known = (ids >= 0) & (ids < w_ih.shape[1])
         rows = F.embedding(torch.where(known, ids, 0), w_ih.t().contiguous()) * known.unsqueeze(-1)
     return rows if b_ih is None else rows + b_ih
+
+
+def one_hot(ids: Tensor, input_size: int, like: Tensor) -> Tensor:
+    """`F.one_hot(ids, input_size).to(like.dtype)`: [*ids.shape, input_size], of like's dtype and device.
+
+    Raises:
+        IndexError: as `check_range`, without a look at the ids beforehand.
+    """
+    zeros = like.new_zeros(*ids.shape, input_size)
+    try:
+        return zeros.scatter_(-1, ids.long().unsqueeze(-1), 1)
+    except RuntimeError:
+        check_range(ids, input_size)
+        raise

@@ -6,6 +6,11 @@ import torch
 from torch.autograd import forward_ad
 
 
+def compiling() -> bool:
+    """Under torch.compile and not torch.export, which wants torch's own operators."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
 def traced() -> bool:
     """Under torch.compile or a dispatch mode: fake tensors, make_fx, a counter of operations."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0

@@ -65,23 +65,27 @@ class TokenRecurrence(torch.autograd.Function):
         *state: Tensor,
     ) -> tuple[Tensor, ...]:
         trace = _forward(cell, reverse, mask, ids, (w_ih, w_hh, b_ih, b_hh), state, save=True)
-        ctx.cell, ctx.reverse, ctx.mask = cell, reverse, mask
-        ctx.save_for_backward(ids, w_ih, w_hh, b_ih, b_hh, *state, trace.hidden, *trace.saved)
-        return _mask_out(trace.hidden, mask), *trace.last
+        ctx.cell, ctx.reverse = cell, reverse
+        ctx.save_for_backward(mask, ids, w_ih, w_hh, b_ih, b_hh, *state, trace.hidden, *trace.saved)
+        out = _mask_out(trace.hidden, mask)
+        # As in torch_impl/recurrence.py.
+        return out.clone() if out is trace.hidden and out.device.type == "cpu" else out, *trace.last
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor, *d_last: Tensor) -> tuple[Tensor | None, ...]:
         cell: TritonCell = ctx.cell
-        ids, w_ih, w_hh, b_ih, b_hh, *rest = ctx.saved_tensors
+        mask, ids, w_ih, w_hh, b_ih, b_hh, *rest = ctx.saved_tensors
         state, hidden, saved = tuple(rest[: cell.states]), rest[cell.states], tuple(rest[cell.states + 1 :])
         # create_graph=True, or is_grads_batched=True: buffers cannot serve. A compiled backward is neither.
         if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or _any_batched(d_out, *d_last)):
-            return _differentiable_backward(ctx, ids, (w_ih, w_hh, b_ih, b_hh), state, d_out, d_last)
+            return _differentiable_backward(
+                cell, ctx.reverse, mask, ids, (w_ih, w_hh, b_ih, b_hh), state, d_out, d_last
+            )
         with no_autocast(w_ih):  # backward may be called inside one that forward was not
             steps = _steps(ids, ctx.reverse)
             before = Before(hidden, state[0], steps)
-            d_hidden = _mask_out(d_out, ctx.mask)
-            d_x, d_gates, d_state = cell.backward(d_hidden, d_last, saved, hidden, before, state, w_hh, steps, ctx.mask)
+            d_hidden = _mask_out(d_out, mask)
+            d_x, d_gates, d_state = cell.backward(d_hidden, d_last, saved, hidden, before, state, w_hh, steps, mask)
             _, _, _, _, needs_w_ih, needs_w_hh, needs_b_ih, needs_b_hh, *_ = ctx.needs_input_grad
             d_w_hh, d_b_hh = cell.weight_gradients(d_gates, before, saved, needs_w_hh, needs_b_hh)
             d_w_ih = _table_gradient(d_x, ids, w_ih.shape[1]) if needs_w_ih else None
@@ -101,7 +105,14 @@ def _table_gradient(d_x: Tensor, ids: Tensor, size: int) -> Tensor:
 
 
 def _differentiable_backward(
-    ctx: Any, ids: Tensor, weights: Weights, state: State, d_out: Tensor, d_last: tuple[Tensor, ...]
+    cell: TritonCell,
+    reverse: bool,
+    mask: Tensor | None,
+    ids: Tensor,
+    weights: Weights,
+    state: State,
+    d_out: Tensor,
+    d_last: tuple[Tensor, ...],
 ) -> tuple[Tensor | None, ...]:
     """The same gradients by autograd through `unroll`, so that they can be differentiated in turn."""
     again = torch.is_grad_enabled()
@@ -111,7 +122,7 @@ def _differentiable_backward(
         b_ih, b_hh = (None if b is None else b.view_as(b) for b in weights[2:])
         s = tuple(p.view_as(p) for p in state)
         x = gather_rows(ids, w_ih, b_ih)
-        out, last = unroll(ctx.cell, x, s, w_hh, b_hh, None, ctx.mask, ctx.reverse)
+        out, last = unroll(cell, x, s, w_hh, b_hh, None, mask, reverse)
     inputs = (w_ih, w_hh, b_ih, b_hh, *s)
     wanted = [p for p in inputs if p is not None and p.requires_grad]
     gradients = iter(torch.autograd.grad((out, *last), wanted, (d_out, *d_last), create_graph=again, allow_unused=True))

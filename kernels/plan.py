@@ -188,6 +188,8 @@ def _power_of_2(n: int) -> int:
 
 # Multiplications in a matmul from which oneDNN's longer way into the kernel (about 10 us) is worth it.
 LARGE_PRODUCT = 1 << 22
+# Multiplications in W_ih's product with the one-hot of token ids up to which a single step is left to ATen.
+ONE_HOT_PRODUCT = 1 << 20
 FEWEST_STEPS_IN_C = 2  # a single step does not pay for packing the weights, whatever the shape
 MOST_PADDING_IN_C = 1.5  # a packed batch runs padded in C, and ATen takes only the steps that there are
 

@@ -253,15 +253,20 @@ static void recurrence_case(const struct backend *backend, enum cell cell, size_
         {"h", &f.h, all},
         {"c", &f.c, lstm && save ? all : 0},
         {"saved", &f.saved, save ? all * S : 0},
+        {"out", &f.out, below(2) ? all : 0},
         {"h_n", &f.h_n, plane},
         {"c_n", &f.c_n, lstm ? plane : 0},
     };
-    run_threads(forward_outputs, 5, run_forward, backend, &f);
+    run_threads(forward_outputs, 6, run_forward, backend, &f);
 
     struct nudge by = {0};
     double *hidden = doubles(all), *h = doubles(plane), *c = doubles(plane);
     naive_forward(&f, NULL, &by, hidden, h, c);
     for (size_t i = 0; i < all; i++) check("h", i, (double)f.h[i], hidden[i], fabs(hidden[i]));
+    for (size_t i = 0; f.out && i < all; i++) {
+        const double expected = !f.mask || f.mask[i / H] ? hidden[i] : 0.0;
+        check("out", i, (double)f.out[i], expected, fabs(expected));
+    }
     for (size_t i = 0; i < plane; i++) check("h_n", i, (double)f.h_n[i], h[i], fabs(h[i]));
     for (size_t i = 0; lstm && i < plane; i++) check("c_n", i, (double)f.c_n[i], c[i], fabs(c[i]));
     if (!save) return;

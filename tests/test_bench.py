@@ -60,8 +60,8 @@ def test_token_ids_fail_on_an_open_fallback(monkeypatch: pytest.MonkeyPatch) -> 
     """`auto` itself says that it would run ATen on the one-hots: nothing is hidden, and there is nothing to publish."""
 
     class Fallback(fastcells.GRU):
-        def choose(self, input: Tensor) -> fastcells.dispatch.Choice:  # type: ignore[override]
-            return ATEN
+        def choose(self, input: Tensor) -> fastcells.dispatch.Explanation:  # type: ignore[override]
+            return fastcells.dispatch.Explanation(l0=ATEN)
 
         def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
             return super().forward(nn.functional.one_hot(input, self.input_size).float(), hx)

@@ -231,20 +231,34 @@ PATHS = [
     (fastcells.RNN(I, H, impl="torch"), X, "aten", "ATen's fused recurrence"),
     (fastcells.GRU(I, H, reset_after=False), X[:1], "recurrence", "reset-before"),
     (fastcells.GRU(I, H, impl="torch"), IDS, "recurrence", "token ids"),
-    (fastcells.LSTM(I, H), pack_sequence([IDS[:1, 0]]), "recurrence", "token ids"),
+    (fastcells.LSTM(I, H, impl="torch"), pack_sequence([IDS[:2, 0]]), "recurrence", "token ids"),
+    (fastcells.LSTM(I, H), pack_sequence([IDS[:1, 0]]), "one-hot", "one step"),
     (fastcells.GRUCell(I, H), X[0], "aten", "ATen's fused recurrence"),
     (fastcells.GRUCell(I, H, reset_after=False), X[0], "recurrence", "reset-before"),
-    (fastcells.LSTMCell(I, H), IDS[0], "recurrence", "token ids"),
+    (fastcells.LSTMCell(I, H), IDS[0], "one-hot", "one step"),
     (fastcells.convert(nn.GRU(I, H)), X, "aten", "ATen's fused recurrence"),
 ]
 
 
 @pytest.mark.parametrize(("layer", "x", "path", "reason"), PATHS, ids=[f"{i}-{row[2]}" for i, row in enumerate(PATHS)])
 def test_explain(layer: nn.Module, x: Any, path: str, reason: str) -> None:
-    choice = fastcells.explain(layer, x)
-    assert isinstance(choice, fastcells.Choice)
+    explanation = fastcells.explain(layer, x)
+    (choice,) = explanation.values()
+    assert isinstance(choice, fastcells.Choice) and str(explanation) == str(choice)
+    assert list(explanation) == ["cell" if isinstance(layer, nn.RNNCellBase) else "l0"]
     assert (choice.impl, choice.path) == ("torch", path)
     assert reason in choice.reason and str(choice) == f"torch ({path}): {choice.reason}"
+
+
+def test_explain_answers_for_each_layer_and_direction() -> None:
+    stack = fastcells.LSTM(I, H, 2, bidirectional=True, impl="torch")
+    explanation = fastcells.explain(stack, IDS)
+    assert list(explanation) == ["l0", "l0_reverse", "l1", "l1_reverse"]
+    assert [explanation[name].path for name in explanation] == ["recurrence", "recurrence", "aten", "aten"]
+    assert str(explanation).splitlines()[0].startswith("l0: torch (recurrence): token ids")
+    assert explanation.impl == "torch"
+    with pytest.raises(ValueError, match="the layers differ in path"):
+        explanation.path  # noqa: B018
 
 
 @EACH

@@ -304,7 +304,7 @@ def test_compile_and_opcheck(case: Case) -> None:
     torch.library.opcheck(
         cpu_library.cpu_forward, (x, h, second, w, b, mask, mask[..., 0], case.cell.name, False, True)
     )
-    hidden, cells, saved, *_ = cpu_library.cpu_forward(x, h, second, w, None, None, None, case.cell.name, True, True)
+    _, hidden, cells, saved, *_ = cpu_library.cpu_forward(x, h, second, w, None, None, None, case.cell.name, True, True)
     kept = (hidden, cells if c.states == 2 else None, saved if c.saved else None)
     torch.library.opcheck(
         cpu_library.cpu_backward,

@@ -255,7 +255,7 @@ class Forward(Call):
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
         out = self.forward(a)
-        return {"hidden": out.hidden, "h_n": out.last[0], "c_n": out.last[-1]}
+        return {"out": out.out, "hidden": out.hidden, "h_n": out.last[0], "c_n": out.last[-1]}
 
     def in_float64(self, a: Arguments) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Every state and the last one; the output of `unroll` is 0 where the mask is false, ours holds the state."""
@@ -274,7 +274,7 @@ class Forward(Call):
             if a["mask"] is not None:
                 held[t] = torch.where(a["mask"][t].bool().view(-1, 1), out[t], h)
             h = held[t]
-        return {"hidden": held, "h_n": last[0]} | ({"c_n": last[1]} if len(last) == 2 else {})
+        return {"out": out, "hidden": held, "h_n": last[0]} | ({"c_n": last[1]} if len(last) == 2 else {})
 
 
 class Backward(Forward):

@@ -83,6 +83,12 @@ def test_autocast(kind: str, given: bool) -> None:
     ids = torch.randint(I, (T, B))
     x, hx = nn.functional.one_hot(ids, I).float(), tree_map(Tensor.float, some_hx(ours, B)) if given else None
     with torch.autocast("cpu", torch.bfloat16):
+        try:
+            theirs(x, hx)
+        except RuntimeError as error:  # a processor that oneDNN has no bfloat16 LSTM for
+            with pytest.raises(RuntimeError, match=str(error)):
+                ours(x, hx)
+            pytest.skip(f"torch.nn's own layer raises here: {error}")
         dtypes = [[t.dtype for t in tree_leaves(out)] for out in (theirs(x, hx), ours(x, hx), ours(ids, hx))]
     assert dtypes[0] == dtypes[1] == dtypes[2]
 

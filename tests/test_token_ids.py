@@ -84,7 +84,7 @@ def test_layer(name: str, option: str, given: bool) -> None:
     module = layer(name, **OPTIONS[option])
     hx = some_hx(module) if given else None
     ids = torch.randint(V, (B, T) if module.batch_first else (T, B))
-    assert module.choose(ids).reason == fastcells.dispatch.TOKEN_IDS.reason
+    assert module.choose(ids)["l0"].reason == fastcells.dispatch.TOKEN_IDS.reason
     assert_same(module, hx, module(ids, hx), module(one_hot(ids), hx))
     assert_same(module, hx, module(ids, hx), reference.layer(module, ids, hx))
 

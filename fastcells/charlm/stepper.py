@@ -56,5 +56,5 @@ def choose(layer: RNN | GRU | LSTM) -> dispatch.Choice:
     """Which implementation steps through a model with this layer, and why."""
     call = dispatch.Call(layer.maths().name, True, 1, 1, layer.weight_hh_l0)
     if layer.bidirectional or layer.impl not in ("auto", "cpu") or dispatch.c_obstacle(call) is not None:
-        return layer.choose(torch.zeros(1, dtype=torch.int64, device=layer.weight_hh_l0.device))
+        return layer.choose(torch.zeros(1, dtype=torch.int64, device=layer.weight_hh_l0.device))["l0"]
     return dispatch.Choice("cpu", "c", f"a step of each layer in C with {cpu_ops.instruction_set()} instructions")

@@ -13,7 +13,7 @@ from torch import Tensor
 def aten(
     op: Callable[..., Any],
     x: Tensor,
-    state: tuple[Tensor, ...],
+    hx: Tensor | tuple[Tensor, Tensor],
     weights: Sequence[Tensor],
     has_biases: bool,
     *,
@@ -23,14 +23,13 @@ def aten(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+) -> tuple[Tensor, Any]:
     """Call `torch._VF.rnn_tanh`, `rnn_relu`, `gru` or `lstm`.
 
     x: [T, B, I] ([B, T, I] with batch_first), or the data of a PackedSequence together with its batch_sizes.
-    state: (h0,) or (h0, c0), each [layers * directions, B, H]. weights: flat, in torch's order.
-    Returns the output and the final state as a tuple of the same length.
+    hx: h0 or (h0, c0), each [layers * directions, B, H]. weights: flat, in torch's order.
+    Returns the output and the final state, in the form of hx.
     """
-    hx = state if len(state) > 1 else state[0]
     stack = (weights, has_biases, num_layers, dropout, training, bidirectional)
     if x.is_cuda and not torch.compiler.is_compiling():
         with warnings.catch_warnings():
@@ -39,13 +38,13 @@ def aten(
             out, *last = _call(op, x, hx, stack, batch_first, batch_sizes)
     else:
         out, *last = _call(op, x, hx, stack, batch_first, batch_sizes)
-    return out, tuple(last)
+    return out, tuple(last) if isinstance(hx, tuple) else last[0]
 
 
 def _call(
     op: Callable[..., Any],
     x: Tensor,
-    hx: Tensor | tuple[Tensor, ...],
+    hx: Tensor | tuple[Tensor, Tensor],
     stack: tuple[Any, ...],
     batch_first: bool,
     batch_sizes: Tensor | None,

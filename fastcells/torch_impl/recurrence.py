@@ -41,6 +41,11 @@ def recur(
     if resets is not None:
         resets = resets.unsqueeze(-1) if mask is None else resets.unsqueeze(-1) & mask
     assert w_hr is None or cell.plain_operators, "dispatch refuses a projection where there is no kernel for it"
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise CannotRun(
+            "torch.jit.trace would record this recurrence for as many steps as this input has; "
+            "fastcells.to_torch(model) can be traced, and so can torch.nn's cells on dense input"
+        )
     plainly = w_hr is not None or plain_operators_wanted(cell, x_proj)
     if plainly or (resets is not None and not cell.knows_resets):
         return unroll(cell, x_proj, state, w_hh, b_hh, w_hr, mask, reverse, resets)
@@ -97,28 +102,32 @@ class Recurrence(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         steps = _steps(x_proj, reverse)
         trace = cell.forward(x_proj, state, w_hh, b_hh, steps, mask, save=True, **_given(resets))
-        ctx.cell, ctx.reverse, ctx.mask, ctx.resets = cell, reverse, mask, resets
-        ctx.save_for_backward(x_proj, w_hh, b_hh, *state, trace.hidden, *trace.saved)
-        return _outputs(trace, mask), *trace.last
+        ctx.cell, ctx.reverse = cell, reverse
+        # Everything of the user's, so that a change in place is seen.
+        ctx.save_for_backward(mask, resets, x_proj, w_hh, b_hh, *state, trace.hidden, *trace.saved)
+        out = _outputs(trace, mask)
+        # The caller's, who may change it in place. On a GPU that is an error, as it is with cuDNN, which saves it too.
+        return out.clone() if out is trace.hidden and out.device.type == "cpu" else out, *trace.last
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor, *d_last: Tensor) -> tuple[Tensor | None, ...]:
         cell: TorchCell = ctx.cell
-        x_proj, w_hh, b_hh, *rest = ctx.saved_tensors
+        mask, resets, x_proj, w_hh, b_hh, *rest = ctx.saved_tensors
         state, hidden, saved = tuple(rest[: cell.states]), rest[cell.states], tuple(rest[cell.states + 1 :])
         # create_graph=True, or is_grads_batched=True: buffers cannot serve. A compiled backward is neither.
         if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or _any_batched(d_out, *d_last)):
-            return _differentiable_backward(ctx, x_proj, w_hh, b_hh, state, d_out, d_last)
+            return _differentiable_backward(cell, ctx.reverse, mask, resets, x_proj, w_hh, b_hh, state, d_out, d_last)
         with no_autocast(x_proj):  # backward may be called inside one that forward was not
             steps = _steps(x_proj, ctx.reverse)
-            before = Before(hidden, state[0], steps, ctx.resets)
-            d_hidden = _mask_out(d_out, ctx.mask)
+            before = Before(hidden, state[0], steps, resets)
+            d_hidden = _mask_out(d_out, mask)
             d_x, d_gates, d_state = cell.backward(
-                d_hidden, d_last, saved, hidden, before, state, w_hh, steps, ctx.mask, **_given(ctx.resets)
+                d_hidden, d_last, saved, hidden, before, state, w_hh, steps, mask, **_given(resets)
             )
             _, _, _, _, _, needs_w, needs_b, *_ = ctx.needs_input_grad
             d_w, d_b = cell.weight_gradients(d_gates, before, saved, needs_w, needs_b)
-        return None, None, None, None, d_x, d_w, d_b, *d_state
+        gradients = (d_x, d_w if needs_w else None, d_b if needs_b else None, *d_state)
+        return None, None, None, None, *gradients
 
 
 def _any_batched(*tensors: Tensor) -> bool:
@@ -126,7 +135,10 @@ def _any_batched(*tensors: Tensor) -> bool:
 
 
 def _differentiable_backward(
-    ctx: Any,
+    cell: TorchCell,
+    reverse: bool,
+    mask: Tensor | None,
+    resets: Tensor | None,
     x_proj: Tensor,
     w_hh: Tensor,
     b_hh: Tensor | None,
@@ -140,7 +152,7 @@ def _differentiable_backward(
         # Fresh views: were one input computed from another, its gradient must not pass through that other one here.
         x, w, b = x_proj.view_as(x_proj), w_hh.view_as(w_hh), None if b_hh is None else b_hh.view_as(b_hh)
         s = tuple(p.view_as(p) for p in state)
-        out, last = unroll(ctx.cell, x, s, w, b, None, ctx.mask, ctx.reverse, ctx.resets)
+        out, last = unroll(cell, x, s, w, b, None, mask, reverse, resets)
     inputs = (x, w, b, *s)
     wanted = [p for p in inputs if p is not None and p.requires_grad]
     gradients = iter(torch.autograd.grad((out, *last), wanted, (d_out, *d_last), create_graph=again, allow_unused=True))

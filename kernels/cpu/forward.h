@@ -27,7 +27,7 @@ INLINE int is_reset(const uint8_t *mask, const uint8_t *resets, size_t token) {
 /* The cell's update of one vector, `h` being the recurrent products of all gates with their biases, `x` the input
    projection [G, H]. */
 INLINE void update_vector(const struct forward *f, const vec *h, const float *x, const float *h_prev, float *h_new,
-                          float *c, float *c_saved, float *saved, size_t lanes, int active, int reset) {
+                          float *out, float *c, float *c_saved, float *saved, size_t lanes, int active, int reset) {
     const size_t H = f->H;
     vec old = reset ? splat(0.0f) : load_n(h_prev, lanes), new;
     switch (f->cell) {
@@ -65,6 +65,7 @@ INLINE void update_vector(const struct forward *f, const vec *h, const float *x,
     }
     }
     store_n(h_new, active ? new : old, lanes);
+    if (out) store_n(out, active ? new : splat(0.0f), lanes);
 }
 
 static void update_tile(const struct forward_tile *at, tile_t products) {
@@ -81,8 +82,8 @@ static void update_tile(const struct forward_tile *at, tile_t products) {
                 if (!reset) h[g] += load(products[r][g * at->vectors + v]);
             }
             update_vector(f, h, f->x + token * G * H + column, at->h_prev + row * H + column,
-                          f->h + token * H + column, f->c_n ? f->c_n + row * H + column : NULL,
-                          f->c ? f->c + token * H + column : NULL,
+                          f->h + token * H + column, f->out ? f->out + token * H + column : NULL,
+                          f->c_n ? f->c_n + row * H + column : NULL, f->c ? f->c + token * H + column : NULL,
                           f->saved ? f->saved + token * S * H + column : NULL, lanes, active, reset);
         }
     }
@@ -127,7 +128,9 @@ static void reset_update_tile(const struct forward_tile *at, tile_t products, co
             n = tanh_of(load_n(f->x + token * 3 * H + 2 * H + column, lanes) + n);
             vec z = load_n(z_of_step + row * H + column, lanes);
             vec old = anew ? splat(0.0f) : load_n(at->h_prev + row * H + column, lanes);
-            store_n(f->h + token * H + column, active ? n + z * (old - n) : old, lanes);
+            const vec new = n + z * (old - n);
+            store_n(f->h + token * H + column, active ? new : old, lanes);
+            if (f->out) store_n(f->out + token * H + column, active ? new : splat(0.0f), lanes);
             if (f->saved) store_n(f->saved + token * 3 * H + 2 * H + column, n, lanes);
         }
     }
@@ -142,6 +145,7 @@ static void want_tile(struct wanted *wanted, const struct forward_tile *at, cons
         const size_t token = at->t * f->B + at->row + r;
         want(wanted, f->x + (token * G + p->first_gate) * H + at->column, p->gates, H, at->vectors);
         want(wanted, f->h + token * H + at->column, 1, H, at->vectors);
+        if (f->out) want(wanted, f->out + token * H + at->column, 1, H, at->vectors);
         if (f->saved) want(wanted, f->saved + token * S * H + at->column, S, H, at->vectors);
         if (f->c) want(wanted, f->c + token * H + at->column, 1, H, at->vectors);
     }

@@ -36,7 +36,7 @@ static PyObject *result(int status) {
 
 static PyObject *py_forward(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
-    if (!count_is(count, 19)) return NULL;
+    if (!count_is(count, 20)) return NULL;
     size_t backend = size(&args), cell = size(&args), threads = size(&args);
     struct forward f = {.cell = (enum cell)cell};
     f.T = size(&args), f.B = size(&args), f.H = size(&args);
@@ -44,7 +44,7 @@ static PyObject *py_forward(PyObject *self, PyObject *const *args, Py_ssize_t co
     f.x = address(&args), f.w = address(&args), f.b = address(&args);
     f.mask = address(&args), f.resets = address(&args);
     f.h0 = address(&args), f.c0 = address(&args);
-    f.h = address(&args), f.c = address(&args), f.saved = address(&args);
+    f.h = address(&args), f.c = address(&args), f.saved = address(&args), f.out = address(&args);
     f.h_n = address(&args), f.c_n = address(&args);
     const struct backend *chosen = backend_at(backend, cell, threads);
     if (!chosen) return NULL;
@@ -195,8 +195,8 @@ static PyObject *py_team(PyObject *self, PyObject *ignored) {
 
 static PyMethodDef methods[] = {
     {"forward", (PyCFunction)(void (*)(void))py_forward, METH_FASTCALL,
-     "forward(backend, cell, threads, T, B, H, reverse, x, w, b, mask, resets, h0, c0, h, c, saved, h_n, "
-     "c_n)"},
+     "forward(backend, cell, threads, T, B, H, reverse, x, w, b, mask, resets, h0, c0, h, c, saved, out, "
+     "h_n, c_n)"},
     {"backward", (PyCFunction)(void (*)(void))py_backward, METH_FASTCALL,
      "backward(backend, cell, threads, T, B, H, reverse, w, mask, resets, h0, c0, h, c, saved, d_out, d_h_n, d_c_n, d_x, "
      "d_gates, d_h0, d_c0)"},

@@ -28,6 +28,7 @@ struct forward {
     const uint8_t *resets; /* [T, B] not 0 where a step starts from a state of zeros, or NULL; the mask goes first */
     const float *h0, *c0; /* [B, H] initial state; c, here and below, of an LSTM only */
     float *h, *c;         /* [T, B, H] out: state after each step; c only where saved is given */
+    float *out;           /* [T, B, H] out: h once more, 0 where the mask is 0; or NULL */
     float *saved;         /* [T, B, saved, H] out, or NULL */
     float *h_n, *c_n;     /* [B, H] out: final state */
 };

@@ -68,8 +68,8 @@ static void single_member(void *argument, int member, int members) {
             vec n = tanh_of(load_n(job->x + 2 * H + column, lanes) + h[2]);
             store_n(job->h + column, n + z * (load_n(s->h + column, lanes) - n), lanes);
         } else {
-            update_vector(&f, h, job->x + column, s->h + column, job->h + column, s->c ? s->c + column : NULL, NULL,
-                          NULL, lanes, 1, 0);
+            update_vector(&f, h, job->x + column, s->h + column, job->h + column, NULL,
+                          s->c ? s->c + column : NULL, NULL, NULL, lanes, 1, 0);
         }
     }
     barrier_wait(job->barrier, (unsigned)members); /* everybody has read the old h */

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdint.h>
 #include <stdlib.h>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -36,11 +37,41 @@ void barrier_wait(struct barrier *barrier, unsigned members) {
     }
 }
 
+/* How a thread rounds, and whether it flushes subnormal numbers to zero (torch.set_flush_denormal): a state of each
+   thread. All members of a team compute as the thread that called it, or results would depend on their number. */
+#if defined(__x86_64__)
+typedef unsigned int control_word;
+enum { STATUS = 0x3f }; /* what has happened so far, not what will */
+static control_word control(void) { return __builtin_ia32_stmxcsr() & ~(unsigned)STATUS; }
+static void set_control(control_word word) { __builtin_ia32_ldmxcsr(word); }
+#elif defined(__aarch64__)
+typedef uint64_t control_word;
+static control_word control(void) {
+    control_word word;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(word));
+    return word;
+}
+static void set_control(control_word word) { __asm__ volatile("msr fpcr, %0" : : "r"(word)); }
+#else
+typedef int control_word;
+static control_word control(void) { return 0; }
+static void set_control(control_word word) { (void)word; }
+#endif
+
 struct team {
     void (*work)(void *, int, int);
     void *argument;
     int members;
+    control_word control; /* of the caller */
 };
+
+/* A member's work, with the caller's control word for as long as it takes. */
+static void run_member(const struct team *team, int number, int members) {
+    const control_word own = control();
+    if (own != team->control) set_control(team->control);
+    team->work(team->argument, number, members);
+    if (own != team->control) set_control(own);
+}
 
 struct member {
     struct team *team;
@@ -70,12 +101,12 @@ void team_init(void) {
 
 static void openmp_member(void *argument) {
     struct team *team = argument;
-    team->work(team->argument, openmp.member(), openmp.members());
+    run_member(team, openmp.member(), openmp.members());
 }
 
 static void *started_member(void *argument) {
     struct member *member = argument;
-    member->team->work(member->team->argument, member->number, member->team->members);
+    run_member(member->team, member->number, member->team->members);
     return NULL;
 }
 
@@ -110,12 +141,12 @@ static void run_started(struct team *team, int threads) {
     ready = 1;
     pthread_cond_broadcast(&open);
     pthread_mutex_unlock(&mutex);
-    team->work(team->argument, 0, members);
+    run_member(team, 0, members);
     for (int i = 1; i < members; i++) pthread_join(gates[i].member.thread, NULL);
 }
 
 void team_run(int threads, void (*work)(void *, int, int), void *argument) {
-    struct team team = {work, argument, 1};
+    struct team team = {work, argument, 1, control()};
     if (threads < 2) {
         work(argument, 0, 1);
         return;
