@@ -110,8 +110,8 @@ def compare_cases(package: Package, version: str, folder: Path, module: str = "b
 
 def verdict(ours: Ran, theirs: Ran, truth: Ran) -> str:
     """Why ours is not torch.nn's result, or an empty text: err(ours) <= 2 * err(torch.nn) + eps for every tensor."""
-    if ours.error:
-        return ours.error
+    if ours.error or truth.error:
+        return ours.error or f"no truth, float64 ended with {truth.error}"
     if sum(ours.calls.values()) != sum(theirs.calls.values()) or "torch.nn" in ours.calls or not ours.calls:
         return f"our layers were not what ran:{_calls(ours.calls) or ' no call'}"
     if ours.results.keys() != theirs.results.keys():

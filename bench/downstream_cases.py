@@ -58,6 +58,8 @@ def forecasting_model(name: str, **options: object) -> Case:
         random = np.random.default_rng(0)
         rows = [(s, t, random.normal() + np.sin(t / 3)) for s in "abcdefgh" for t in range(3 * T // 2)]
         data = pd.DataFrame(rows, columns=["series", "t", "y"]).astype({"y": "float32"})
+        # RecurrentNetwork takes none; without one, the transformer makes the decoder's input itself, in float32.
+        known = {"time_varying_known_reals": ["t"]} if name == "TemporalFusionTransformer" else {}
         data_set = forecasting.TimeSeriesDataSet(
             data,
             time_idx="t",
@@ -65,6 +67,7 @@ def forecasting_model(name: str, **options: object) -> Case:
             group_ids=["series"],
             static_categoricals=["series"],
             time_varying_unknown_reals=["y"],
+            **known,
             max_encoder_length=T,
             max_prediction_length=8,
             target_normalizer=forecasting.GroupNormalizer(groups=["series"]),

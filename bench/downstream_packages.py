@@ -43,7 +43,7 @@ PACKAGES = (
     Package(
         "sb3-contrib",
         ("stable-baselines3", "gymnasium", "farama-notifications", "cloudpickle", *PANDAS),
-        ("tests/test_lstm.py", "-k", "policy_kwargs or check or sde"),
+        ("tests/test_lstm.py", "-k", "check or sde or multi"),
     ),
     Package(
         "opacus",

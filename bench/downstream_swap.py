@@ -105,9 +105,7 @@ def run_cases(side: str, module: str, package: str, out: Path) -> None:
         CALLS.clear()
         error, results = "", Results()
         try:
-            # oneDNN takes an LSTM's packed float64 input in torch 2.13, and then refuses it.
-            with torch.backends.mkldnn.flags(enabled=side != "float64"):
-                results = case(ready)
+            results = case(ready)
         except Exception as exception:
             error = " ".join(f"{type(exception).__name__}: {exception}".split())
         ran[name] = (error, {key: t.detach().double() for key, t in results.items()}, dict(CALLS))
