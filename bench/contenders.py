@@ -45,9 +45,7 @@ def ours(impl: str) -> Build:
             )
             layer.load_state_dict(task.layer.state_dict())
             choice = _explained(layer, task.x, case)
-        except RuntimeError as error:
-            if "cannot run" not in str(error):
-                raise
+        except fastcells.CannotRun as error:
             raise Skipped(str(error)) from None
         return Model(lambda x: _data(layer(x)[0]), list(layer.parameters()), layer, choice=choice)
 

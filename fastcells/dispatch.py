@@ -197,7 +197,7 @@ def _c_serves(t: Tensor) -> bool:
 def _cpu(call: Call) -> Choice:
     obstacle = c_obstacle(call)
     if obstacle is not None:
-        raise CannotRun(f"impl='cpu' cannot run: {obstacle}")
+        raise CannotRun("impl='cpu'", obstacle)
     return Choice("cpu", "c", f"asked for; C with {cpu_ops.instruction_set()} instructions")
 
 
@@ -223,7 +223,7 @@ def _triton(impl: str, call: Call) -> Choice:
         found = plan.sequence_plan(H, call.batch, len(w_hh) // H, dtype.itemsize, gpu(w_hh.device), precision=precision)
         obstacle = f"{found}; 'triton-step' has no such limit" if isinstance(found, str) else None
     if obstacle is not None:
-        raise CannotRun(f"impl={impl!r} cannot run: {obstacle}")
+        raise CannotRun(f"impl={impl!r}", obstacle)
     if isinstance(found, plan.Blocks):
         return Choice(impl, "sequence", f"asked for; {found.reason}")
     if isinstance(found, plan.Split):

@@ -19,6 +19,7 @@ from torch import Tensor
 import fastcells
 from fastcells import cpu_ops, functional, reference
 from fastcells.dispatch import IMPLEMENTATIONS, explain
+from fastcells.errors import CannotRun
 
 T, B, I, H = 7, 5, 6, 24  # noqa: E741
 SPLIT_H = 256  # too much for one program, but for an RNN in 16 bit
@@ -148,10 +149,8 @@ def check(impl: str, cell: str, dtype: torch.dtype, device: torch.device, H: int
     base = run(getattr(reference, form), dtype)
     try:
         ours = run(getattr(functional, form), dtype, impl=impl)
-    except RuntimeError as error:
-        if "cannot run: " not in str(error):
-            raise
-        return Check(impl, label, name, obstacle=str(error).split("cannot run: ", 1)[1])
+    except CannotRun as error:
+        return Check(impl, label, name, obstacle=error.obstacle)
     # On a GPU torch's RNNs multiply float32 in TF32 unless told otherwise, and so does ours; the reference does not.
     tf32 = device.type == "cuda" and dtype == torch.float32 and torch.backends.cudnn.allow_tf32
     eps = 2.0**-10 if tf32 else torch.finfo(dtype).eps

@@ -2,4 +2,8 @@
 
 
 class CannotRun(RuntimeError):
-    """An implementation was named, by `impl=`, that cannot run this case here; the message says why."""
+    """An implementation was named, by `impl=`, that cannot run this case here; `obstacle` says why."""
+
+    def __init__(self, what: str, obstacle: str) -> None:
+        super().__init__(f"{what} cannot run: {obstacle}")
+        self.obstacle = obstacle

@@ -62,8 +62,8 @@ def rnn(
         out [T, B, H] and h_n [B, H].
 
     Raises:
-        ValueError: an unknown nonlinearity or impl. RuntimeError: shapes that do not match, or an impl that cannot run
-        this case here.
+        ValueError: an unknown nonlinearity or impl. RuntimeError: shapes that do not match. CannotRun (a
+        RuntimeError): `impl` names an implementation that cannot run this case here.
         IndexError: a token id outside [0, I), on the CPU.
 
     Equations: documentation of torch.nn.RNN (Elman 1990).

@@ -32,7 +32,8 @@ class CStepper:
         self.output = model.output
         self.cell = layer.maths().name
         states = cpu_ops.CELLS[self.cell].states
-        self.states = [tuple(torch.zeros(layer.hidden_size) for _ in range(states)) for _ in range(layer.num_layers)]
+        zeros = layer.weight_hh_l0.new_zeros(layer.hidden_size)
+        self.states = [tuple(zeros.clone() for _ in range(states)) for _ in range(layer.num_layers)]
         self.weights = [
             tuple(getattr(layer, f"{name}_l{i}").detach() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
             for i in range(layer.num_layers)

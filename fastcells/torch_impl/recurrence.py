@@ -43,8 +43,9 @@ def recur(
     assert w_hr is None or cell.plain_operators, "dispatch refuses a projection where there is no kernel for it"
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         raise CannotRun(
-            "torch.jit.trace would record this recurrence for as many steps as this input has; "
-            "fastcells.to_torch(model) can be traced, and so can torch.nn's cells on dense input"
+            "this recurrence",
+            "torch.jit.trace would record it for as many steps as this input has; torch.compile takes any number, and "
+            "what explain() calls 'aten' or 'one-hot' can be traced",
         )
     plainly = w_hr is not None or plain_operators_wanted(cell, x_proj)
     if plainly or (resets is not None and not cell.knows_resets):
@@ -189,7 +190,8 @@ def plain_operators_wanted(cell: TorchCell, x_proj: Tensor) -> bool:
     wanted = transformed() or autocast_dtype(x_proj) is not None
     if wanted and not cell.plain_operators:
         raise CannotRun(
-            "impl='cpu', 'triton' and 'triton-step' do not run under torch.jit.trace, torch.func transforms or with "
-            "forward-mode derivatives; impl='torch' does"
+            "impl='cpu', 'triton' and 'triton-step'",
+            "kernels do not run under torch.jit.trace, torch.func transforms or with forward-mode derivatives; "
+            "impl='torch' does",
         )
     return wanted
