@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bench.downstream_packages import PACKAGES, Package
-from bench.downstream_swap import OUT, SIDE, Ran, load
+from bench.downstream_swap import OUT, SIDE, Ran, Results, load
 from bench.provenance import provenance, write_csv
 
 HERE = Path(__file__).parent
@@ -104,7 +104,7 @@ def compare_cases(package: Package, version: str, folder: Path, module: str = "b
         cells |= {side: verdicts[side] or _accuracy(r, truth) for side, r in zip(OURS, ours, strict=True)}
         broken = theirs.error or truth.error
         wrong = {side for side, text in verdicts.items() if text} | ({"torch.nn"} if broken else set())
-        rows.append(Row(package.name, version, "case", name, cells, _same(wrong, package)))
+        rows.append(Row(package.name, version, "case", name, cells, _same(wrong, package, name)))
     return rows
 
 
@@ -116,22 +116,32 @@ def verdict(ours: Ran, theirs: Ran, truth: Ran) -> str:
         return f"our layers were not what ran:{_calls(ours.calls) or ' no call'}"
     if ours.results.keys() != theirs.results.keys():
         return f"only one of both has {', '.join(sorted(ours.results.keys() ^ theirs.results.keys()))}"
+    scale = scales(truth.results)
     for name, exact in truth.results.items():
-        limit = 2 * error(theirs.results[name], exact) + ROUNDINGS * torch.finfo(torch.float32).eps
+        rounding = ROUNDINGS * torch.finfo(torch.float32).eps * scale[name]
+        limit = 2 * error(theirs.results[name], exact) + rounding
         if not error(ours.results[name], exact) <= limit:
             return f"{name} is {error(ours.results[name], exact):.1e} off, allowed {limit:.1e}"
     return ""
 
 
 def error(actual: Tensor, exact: Tensor) -> float:
-    """Root mean square of the difference, relative to that of `exact` where this is above 1.
+    """Root mean square of the difference; infinite for NaN or another shape."""
+    return _size(actual - exact) if actual.shape == exact.shape else float("inf")
 
-    Some gradients are zero but for rounding, as that of a bias under a softmax. Infinite for NaN or another shape.
+
+def scales(results: Results) -> dict[str, float]:
+    """Root mean square of each tensor; the largest one for a tensor that is zero but for float64's rounding.
+
+    So is the gradient of a bias under a softmax: a sum of terms that cancel, whose size the others show.
     """
-    if actual.shape != exact.shape:
-        return float("inf")
-    difference = (actual - exact).square().mean().sqrt().nan_to_num(nan=float("inf")).item()
-    return difference / max(1.0, exact.square().mean().sqrt().item())
+    sizes = {name: _size(t) for name, t in results.items()}
+    largest = max(sizes.values(), default=0.0) or 1.0
+    return {name: size if size > 1e-9 * largest else largest for name, size in sizes.items()}
+
+
+def _size(t: Tensor) -> float:
+    return t.square().mean().sqrt().nan_to_num(nan=float("inf")).item() if t.numel() else 0.0
 
 
 def compare_tests(package: Package, version: str, folder: Path) -> list[Row]:
@@ -157,7 +167,7 @@ def compare_tests(package: Package, version: str, folder: Path) -> list[Row]:
             others += 1
             continue
         cells = {side: outcome + tail for side, (outcome, tail) in outcomes.items()}
-        rows.append(Row(package.name, version, "test", test, cells, _same(wrong, package)))
+        rows.append(Row(package.name, version, "test", test, cells, _same(wrong, package, test)))
     alike = dict.fromkeys(TESTED, "alike")
     return [*rows, Row(package.name, version, "test", f"{others} that call no recurrent layer", alike, "yes")]
 
@@ -175,7 +185,8 @@ def _child(folder: Path, arguments: Sequence[str], more: dict[str, str] | None =
 
 
 def _accuracy(ran: Ran, truth: Ran) -> str:
-    errors = [error(t, truth.results[name]) for name, t in ran.results.items() if name in truth.results]
+    scale = scales(truth.results)
+    errors = [error(t, truth.results[name]) / scale[name] for name, t in ran.results.items() if name in scale]
     return f"{max(errors, default=0.0):.0e}{_calls(ran.calls)}"
 
 
@@ -183,10 +194,13 @@ def _calls(calls: dict[str, int]) -> str:
     return "".join(f" {name}:{count}" for name, count in sorted(calls.items()))
 
 
-def _same(wrong: Iterable[str], package: Package) -> str:
-    if not all(side in package.known for side in wrong):
+def _same(wrong: Iterable[str], package: Package, name: str) -> str:
+    reasons = [
+        (side, next((why for s, part, why in package.known if s == side and part in name), None)) for side in wrong
+    ]
+    if any(why is None for _, why in reasons):
         return "NO"
-    return "; ".join(f"known, {side}: {package.known[side]}" for side in sorted(wrong)) or "yes"
+    return "; ".join(f"known, {side}: {why}" for side, why in sorted(reasons)) or "yes"
 
 
 def write(rows: Sequence[Row]) -> Path:

@@ -100,7 +100,7 @@ def test_a_package_that_does_not_import_is_no_agreement(folder: Path) -> None:
     (folder / "site/standin.py").write_text(
         "from torch import nn\nassert nn.LSTM.__module__.startswith('torch.')\n" + PACKAGE
     )
-    package = Package("standin", (), (".",), {"convert": "a reason"})
+    package = Package("standin", (), (".",), (("convert", "", "a reason"),))
     assert {row.same for row in compare_tests(package, "1", folder)[:-1]} == {"NO"}
 
 
@@ -112,10 +112,20 @@ def test_a_verdict_needs_the_same_numbers(value: float) -> None:
     assert "only one" in verdict(Ran("", {}, {"cpu": 1}), truth, truth)
 
 
-def test_a_known_reason_covers_its_side_alone() -> None:
-    package = Package("standin", (), known={"convert": "a reason"})
-    assert downstream._same({"convert"}, package) == "known, convert: a reason"
-    assert downstream._same({"convert", "fastcells"}, package) == "NO"
+def test_a_known_reason_covers_its_side_and_names_alone() -> None:
+    package = Package("standin", (), known=(("convert", "part", "a reason"),))
+    assert downstream._same({"convert"}, package, "a part") == "known, convert: a reason"
+    assert downstream._same({"convert", "fastcells"}, package, "a part") == "NO"
+    assert downstream._same({"convert"}, package, "another") == "NO"
+    assert downstream._same((), package, "another") == "yes"
+
+
+def test_a_gradient_that_cancels_is_judged_by_the_others() -> None:
+    truth = Ran("", {"weight": torch.full((3,), 2.0), "bias": torch.full((1,), 1e-15)}, {"torch.nn": 1})
+    for off, text in ((3e-6, ""), (3e-5, "bias is")):
+        results = truth.results | {"bias": torch.full((1,), off)}
+        assert verdict(Ran("", results, {"cpu": 1}), truth, truth).startswith(text)
+        assert bool(verdict(Ran("", results, {"cpu": 1}), truth, truth)) == bool(text)
 
 
 def test_what_cannot_be_installed_is_said_and_fails_without_results(
