@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: train test bench bench-full check compile gpu clean
+.PHONY: train test soak bench bench-full check compile gpu clean
 
 train: $(STAMP)  ## learn the bundled lyrics: progress, perplexity, generated lines
 	$(BIN)/fastcells train $(ARGS)
 
 test: $(STAMP)  ## every test
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: $(STAMP)  ## resident memory over thousands of steps of changing shapes, beside torch.nn's: minutes
+	$(BIN)/python -m bench.soak $(ARGS)
 
 bench: $(STAMP)  ## this machine, a short selection in minutes: bench/results, its pictures and the README's section
 	mkdir -p .benchmarks

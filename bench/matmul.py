@@ -1,4 +1,4 @@
-"""The matmuls around a recurrence, float32 on a CPU: torch.mm (MKL here), oneDNN, and for dW the kernel in C.
+"""The matmuls around a recurrence, float32 on a CPU: torch.mm (MKL here), oneDNN, and the kernels in C.
 
     python -m bench.matmul        # the table; writes bench/results/matmul-cpu.csv
 
@@ -18,9 +18,19 @@ from torch import Tensor
 from bench.guard import must_agree
 from bench.provenance import origin_line, print_table, provenance, write_csv
 from bench.timing import calls_per_measurement, compare, summary
-from fastcells import cpu_linear, cpu_ops
+from fastcells import cpu_ops
 
-SHAPES = ((1120, 768, 256), (1120, 1024, 256), (1120, 256, 256), (280, 384, 128), (32, 768, 256), (1120, 1027, 256))
+SHAPES = (
+    (1120, 768, 256),
+    (1120, 1024, 256),
+    (1120, 256, 256),
+    (1120, 1024, 1024),
+    (1120, 1027, 1027),
+    (280, 384, 128),
+    (128, 768, 256),
+    (32, 768, 256),
+    (1120, 1027, 256),
+)
 
 
 def products(N: int, rows: int, columns: int) -> dict[str, dict[str, Callable[[], Tensor]]]:
@@ -28,11 +38,14 @@ def products(N: int, rows: int, columns: int) -> dict[str, dict[str, Callable[[]
     x, w, d = torch.randn(N, columns), torch.randn(rows, columns), torch.randn(N, rows)
     onednn = torch.ops.mkldnn._linear_pointwise
 
-    def both(a: Tensor, b: Tensor) -> dict[str, Callable[[], Tensor]]:
-        return {"mm": partial(torch.mm, a, b), "oneDNN": partial(onednn, a, b.t(), None, "none", [], "")}
+    def each(a: Tensor, b: Tensor, in_c: Callable[[], Tensor]) -> dict[str, Callable[[], Tensor]]:
+        return {"mm": partial(torch.mm, a, b), "oneDNN": partial(onednn, a, b.t(), None, "none", [], ""), "C": in_c}
 
-    in_c = {"C": lambda: cpu_ops.weight_gradients(d, x)[0]}
-    return {"x W^T": both(x, w.t()), "d W": both(d, w), "d^T x": {**both(d.t(), x), **in_c}}
+    return {
+        "x W^T": each(x, w.t(), lambda: cpu_ops.linear(x, w)),
+        "d W": each(d, w, lambda: cpu_ops.linear(d, w, transposed=True)),
+        "d^T x": each(d.t(), x, lambda: cpu_ops.weight_gradients(d, x)[0]),
+    }
 
 
 def main() -> int:
@@ -41,7 +54,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--no-write", action="store_true", help="leave bench/results alone")
     options = parser.parse_args()
-    if cpu_ops.obstacle() is not None or not cpu_linear.ONEDNN:
+    if cpu_ops.obstacle() is not None or not torch.backends.mkldnn.is_available():
         print(cpu_ops.obstacle() or "this torch has no oneDNN")
         return 1
     rows: list[dict[str, object]] = []
@@ -51,7 +64,7 @@ def main() -> int:
                 must_agree([run()], [contenders["mm"]()], 1e-4)
             samples = compare(contenders, rounds=options.rounds, inner=calls_per_measurement(list(contenders.values())))
             gflops = {who: 2e-6 * N * G * I / summary(times).median for who, times in samples.items()}
-            rows.append({"product": name, "N": N, "rows": G, "columns": I, "C": "", **gflops, "unit": "GFLOP/s"})
+            rows.append({"product": name, "N": N, "rows": G, "columns": I, **gflops, "unit": "GFLOP/s"})
     origin = provenance(torch.device("cpu"))
     print(origin_line(origin))
     print_table(rows)

@@ -1,7 +1,8 @@
 """Memory for what lives from one forward to its backward, or within a backward, on the CPU.
 
 torch asks the system for large tensors anew each time, and the first touch of each page then costs a page fault: a
-third of a training step's time where the kernels are fast. These buffers are kept for the next call instead.
+third of a training step's time where the kernels are fast. These buffers are kept for the next call instead: MOST
+bytes in all, for the life of the process, whatever the shapes have been. Beyond that, memory is torch's to manage.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 SMALLEST = 1 << 16  # bytes; malloc keeps what is smaller
-MOST = 1 << 28  # bytes kept in all
+MOST = 24 << 20  # bytes kept in all: a training step of 35 * 32 tokens and 256 hidden units needs 16 MB
 MOST_ARRAYS = 64  # each call looks through them
 ALIGNMENT = 64  # a cache line
 
@@ -41,7 +42,11 @@ def empty(*shape: int) -> Tensor:
 
 
 def _take(size: int) -> np.ndarray:
-    """The smallest kept array that is free, large enough and not much too large, or a new one."""
+    """The smallest kept array that is free, large enough and not much too large, or a new one.
+
+    A new one takes the place of free ones, the least recently used first. Those in use stay: where a step needs more
+    than MOST, the next step finds at least a part of it again.
+    """
     best = None
     for index in range(len(_kept)):
         fits = size <= _kept[index].nbytes <= 2 * size and (best is None or _kept[index].nbytes < _kept[best].nbytes)
@@ -55,7 +60,10 @@ def _take(size: int) -> np.ndarray:
             return new
         _kept.append(new)
         while len(_kept) > MOST_ARRAYS or sum(array.nbytes for array in _kept) > MOST:
-            _kept.pop(0)  # one in use lives on until its tensor dies
+            free = next((i for i in range(len(_kept) - 1) if sys.getrefcount(_kept[i]) == _FREE), None)
+            if free is None:
+                return _kept.pop()  # the new one
+            _kept.pop(free)
     return _kept[-1]
 
 

@@ -72,7 +72,8 @@ class Cell(RNNCellBase):
         else:
             self._check_state(hx, input, dim)
             state = hx if dim == 2 else tuple(s.unsqueeze(0) for s in hx)
-        if self.impl in ("auto", "torch") and not ids and self.reset_after:  # the shortest way
+        watched = torch._C._are_functorch_transforms_active()
+        if self.impl in ("auto", "torch") and not ids and self.reset_after and not watched:  # the shortest way
             new = self._aten(x, state, weights)
         else:
             choice = self._choice(x, ids, weights)
@@ -101,6 +102,8 @@ class Cell(RNNCellBase):
         for s in state:
             if s.shape != sizes:
                 raise RuntimeError(f"hidden must be [B, H] = {list(sizes)}, got {list(s.shape)}")
+            if s.device != x.device:
+                raise RuntimeError(f"hidden is on {s.device} and the input on {x.device}")
         w_ih, w_hh, b_ih, b_hh = weights
         cell = self._maths()
         if choice.impl == "torch":
@@ -226,8 +229,11 @@ class LSTMCell(Cell):
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """As torch's cell: see the class."""
         if hx is not None:
-            h, c = hx
-            hx = (h, c)
+            if isinstance(hx, Tensor):
+                raise TypeError(f"LSTMCell: hx must be a tuple (h, c), got a tensor of shape {list(hx.shape)}")
+            if len(hx) != 2:
+                raise RuntimeError(f"lstm_cell expects two hidden states, got {len(hx)}")
+            hx = (hx[0], hx[1])
         h, c = self._step(input, hx)
         return h, c
 

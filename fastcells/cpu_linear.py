@@ -1,7 +1,8 @@
-"""`torch.nn.functional.linear` in float32 on a CPU: two products through oneDNN, the weights' gradient in C.
+"""`torch.nn.functional.linear` in float32 on a CPU, in C where the product is large.
 
 torch's own float32 matmul goes to MKL, which does not use AVX-512 on AMD's processors: half of their speed. oneDNN,
-which torch carries too, does, but it copies both factors of a product along T * B. Measurements of all of them:
+which torch carries too, does, but its operator is wrong where OpenMP gives fewer threads than torch asked for
+(OMP_THREAD_LIMIT, OMP_DYNAMIC), and keeps memory for every shape that it has seen. Measurements of all of them:
 bench/results/matmul-cpu.csv.
 """
 
@@ -14,56 +15,52 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastcells import cpu_ops, token_ids
-from fastcells.kernels.plan import LARGE_PRODUCT
+from fastcells.kernels.plan import LARGE_PRODUCT, MANY_ROWS
 from fastcells.transforms import traced, transformed
 
 
-def _onednn_works() -> bool:
-    """Whether torch has the operator, and it does what its name says: it is not part of torch's public interface."""
-    try:
-        a, w, b = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3), torch.ones(4)
-        return torch.equal(_onednn(a, w, b), F.linear(a, w, b)) and torch.equal(_onednn(a, w.t().t(), None), a @ w.t())
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-
-
-def _onednn(a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    b = None if b is None else b.clone(memory_format=torch.contiguous_format)  # the operator ignores its strides
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(a, w, b, "none", [], "")
-    return out
-
-
-ONEDNN = torch.backends.mkldnn.is_available() and _onednn_works()
-
-
 def matmul(a: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """`a @ w.t() + b` for a [M, K], w [N, K] and b [N], without autograd."""
-    if ONEDNN and a.shape[0] * a.shape[1] * w.shape[0] >= LARGE_PRODUCT:
-        return _onednn(a, w, b)
-    return a @ w.t() if b is None else torch.addmm(b, a, w.t())
+    """`a @ w.t() + b` for a [N, K], w [M, K] and b [M], without autograd."""
+    (N, K), M = a.shape, len(w)
+    if N < MANY_ROWS or N * K * M < LARGE_PRODUCT or cpu_ops.obstacle() is not None:
+        return a @ w.t() if b is None else torch.addmm(b, a, w.t())
+    if w.stride(0) == 1 and not w.is_contiguous():  # the gradient of an input multiplies by W^T
+        return cpu_ops.linear(a, w.t(), b, transposed=True)
+    return cpu_ops.linear(a, w, b)
 
 
 class Linear(torch.autograd.Function):
-    """`F.linear` of [N, I], differentiable any number of times."""
+    """`F.linear` of [..., I], differentiable any number of times."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, w)
-        return matmul(x, w, b)
+        return _shaped(matmul(_flat(x), w, b), x.shape)
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, w = ctx.saved_tensors
         needs_x, needs_w, needs_b = ctx.needs_input_grad
+        d, flat = _flat(d_out), _flat(x)
         if torch.is_grad_enabled():  # create_graph=True
             return (
                 d_out @ w if needs_x else None,
-                d_out.t() @ x if needs_w else None,
-                d_out.sum(0) if needs_b else None,
+                d.t() @ flat if needs_w else None,
+                d.sum(0) if needs_b else None,
             )
-        d_x = matmul(d_out, w.t()) if needs_x else None
-        d_w, d_b = cpu_ops.weight_gradients(d_out, x) if needs_w else (None, d_out.sum(0))
+        d_x = _shaped(matmul(d, w.t()), x.shape) if needs_x else None
+        d_w, d_b = cpu_ops.weight_gradients(d, flat) if needs_w else (None, d.sum(0) if needs_b else None)
         return d_x, d_w, d_b if needs_b else None
+
+
+def _flat(t: Tensor) -> Tensor:
+    return t.reshape(-1, t.shape[-1])
+
+
+def _shaped(rows: Tensor, shape: torch.Size) -> Tensor:
+    """Rows in the leading dimensions of a shape: no view, since what a user gets has to be a tensor of its own."""
+    out: Tensor = torch.ops.aten._unsafe_view.default(rows, [*shape[:-1], rows.shape[1]])
+    return out
 
 
 class Gather(torch.autograd.Function):
@@ -80,7 +77,7 @@ class Gather(torch.autograd.Function):
         (ids,) = ctx.saved_tensors
         _, needs_w, needs_b = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph=True
-            d_w = d_out.new_zeros(ctx.vocabulary, d_out.shape[1]).index_add(0, ids.long(), d_out).t()
+            d_w = d_out.new_zeros(ctx.vocabulary, d_out.shape[1]).index_add(0, ids.long(), d_out).t().contiguous()
             return None, d_w if needs_w else None, d_out.sum(0) if needs_b else None
         if not needs_w:
             return None, None, d_out.sum(0) if needs_b else None
@@ -100,5 +97,5 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """`F.linear(x, w, b)` for x [..., I], w [G, I] and b [G], float32 on a CPU."""
     if traced() or transformed():
         return F.linear(x, w, b)
-    flat: Tensor = Linear.apply(x.reshape(-1, x.shape[-1]), w, b)
-    return flat.view(*x.shape[:-1], len(w))
+    out: Tensor = Linear.apply(x, w, b)
+    return out

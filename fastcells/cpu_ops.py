@@ -238,6 +238,28 @@ def matvec(w: Tensor, x: Tensor, b: Tensor | None) -> Tensor:
     return out
 
 
+def linear(x: Tensor, w: Tensor, b: Tensor | None = None, *, transposed: bool = False) -> Tensor:
+    """`x @ w.t() + b` for x [N, K], whose rows may lie apart, w [M, K] and b [M], float32, without autograd.
+
+    transposed: w is [K, M], and the product `x @ w + b`.
+
+    Raises:
+        as `forward`.
+    """
+    (N, K), (rows, columns) = check.matrix("x", x), check.matrix("w", w)
+    M = columns if transposed else rows
+    x = check.float32("x", x, (N, K), rows_apart=True)
+    w = check.float32("w", w, (K, M) if transposed else (M, K))
+    b = None if b is None else check.float32("b", b, (M,))
+    out = x.new_empty(N, M)
+    if K == 0:
+        return out.zero_() if b is None else out.copy_(b)
+    if out.numel():
+        addresses = _addresses(x, w, b) + check.written(("out", out, (N, M)))
+        _cpu.linear(_instructions, _threads(N * K * M), N, K, M, x.stride(0), transposed, *addresses)
+    return out
+
+
 def weight_gradients(d: Tensor, *pieces: Tensor) -> tuple[Tensor, Tensor]:
     """`d.t() @ x` and `d.sum(0)` for d [N, rows], whose rows may lie apart, and x [N, columns], float32.
 

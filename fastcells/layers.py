@@ -169,7 +169,13 @@ class LSTM(Layer):
         self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """As torch's layer: see the class."""
-        return self._forward(input, None if hx is None else (hx[0], hx[1]))
+        if hx is not None:
+            if isinstance(hx, Tensor):
+                raise TypeError(f"LSTM: hx must be a tuple (h_0, c_0), got a tensor of shape {list(hx.shape)}")
+            if len(hx) != 2:
+                raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
+            hx = (hx[0], hx[1])
+        return self._forward(input, hx)
 
     def _direction(
         self, x: Tensor, state: State, w: dict[str, Tensor], *, lengths: Tensor | None, reverse: bool
@@ -211,8 +217,8 @@ class LSTM(Layer):
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         """As torch.nn.LSTM's: the shape of c, [num_layers*D, B, H]."""
-        rows, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
-        return rows, batch, self.hidden_size
+        batch = input.size(0 if self.batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
+        return self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size
 
     def permute_hidden(  # type: ignore[override]
         self, hx: tuple[Tensor, Tensor], permutation: Tensor | None

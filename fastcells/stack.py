@@ -148,6 +148,7 @@ class Layer(RNNBase):
         if hx is None:
             hx = self._zeros(data, ids, data.size(batch_dim), weights[0])
         self.check_forward_args(data, hx, None)
+        hx = self.permute_hidden(hx, None)  # changes nothing, unless a subclass has its own
         steps, batch = data.size(1 - batch_dim), data.size(batch_dim)
         choice = self._choice(data, ids, steps, batch, 1.0, weights)
         if choice.path in ("aten", "one-hot"):
@@ -157,8 +158,8 @@ class Layer(RNNBase):
             out, state = self._walk(data, None, _tuple(hx), weights)
             last = state if isinstance(hx, tuple) else state[0]
         if dim == 2:
-            return out.squeeze(batch_dim), _each(last, Tensor.squeeze, 1)
-        return out, last
+            out, last = out.squeeze(batch_dim), _each(last, Tensor.squeeze, 1)
+        return out, self.permute_hidden(last, None)
 
     def _forward_packed(self, input: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, batch_sizes, order, restore = input

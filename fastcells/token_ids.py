@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastcells.transforms import traced, transformed
+
 ID_DTYPES = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 
 
@@ -26,7 +28,7 @@ def check_range(ids: Tensor, input_size: int) -> None:
     """
     if ids.device.type != "cpu" or ids.numel() == 0:
         return
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+    if traced() or transformed():
         return
     low, high = ids.aminmax()
     if low < 0 or high >= input_size:

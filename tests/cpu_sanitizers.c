@@ -314,6 +314,28 @@ static void weights_case(const struct backend *backend, size_t tokens, size_t ro
     }
 }
 
+static int run_linear(const void *kernel, const void *task, int threads) {
+    return ((const struct backend *)kernel)->linear(task, threads);
+}
+
+static void linear_case(const struct backend *backend, size_t rows, size_t K, size_t columns) {
+    struct linear l = {.rows = rows, .K = K, .columns = columns, .x_step = K + below(3), .transposed = (int)below(2)};
+    l.x = floats((rows - 1) * l.x_step + K, 1.0), l.w = floats(K * columns, 1.0);
+    l.b = below(2) ? floats(columns, 1.0) : NULL;
+    snprintf(where, sizeof where, "%s, linear, %zu rows, %zu terms, %zu columns%s", backend->name, rows, K, columns,
+             l.transposed ? ", transposed" : "");
+    struct output outputs[] = {{"out", &l.out, rows * columns}};
+    run_threads(outputs, 1, run_linear, backend, &l);
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t j = 0; j < columns; j++) {
+            double sum = l.b ? (double)l.b[j] : 0.0;
+            for (size_t k = 0; k < K; k++)
+                sum += (double)l.x[r * l.x_step + k] * (double)l.w[l.transposed ? k * columns + j : j * K + k];
+            check("out", r * columns + j, (double)l.out[r * columns + j], sum, sqrt((double)K));
+        }
+    }
+}
+
 static void single_case(const struct backend *backend, enum cell cell, size_t H, size_t I) {
     const size_t G = gates_of(cell);
     struct single s = {.cell = cell, .H = H, .I = I, .id = below(2) ? (int64_t)below(I) : -1};
@@ -464,6 +486,9 @@ static void run_all(const struct backend *backend) {
     }
     for (size_t i = 0; i < 6 * RANDOM_SHAPES; i++, release(0))
         weights_case(backend, 1 + below(300), 1 + below(70), 1 + below(120));
+    for (size_t i = 0; i < 6 * RANDOM_SHAPES; i++, release(0))
+        linear_case(backend, 1 + below(100), 1 + below(80), 1 + below(90));
+    linear_case(backend, 5, 2070, 3), release(0); /* a sum in several parts, two of them through memory */
     for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0)) matvec_case(backend, 1 + below(50), 1 + below(90));
     for (size_t n = 1; n < 70; n++, release(0)) activations_case(backend, n);
 }

@@ -106,6 +106,37 @@ def test_memory_that_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     assert kept() <= 1 << 20, "one above MOST outlives its tensor"
 
 
+def test_little_memory_is_kept_for_the_life_of_a_process() -> None:
+    for size in (1 << 18, 1 << 19, 3 << 18, 1 << 20, 3 << 19, 5 << 18):  # floats: 18 MB in all
+        for _ in range(8):
+            buffers.empty(size)
+        held = [buffers.empty(size) for _ in range(9)]
+        del held
+    assert 8 << 20 < kept() <= 24 << 20
+
+
+def test_what_is_in_use_does_not_leave_for_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that needs more than MOST finds a part of it at the next step, not nothing."""
+    monkeypatch.setattr(buffers, "MOST", int(9.5 * 4 * N))
+    allocated: list[int] = []
+    empty = np.empty
+
+    def counted(size: int, dtype: type) -> np.ndarray:
+        allocated.append(size)
+        return empty(size, dtype)
+
+    monkeypatch.setattr(np, "empty", counted)
+
+    def step() -> int:
+        allocated.clear()
+        held = [buffers.empty(int(size * N)) for size in (1, 2.5, 6.5)]
+        return len(allocated) if held else 0
+
+    assert step() == 3 and step() == 1 and step() == 1
+    buffers.empty(7 * N)
+    assert kept() <= buffers.MOST and any(array.nbytes > 7 * 4 * N for array in buffers._kept), "free ones make room"
+
+
 @pytest.mark.usefixtures("poisoned_memory")
 def test_deterministic_mode_fills_what_is_used_again() -> None:
     for size in (N, N, N - 7, 0):

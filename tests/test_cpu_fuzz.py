@@ -360,6 +360,31 @@ class WeightGradients(Call):
         return [a[name] for name in ("x", "rest") if name in a]
 
 
+class Linear(Call):
+    tied = {"x": (1,), "w": (0, 1), "b": (0,)}  # noqa: RUF012
+    optional = ("b",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        N, K, M = size(80), size(90), size(60)
+        self.transposed = random.random() < 0.5
+        b = torch.randn(M) if random.random() < 0.5 else None
+        self.arguments = {"x": torch.randn(N, K), "w": torch.randn(K, M) if self.transposed else torch.randn(M, K)}
+        if b is None:
+            self.tied = {**self.tied, "w": (0,) if self.transposed else (1,)}  # w alone says how many columns
+        else:
+            self.arguments["b"] = b
+        if random.random() < 0.3:  # some columns of a wider matrix
+            self.arguments["x"] = torch.cat([self.arguments["x"]] * 2, 1)[:, :K]
+
+    def run(self, a: Arguments) -> dict[str, Tensor | None]:
+        return {"out": cpu_ops.linear(a["x"], a["w"], a.get("b"), transposed=self.transposed)}
+
+    def expect(self, a: Arguments) -> dict[str, Tensor]:
+        w = a["w"] if self.transposed else a["w"].t()
+        return {"out": a["x"] @ w + (0.0 if a.get("b") is None else a["b"])}
+
+
 class Matvec(Call):
     tied = {"w": (1,), "x": (0,), "b": (0,)}  # noqa: RUF012
     optional = ("b",)
@@ -547,7 +572,7 @@ class Functional(Call):
 
 
 KINDS = (Forward,) * 6 + (Backward,) * 5 + (WeightGradients,) * 3 + (Gather,) * 3 + (Scatter,) * 3
-KINDS += (Functional,) * 4 + (Matvec,) * 2 + (Step,) * 3
+KINDS += (Functional,) * 4 + (Matvec,) * 2 + (Step,) * 3 + (Linear,) * 3
 
 
 def one(number: int) -> str:
@@ -582,7 +607,7 @@ def main(first: int, count: int, progress: int) -> None:
     warnings.simplefilter("ignore")  # a fake tensor warns of its address
     cpu_ops.WORK_OF_A_THREAD = 1  # a team for the smallest shapes too
     cpu_ops._few_threads = lambda touched: torch.get_num_threads()
-    cpu_linear.LARGE_PRODUCT = 1  # and oneDNN
+    cpu_linear.LARGE_PRODUCT = cpu_linear.MANY_ROWS = 1
     seen: Counter[str] = Counter()
     for number in range(first, first + count):
         os.pwrite(progress, b"%-9d" % number, 0)

@@ -35,10 +35,13 @@ STRIDED = {
 @pytest.mark.parametrize("strides", STRIDED)
 @pytest.mark.parametrize("name", ["a", "w", "b"])
 def test_products_of_tensors_that_lie_elsewhere(name: str, strides: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN's operator is not for the public, and is called without the checks of the one that is."""
     monkeypatch.setattr(cpu_linear, "LARGE_PRODUCT", 1)
+    monkeypatch.setattr(cpu_linear, "MANY_ROWS", 1)
     factors = {"a": torch.randn(40, 24), "w": torch.randn(17, 24), "b": torch.randn(17)}
     factors[name] = STRIDED[strides](factors[name])
+    exact = F.linear(*(t.clone().double() for t in factors.values()))
+    assert_equal_to_rounding([cpu_linear.matmul(**factors)], [exact.float()])
+    factors["w"] = STRIDED[strides](factors["w"].t().contiguous()).t()  # as for the gradient of the input
     exact = F.linear(*(t.clone().double() for t in factors.values()))
     assert_equal_to_rounding([cpu_linear.matmul(**factors)], [exact.float()])
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastcells.autocast import autocast_dtype, no_autocast
 from fastcells.errors import CannotRun
 from fastcells.torch_impl.cell import Before, State, TorchCell, Trace
-from fastcells.transforms import transformed
+from fastcells.transforms import traced, transformed
 
 
 def recur(
@@ -187,6 +187,8 @@ def plain_operators_wanted(cell: TorchCell, x_proj: Tensor) -> bool:
     """
     if torch.compiler.is_compiling():
         return cell.plain_operators  # a compiler that sees the steps fuses them; an operator of our own is opaque to it
+    if traced() and cell.plain_operators:  # a graph of operators is recorded, which buffers would have no place in
+        return True
     wanted = transformed() or autocast_dtype(x_proj) is not None
     if wanted and not cell.plain_operators:
         raise CannotRun(

@@ -11,13 +11,14 @@
 #include <string.h>
 
 #include "team.h"
-#include "vector.h"
 
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
 #endif
+
+#include "vector.h"
 
 /* Memory on a cache line of its own, for the duration of a call; free() ends it. */
 static void *scratch(size_t bytes) {
@@ -207,6 +208,8 @@ static size_t tile_width(size_t H, size_t team) {
 
 #include "weights.h"
 
+#include "linear.h"
+
 #include "single.h"
 
 static void activations(const float *x, float *s, float *t, size_t n) {
@@ -222,5 +225,5 @@ static void activations(const float *x, float *s, float *t, size_t n) {
 #define TEXT(name) TEXT_OF(name)
 #define STRUCT_OF(name) backend_##name
 #define STRUCT(name) STRUCT_OF(name)
-const struct backend STRUCT(BACKEND) = {TEXT(BACKEND), supported, forward, backward, weights, single, matvec,
+const struct backend STRUCT(BACKEND) = {TEXT(BACKEND), supported, forward, backward, weights, linear, single, matvec,
                                       activations};

@@ -94,6 +94,23 @@ static PyObject *py_weights(PyObject *self, PyObject *const *args, Py_ssize_t co
     return result(status);
 }
 
+static PyObject *py_linear(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
+    if (!count_is(count, 11)) return NULL;
+    size_t backend = size(&args), threads = size(&args);
+    struct linear l = {.rows = size(&args)};
+    l.K = size(&args), l.columns = size(&args), l.x_step = size(&args);
+    l.transposed = size(&args) != 0;
+    l.x = address(&args), l.w = address(&args), l.b = address(&args), l.out = address(&args);
+    const struct backend *chosen = backend_at(backend, 0, threads);
+    if (!chosen) return NULL;
+    int status;
+    Py_BEGIN_ALLOW_THREADS;
+    status = chosen->linear(&l, (int)threads);
+    Py_END_ALLOW_THREADS;
+    return result(status);
+}
+
 static PyObject *py_single(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
     if (!count_is(count, 13)) return NULL;
@@ -202,6 +219,8 @@ static PyMethodDef methods[] = {
      "d_gates, d_h0, d_c0)"},
     {"weights", (PyCFunction)(void (*)(void))py_weights, METH_FASTCALL,
      "weights(backend, threads, tokens, rows, columns, d_step, split, d, x, x_rest, out, sums)"},
+    {"linear", (PyCFunction)(void (*)(void))py_linear, METH_FASTCALL,
+     "linear(backend, threads, rows, K, columns, x_step, transposed, x, w, b, out)"},
     {"single", (PyCFunction)(void (*)(void))py_single, METH_FASTCALL,
      "single(backend, cell, threads, H, I, x, id, w_ih, w_hh, b_ih, b_hh, h, c)"},
     {"matvec", (PyCFunction)(void (*)(void))py_matvec, METH_FASTCALL,

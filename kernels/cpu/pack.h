@@ -25,23 +25,30 @@ static float *panel(const struct panels *p, size_t tile) {
     return p->data + columns * p->K * p->gates;
 }
 
+/* Rows of K terms each become lanes, LANES of them or fewer and zeros: lane i of to[k * step] is rows[i * K + k]. */
+static void pack_rows(float *restrict to, size_t step, const float *restrict rows, size_t K, size_t lanes) {
+    for (size_t k = 0; k < K; k += LANES) {
+        const size_t terms = lanes_at(K, k);
+        vec square[LANES];
+        if (lanes == LANES && terms == LANES) {
+            UNROLL for (size_t i = 0; i < LANES; i++) square[i] = load(rows + i * K + k);
+        } else {
+            for (size_t i = 0; i < LANES; i++) square[i] = i < lanes ? load_n(rows + i * K + k, terms) : splat(0.0f);
+        }
+        transpose(square);
+        for (size_t i = 0; i < terms; i++) store(to + (k + i) * step, square[i]);
+    }
+}
+
 /* W[g][column][k] for out[column] = sum over k of W[column][k] a[k]: K = H, a gate beside the other. */
 static void pack_forward(const struct panels *p, const float *restrict w, size_t tile) {
-    enum { STRIP = 16 }; /* a line of memory of each row at a time */
     const size_t H = p->H, count = vectors_in(p, tile), width = p->gates * count;
     float *restrict out = panel(p, tile);
     for (size_t g = 0; g < p->gates; g++) {
         for (size_t v = 0; v < count; v++) {
             const size_t column = (tile * p->vectors + v) * LANES, lanes = lanes_at(H, column);
-            const float *restrict rows = w + ((p->first_gate + g) * H + column) * H;
-            float *restrict to = out + (g * count + v) * LANES;
-            for (size_t k0 = 0; k0 < H; k0 += STRIP) {
-                const size_t end = k0 + STRIP < H ? k0 + STRIP : H;
-                for (size_t lane = 0; lane < lanes; lane++)
-                    for (size_t k = k0; k < end; k++) to[k * width * LANES + lane] = rows[lane * H + k];
-            }
-            for (size_t lane = lanes; lane < LANES; lane++)
-                for (size_t k = 0; k < H; k++) to[k * width * LANES + lane] = 0.0f;
+            const float *rows = w + ((p->first_gate + g) * H + column) * H;
+            pack_rows(out + (g * count + v) * LANES, width * LANES, rows, H, lanes);
         }
     }
 }

@@ -58,6 +58,17 @@ struct weights {
     float *sums;       /* [rows] out */
 };
 
+/* A matrix product along the second dimension of x: a linear layer, or the gradient of its input. */
+struct linear {
+    size_t rows, K, columns;
+    size_t x_step;    /* from a row of x to the next */
+    const float *x;   /* [rows, K] */
+    int transposed;   /* how W lies */
+    const float *w;   /* [columns, K], or [K, columns] where transposed */
+    const float *b;   /* [columns] or NULL */
+    float *out;       /* [rows, columns] out */
+};
+
 /* One step of one sequence, in place. */
 struct single {
     enum cell cell;
@@ -75,6 +86,7 @@ struct backend {
     int (*forward)(const struct forward *, int threads); /* 0, or -1 where memory does not suffice */
     int (*backward)(const struct backward *, int threads);
     int (*weights)(const struct weights *, int threads);
+    int (*linear)(const struct linear *, int threads);
     int (*single)(const struct single *, int threads);
     /* out [rows] = w [rows, columns] x [columns] + b [rows] or NULL */
     void (*matvec)(float *out, const float *w, const float *x, const float *b, size_t rows, size_t columns, int threads);

@@ -36,6 +36,34 @@ INLINE vec splat(float s) {
 }
 INLINE vec where(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 
+/* Lanes of a (0 to LANES - 1) and b (from LANES on); a mask known to the compiler becomes one instruction or two. */
+INLINE vec shuffle(vec a, vec b, ivec mask) {
+#if defined(__clang__)
+    vec out = a;
+    for (int i = 0; i < LANES; i++) out[i] = mask[i] < LANES ? a[mask[i]] : b[mask[i] - LANES];
+    return out;
+#else
+    return __builtin_shuffle(a, b, mask);
+#endif
+}
+
+/* Rows become columns: single elements change sides first, then pairs of them, and so on. */
+INLINE void transpose(vec square[LANES]) {
+    ivec lane = {0};
+    UNROLL for (int i = 0; i < LANES; i++) lane[i] = i;
+    UNROLL for (int side = 1; side < LANES; side *= 2) {
+        const ivec right = (lane & side) != 0;
+        const ivec upper = (right & (lane + (LANES - side))) | (~right & lane);
+        const ivec lower = (right & (lane + LANES)) | (~right & (lane + side));
+        UNROLL for (int i = 0; i < LANES; i++) {
+            if (i & side) continue;
+            const vec a = square[i], b = square[i + side];
+            square[i] = shuffle(a, b, upper);
+            square[i + side] = shuffle(a, b, lower);
+        }
+    }
+}
+
 /* exp(y) = scale + scale * fraction, for -87 <= y <= 0 (and NaN): y = n ln 2 + r with |r| <= ln(2) / 2,
    scale = 2^n, fraction = exp(r) - 1 by its series to r^8 (the rest is below 2^-31 of it). */
 struct exponential {

@@ -1,0 +1,119 @@
+/* A linear layer over many tokens, and the gradient of its input: out = x W^T + b, d_x = d W.
+
+   W is packed into panels once a call. A member of the team then takes a block of rows that stays in a core's
+   second-level cache, and goes through the panels with it: a panel stays in the first-level cache for as long as the
+   rows stream by. Every sum goes along K in parts of fixed length, whatever the number of threads. */
+
+enum { LINEAR_WIDE = 3 };        /* vectors of columns in a tile */
+enum { BLOCK_FLOATS = 48 << 10 }; /* of x in a block of rows: it shares a second-level cache with a panel */
+enum { LONGEST = 2048 };         /* terms of a sum at a time, so that a panel fits as well */
+
+struct linear_job {
+    const struct linear *task;
+    float *panels; /* [tiles][K][vectors of the tile][LANES], zero past the last column */
+    struct barrier *barrier;
+};
+
+/* Columns in tiles of nearly the same width. */
+static size_t linear_tiles(const struct linear *task) { return ceil_div(ceil_div(task->columns, LANES), LINEAR_WIDE); }
+static size_t linear_vector(const struct linear *task, size_t tile) {
+    return ceil_div(task->columns, LANES) * tile / linear_tiles(task);
+}
+
+/* LANES columns of W from `column` on, at every width-th vector of `to`. */
+static void pack_columns(const struct linear *task, float *restrict to, size_t column, size_t width) {
+    const size_t K = task->K, step = width * LANES, lanes = lanes_at(task->columns, column);
+    if (task->transposed) {
+        const float *restrict w = task->w + column;
+        for (size_t k = 0; k < K; k++) store(to + k * step, load_n(w + k * task->columns, lanes));
+        return;
+    }
+    pack_rows(to, step, task->w + column * K, K, lanes);
+}
+
+/* A tile of sums to where it belongs: with the bias at first, and on top of what is there later. */
+static void put_tile(const struct linear *task, tile_t products, size_t row, size_t rows, size_t vector, size_t count,
+                     int first) {
+    for (size_t v = 0; v < count; v++) {
+        const size_t column = (vector + v) * LANES, lanes = lanes_at(task->columns, column);
+        const vec b = first && task->b ? load_n(task->b + column, lanes) : splat(0.0f);
+        for (size_t r = 0; r < rows; r++) {
+            float *out = task->out + (row + r) * task->columns + column;
+            store_n(out, load(products[r][v]) + (first ? b : load_n(out, lanes)), lanes);
+        }
+    }
+}
+
+/* A block of rows times the panels of some tiles. */
+static void linear_block(const struct linear_job *job, size_t first_row, size_t rows, size_t first_tile,
+                         size_t end_tile) {
+    const struct linear *task = job->task;
+    const size_t K = task->K;
+    tile_t products;
+    struct wanted wanted;
+    for (size_t k = 0; k < K; k += LONGEST) {
+        const size_t terms = K - k < LONGEST ? K - k : LONGEST;
+        for (size_t tile = first_tile; tile < end_tile; tile++) {
+            const size_t vector = linear_vector(task, tile), count = linear_vector(task, tile + 1) - vector;
+            const float *panel = job->panels + (vector * K + k * count) * LANES;
+            for (size_t done = 0, some; done < rows; done += some) {
+                const size_t row = first_row + done;
+                some = height(rows, done, ROWS[count]);
+                wanted.count = 0;
+                for (size_t r = 0; r < some; r++)
+                    want(&wanted, task->out + (row + r) * task->columns + vector * LANES, 1, 0, count);
+                multiply(some, count, products, task->x + row * task->x_step + k, task->x_step, panel, terms, &wanted);
+                put_tile(task, products, row, some, vector, count, k == 0);
+            }
+        }
+    }
+}
+
+/* Rows are split first, since a member then needs no more than its own of x; columns too where there are few rows. */
+static struct grid linear_grid(const struct linear *task, size_t team) {
+    const size_t tiles = linear_tiles(task), heights = ceil_div(task->rows, ROWS[LINEAR_WIDE]);
+    struct grid best = {1, 1};
+    size_t least = (size_t)-1;
+    for (size_t groups = team; groups >= 1; groups--) {
+        const size_t members = team / groups < tiles ? team / groups : tiles;
+        if (groups > heights) continue;
+        const size_t work = ceil_div(heights, groups) * ceil_div(tiles, members);
+        if (work < least) {
+            least = work;
+            best = (struct grid){groups, members};
+        }
+    }
+    return best;
+}
+
+static void linear_member(void *argument, int member, int members) {
+    const struct linear_job *job = argument;
+    const struct linear *task = job->task;
+    const size_t tiles = linear_tiles(task), me = (size_t)member, team = (size_t)members;
+    for (size_t tile = tiles * me / team; tile < tiles * (me + 1) / team; tile++) {
+        const size_t vector = linear_vector(task, tile), width = linear_vector(task, tile + 1) - vector;
+        float *panel = job->panels + vector * task->K * LANES;
+        for (size_t v = 0; v < width; v++) pack_columns(task, panel + v * LANES, (vector + v) * LANES, width);
+    }
+    barrier_wait(job->barrier, (unsigned)members);
+    const struct grid grid = linear_grid(task, team);
+    if (me >= grid.row_groups * grid.members) return;
+    const struct share share = share_of(grid, me, task->rows, tiles);
+    const size_t fitting = BLOCK_FLOATS / (task->K < LONGEST ? task->K : LONGEST), most = fitting > 48 ? fitting : 48;
+    for (size_t done = 0, rows; done < share.rows; done += rows) {
+        rows = height(share.rows, done, most);
+        linear_block(job, share.first_row + done, rows, share.first_tile, share.first_tile + share.tiles);
+    }
+}
+
+static int linear(const struct linear *task, int threads) {
+    const size_t panels = ceil_div(task->columns, LANES) * LANES * task->K;
+    char *memory = scratch(sizeof(struct barrier) + panels * sizeof(float));
+    if (!memory) return -1;
+    struct linear_job job = {.task = task, .barrier = (struct barrier *)memory};
+    barrier_init(job.barrier);
+    job.panels = (float *)(memory + sizeof(struct barrier));
+    team_run(threads, linear_member, &job);
+    free(memory);
+    return 0;
+}
