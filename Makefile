@@ -43,5 +43,8 @@ clean:
 $(STAMP): setup.py constraints.txt $(wildcard kernels/cpu/*.[ch])
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastcells needs Python 3.10 or later")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,plot]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,plot]' || { \
+	  echo "The install failed; pip's reason stands above. constraints.txt holds the versions that CI runs, for Linux and"; \
+	  echo "Python 3.10 to 3.13: check the network and '$(PYTHON) --version', then 'make clean' and try again."; \
+	  echo "'pip install .' in an environment of your own takes other versions."; exit 1; }
 	touch $(STAMP)
