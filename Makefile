@@ -1,6 +1,6 @@
 # Everything from a fresh clone, with only python3: `make train`, `make test`.
 PYTHON ?= python3
-VENV ?= .venv
+VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
