@@ -92,10 +92,14 @@ def split_backward_kernel(
     plane = (zero + B) * H
     # Offsets within a tile's rows fit 32 bits; what does not is added to the pointer as a scalar.
     row = tl.arange(0, BLOCK_B)[:, None]
-    first_column = tl.program_id(0) * BLOCK_H
-    cols = first_column + tl.arange(0, BLOCK_H)
-    # The first column counts as a scalar, in the pointers: offsets that a constant H makes constants share registers.
-    column = tl.arange(0, BLOCK_H)[None, :]
+    cols = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    if KNOWN_H:
+        # The first column counts as a scalar, in the pointers: offsets that a constant H folds share registers.
+        first_column = tl.program_id(0) * BLOCK_H
+        column = tl.arange(0, BLOCK_H)[None, :]
+    else:
+        first_column = 0
+        column = cols[None, :]
     tile = row * H + column
     x_tile = row * (GATES * H) + column
     saved_tile = row * (SAVED * H) + column
