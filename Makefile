@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: train test soak bench bench-full check compile gpu clean
+.PHONY: train test test-on soak bench bench-full check compile resolve gpu clean
 
 train: $(STAMP)  ## learn the bundled lyrics: progress, perplexity, generated lines
 	$(BIN)/fastcells train $(ARGS)
 
 test: $(STAMP)  ## every test
 	$(BIN)/python -m pytest $(ARGS)
+
+test-on:  ## every test on another Python, in an environment of its own: PYTHON=python3.12 VENV=.venv-3.12 (GBs, slow)
+	@test "$(VENV)" != .venv || { echo 'give it an environment of its own: VENV=.venv-3.12' >&2; exit 1; }
+	$(MAKE) test
 
 soak: $(STAMP)  ## resident memory over thousands of steps of changing shapes, beside torch.nn's: minutes
 	$(BIN)/python -m bench.soak $(ARGS)
@@ -33,6 +37,9 @@ check: $(STAMP)  ## format, lint and types
 compile: $(STAMP)  ## every Triton kernel for sm_80, sm_90 and sm_100, without a GPU
 	$(BIN)/python -m bench.compile $(ARGS)
 
+resolve: $(STAMP)  ## whether the pins go together on Python 3.10 to 3.13, by metadata alone: nothing is installed
+	.ci/resolve $(BIN)/python
+
 gpu:  ## on a machine with an NVIDIA GPU, torch and triton already there; results under $$OUT; PART=tests|table|tune
 	bash bench/gpu.sh
 
@@ -40,11 +47,24 @@ clean:
 	rm -rf $(VENV) kernels/_cpu*.so build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+define VENV_FAILED
+
+fastcells: $(PYTHON) made no environment in $(VENV). Debian and Ubuntu keep what it needs in a package: python3-venv.
+endef
+define INSTALL_FAILED
+
+fastcells: pip could not install what constraints.txt pins; its own message is above.
+  - Is there a network to install from? pip says so by "Retrying" or "Could not fetch".
+  - "No matching distribution", "ResolutionImpossible": the pins are what CI runs, on Python 3.11 and Linux x86_64, and
+    resolve for Python 3.10 to 3.13; other versions and systems may lack some. `make PYTHON=python3.11 ...` picks one.
+  - "No module named pip": $(VENV) is incomplete. Install python3-venv, delete $(VENV) and run make again.
+  - Without the pins: `pip install .` in an environment of your own takes the newest versions that fit.
+endef
+export VENV_FAILED INSTALL_FAILED
+
 $(STAMP): setup.py constraints.txt $(wildcard kernels/cpu/*.[ch])
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastcells needs Python 3.10 or later")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,plot]' || { \
-	  echo "The install failed; pip's reason stands above. constraints.txt holds the versions that CI runs, for Linux and"; \
-	  echo "Python 3.10 to 3.13: check the network and '$(PYTHON) --version', then 'make clean' and try again."; \
-	  echo "'pip install .' in an environment of your own takes other versions."; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "$$VENV_FAILED" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,plot]' \
+	  || { echo "$$INSTALL_FAILED" >&2; exit 1; }
 	touch $(STAMP)

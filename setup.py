@@ -48,7 +48,7 @@ setup(
     ext_modules=[CPU],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
     install_requires=["torch>=2.11", "numpy", "safetensors", "tqdm"],
-    extras_require={"test": TEST, "dev": [*TEST, "build", "mypy", "ruff"], "plot": ["matplotlib"]},
+    extras_require={"test": TEST, "dev": [*TEST, "build", "mypy", "ruff", "uv"], "plot": ["matplotlib"]},
     entry_points={"console_scripts": ["fastcells = fastcells.charlm.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -22,7 +22,7 @@ DTYPES = {  # and the precision of the matmuls
 SPLIT_SIZES = (200, 251, 256, 511, 512, 768, 1024)
 SPLIT_SELECTED = {"bfloat16": (512,), "float32": (256,), "float32x3": (256,)}
 STEP_SIZES = (251, 256)
-# Rows that are not aligned, and so are read element by element: where kernels once spilled, with Triton 3.6, 3.7 or 3.8.
+# Rows that are not aligned, and so are read element by element: where kernels once spilled, with one Triton or another.
 ODD_SELECTED = (
     ("bfloat16", "split", "lstm", 251, "poll"),
     ("bfloat16", "split", "gru_reset_before", 251, "poll"),

@@ -93,16 +93,37 @@ def split_backward_kernel(
     # Offsets within a tile's rows fit 32 bits; what does not is added to the pointer as a scalar.
     row = tl.arange(0, BLOCK_B)[:, None]
     cols = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    tile = row * H + cols[None, :]
-    x_tile = row * (GATES * H) + cols[None, :]
-    saved_tile = row * (SAVED * H) + cols[None, :]
+    if KNOWN_H:
+        # The first column counts as a scalar, in the pointers: offsets that a constant H folds share registers.
+        first_column = tl.program_id(0) * BLOCK_H
+        column = tl.arange(0, BLOCK_H)[None, :]
+    else:
+        first_column = 0
+        column = cols[None, :]
+    tile = row * H + column
+    x_tile = row * (GATES * H) + column
+    saved_tile = row * (SAVED * H) + column
+    w_ptr += first_column
+    h0_ptr += first_column
+    h_ptr += first_column
+    d_out_ptr += first_column
+    d_h_n_ptr += first_column
+    d_x_ptr += first_column
+    d_h0_ptr += first_column
+    if SAVED:
+        saved_ptr += first_column
+    if STATES == 2:
+        c0_ptr += first_column
+        c_ptr += first_column
+        d_c_n_ptr += first_column
+        d_c0_ptr += first_column
     w = ()
     for g in tl.static_range(GATES):  # w[g][n, k] takes the gradient of column n back to h[k]
         for part in tl.static_range(INNER):
             n = part * BLOCK_K + tl.arange(0, BLOCK_K)
             weight_mask = (n < H)[:, None] & (cols < H)[None, :]
             gate = w_ptr + (zero + g * H) * H
-            w += (tl.load(gate + n[:, None] * H + cols[None, :], mask=weight_mask, other=0.0),)
+            w += (tl.load(gate + n[:, None] * H + column, mask=weight_mask, other=0.0),)
     element: tl.constexpr = w_ptr.dtype.element_ty
     through: tl.constexpr = GATES if BACKWARD_RESET is None else GATES - 1  # gates whose product reads h itself
     everyone = tl.num_programs(0)
@@ -137,7 +158,7 @@ def split_backward_kernel(
                 d_last_gate = BACKWARD_RESET(d_state, saved, prev, new)
                 if RAGGED:
                     d_last_gate = tl.where(active, d_last_gate, 0.0)
-                PUBLISH(mailbox + through * H + x_tile, cast(d_last_gate, element), mask)
+                PUBLISH(mailbox + through * H + first_column + x_tile, cast(d_last_gate, element), mask)
                 ARRIVE(counter)
                 arrivals += everyone
                 WAIT(counter, arrivals)
@@ -151,7 +172,7 @@ def split_backward_kernel(
                 d_h = zero_ended(active, d_h, GATES)
             # First what the others wait for.
             for g in tl.static_range(through):
-                PUBLISH(mailbox + g * H + x_tile, cast(d_h[g], element), mask)
+                PUBLISH(mailbox + g * H + first_column + x_tile, cast(d_h[g], element), mask)
             ARRIVE(counter)
             arrivals += everyone
             if not SAME_GRADIENT:

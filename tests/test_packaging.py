@@ -39,7 +39,7 @@ def python(code: str, *, path: Path, cwd: Path) -> str:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what git would publish, so that building leaves nothing in the checkout."""
     copy = tmp_path_factory.mktemp("tree") / "fastcells"
-    ignore = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "__pycache__", "runs", ".*_cache")
+    ignore = shutil.ignore_patterns(".git", ".venv*", "build", "*.egg-info", "__pycache__", "runs", ".*_cache")
     shutil.copytree(ROOT, copy, symlinks=True, ignore=ignore)
     return copy
 
@@ -173,3 +173,43 @@ def test_import_without_triton(tmp_path: Path) -> None:
 def test_import_does_not_load_what_only_training_needs(tmp_path: Path) -> None:
     code = "import fastcells; print([m for m in ('matplotlib', 'triton', 'safetensors') if m in sys.modules])"
     assert python(code, path=ROOT, cwd=tmp_path) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        pytest.param("case $1 in -c) exit 0;; *) exit 1;; esac", "python3-venv", id="venv"),
+        pytest.param(
+            # An environment whose pip finds nothing.
+            'case $1 in -c) exit 0;; esac; mkdir -p "$3/bin"; printf "#!/bin/sh\\necho no matching >&2; exit 1" '
+            '> "$3/bin/python"; chmod +x "$3/bin/python"',
+            "could not install what constraints.txt pins",
+            id="pip",
+        ),
+    ],
+)
+def test_a_failed_install_says_what_to_do(script: str, said: str, tmp_path: Path) -> None:
+    fake = tmp_path / "python"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    venv = tmp_path / "venv"
+    command = [
+        "make",
+        "--no-print-directory",
+        "-C",
+        str(ROOT),
+        f"PYTHON={fake}",
+        f"VENV={venv}",
+        str(venv / "installed"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert not (venv / "installed").exists()
+
+
+def test_another_python_gets_an_environment_of_its_own() -> None:
+    command = ["make", "--no-print-directory", "-C", str(ROOT), "test-on"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode != 0
+    assert "VENV=.venv-3.12" in done.stderr
