@@ -132,8 +132,6 @@ def split_plan(
     padded = -(-H // inner) * inner
     if exchange == "counter" and padded > inner:
         return f"H={H}: gathered in several parts, the kernels that count arrivals spill registers"
-    if exchange == "counter" and gates == 4 and H % 8:
-        return f"H={H}: with rows that are not aligned and 4 gates, the kernels that count spill (16 bytes, Triton 3.7)"
     tiles = -(-B // batch)
     fitting, refusal = [], ""
     for columns, warps in ((32, 4), (64, 8)):
