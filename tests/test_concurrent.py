@@ -158,6 +158,7 @@ STUCK = {
     "counter, no arrivals": replace(COUNTER, arrive=exchange.poll_arrive),
     "poll, a row that nobody writes": replace(POLL, gather=gather_every_row),
 }
+PAUSE = 3e-4
 
 
 class Problem:
@@ -192,10 +193,15 @@ class Problem:
             return launch_split.split_backward(*inputs, split=plan.Split(BLOCKS, 1, "tried"), **options)
         return launch.sequence_backward(*inputs, blocks=replace(BLOCKS, hidden=64), **options)
 
-    def agrees(self, way: str, tried: exchange.Exchange, seed: int, patience: float = 60.0) -> bool:
-        """Whether the split kernel with this exchange computes what the other does, NaN for NaN."""
+    def agrees(
+        self, way: str, tried: exchange.Exchange, seed: int, patience: float = 60.0, pause: float = PAUSE
+    ) -> bool:
+        """Whether the split kernel with this exchange computes what the other does, NaN for NaN.
+
+        pause: seconds that a program waits at most before each load and store.
+        """
         forward = self.forward(split=False)
-        with pytest.MonkeyPatch.context() as patch, concurrent_programs(seed=seed, patience=patience):
+        with pytest.MonkeyPatch.context() as patch, concurrent_programs(seed=seed, patience=patience, pause=pause):
             patch.setitem(exchange.EXCHANGES, "tried", tried)
             if way == "forward":
                 out = self.forward(split=True)
@@ -216,8 +222,12 @@ EACH_WAY = pytest.mark.parametrize("way", ["forward", "backward"])
 @EACH_WAY
 @pytest.mark.parametrize("tried", WRONG)
 def test_a_broken_exchange_gives_wrong_numbers(tried: str, way: str) -> None:
+    """Seen in one of a few runs: a race shows only where programs overlap.
+
+    On a busy core they take turns for longer than they pause, so that later runs pause longer.
+    """
     problem = Problem(GRU, B=20)
-    assert not all(problem.agrees(way, WRONG[tried], seed) for seed in range(5))
+    assert not all(problem.agrees(way, WRONG[tried], seed, pause=PAUSE * 2 ** min(seed, 5)) for seed in range(10))
 
 
 @EACH_WAY
