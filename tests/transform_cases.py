@@ -27,61 +27,65 @@ class Size(NamedTuple):
 
 
 SMALL = Size("small", 3, 2, 4)
-LONG = Size("T40", 40, 3, 8)  # where C runs eagerly: every float32 case but a dense LSTM
+LONG = Size("T20", 20, 3, 8)  # where C runs eagerly: every float32 case but a dense LSTM, cells and projections
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the layers or cells, and its twin in torch.nn if there is one."""
+    """One of the layers or cells."""
 
     name: str
     cls: Callable[..., nn.Module]
     options: dict[str, Any] = field(default_factory=dict)
-    theirs: Callable[..., nn.Module] | None = None
 
     def build(self, size: Size = SMALL, dtype: torch.dtype = torch.float64, **extra: Any) -> nn.Module:
         torch.manual_seed(1)
         return self.cls(I, size.H, **self.options, **extra, dtype=dtype)
 
-    def build_theirs(self, size: Size = SMALL, dtype: torch.dtype = torch.float64) -> nn.Module:
-        assert self.theirs is not None
-        torch.manual_seed(1)
-        return self.theirs(I, size.H, **self.options, dtype=dtype)
-
-    @property
-    def has_batch_dim_at(self) -> int:
-        return 0 if self.name.endswith("Cell") else 1
-
 
 LAYERS = [
-    Kind("RNN", fastcells.RNN, {}, nn.RNN),
-    Kind("RNN-relu", fastcells.RNN, {"nonlinearity": "relu"}, nn.RNN),
-    Kind("GRU", fastcells.GRU, {}, nn.GRU),
+    Kind("RNN", fastcells.RNN, {}),
+    Kind("RNN-relu", fastcells.RNN, {"nonlinearity": "relu"}),
+    Kind("GRU", fastcells.GRU, {}),
     Kind("GRU-before", fastcells.GRU, {"reset_after": False}),
-    Kind("LSTM", fastcells.LSTM, {}, nn.LSTM),
-    Kind("LSTM-proj", fastcells.LSTM, {"proj_size": 2}, nn.LSTM),
-    Kind("GRU-2-bi", fastcells.GRU, {"num_layers": 2, "bidirectional": True}, nn.GRU),
+    Kind("LSTM", fastcells.LSTM, {}),
+    Kind("LSTM-proj", fastcells.LSTM, {"proj_size": 2}),
+    Kind("GRU-2-bi", fastcells.GRU, {"num_layers": 2, "bidirectional": True}),
 ]
 CELLS = [
-    Kind("RNNCell", fastcells.RNNCell, {}, nn.RNNCell),
-    Kind("RNNCell-relu", fastcells.RNNCell, {"nonlinearity": "relu"}, nn.RNNCell),
-    Kind("GRUCell", fastcells.GRUCell, {}, nn.GRUCell),
+    Kind("RNNCell", fastcells.RNNCell, {}),
+    Kind("RNNCell-relu", fastcells.RNNCell, {"nonlinearity": "relu"}),
+    Kind("GRUCell", fastcells.GRUCell, {}),
     Kind("GRUCell-before", fastcells.GRUCell, {"reset_after": False}),
-    Kind("LSTMCell", fastcells.LSTMCell, {}, nn.LSTMCell),
+    Kind("LSTMCell", fastcells.LSTMCell, {}),
 ]
 INPUTS = ["dense", "ids", "packed", "packed_ids"]
 EACH_LAYER = pytest.mark.parametrize("kind", LAYERS, ids=lambda k: k.name)
 EACH_CELL = pytest.mark.parametrize("kind", CELLS, ids=lambda k: k.name)
 EACH = pytest.mark.parametrize("kind", LAYERS + CELLS, ids=lambda k: k.name)
-EACH_INPUT = pytest.mark.parametrize("given", INPUTS)
-DENSE_OR_IDS = pytest.mark.parametrize("given", ["dense", "ids"])
-EACH_DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
-EACH_GRAD = pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 # Each layer with each input, each cell with those it takes.
 CASES = [(k, g) for k in LAYERS for g in INPUTS] + [(k, g) for k in CELLS for g in ("dense", "ids")]
-EACH_CASE = pytest.mark.parametrize(("kind", "given"), CASES, ids=[f"{k.name}-{g}" for k, g in CASES])
 UNPACKED = [(k, g) for k, g in CASES if not g.startswith("packed")]
-EACH_UNPACKED = pytest.mark.parametrize(("kind", "given"), UNPACKED, ids=[f"{k.name}-{g}" for k, g in UNPACKED])
+PACKED = [(k, g) for k, g in CASES if g.startswith("packed")]
+# With size and dtype: each where torch's operators run, and where C does.
+SIZED = [(k, g, SMALL, torch.float64) for k, g in CASES]
+SIZED += [(k, g, LONG, torch.float32) for k, g in UNPACKED if k in LAYERS and k.name != "RNN-relu"]
+SIZED += [(k, g, LONG, torch.float32) for k, g in PACKED if k.name in ("GRU", "LSTM")]
+
+
+def each(cases: list[tuple[Any, ...]]) -> pytest.MarkDecorator:
+    """Parametrize by (kind, input) or by (kind, input, size, dtype)."""
+    names = ("kind", "given", "size", "dtype")[: len(cases[0])]
+    return pytest.mark.parametrize(
+        names, cases, ids=["-".join([c[0].name, c[1], *(s.name for s in c[2:3])]) for c in cases]
+    )
+
+
+def named(cases: list[tuple[Kind, str]], names: str) -> list[tuple[Kind, str]]:
+    """A selection: "GRU-ids GRUCell-dense"."""
+    found = [case for case in cases if f"{case[0].name}-{case[1]}" in names.split()]
+    assert len(found) == len(names.split())
+    return found
 
 
 class FromData(nn.Module):
