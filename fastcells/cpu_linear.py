@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fastcells import cpu_ops, token_ids
 from fastcells.kernels.plan import LARGE_PRODUCT, MANY_ROWS
-from fastcells.transforms import traced, transformed
+from fastcells.transforms import any_batched, traced, transformed
 
 
 def matmul(a: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
@@ -42,7 +42,7 @@ class Linear(torch.autograd.Function):
         x, w = ctx.saved_tensors
         needs_x, needs_w, needs_b = ctx.needs_input_grad
         d, flat = _flat(d_out), _flat(x)
-        if torch.is_grad_enabled():  # create_graph=True
+        if torch.is_grad_enabled() or any_batched(d_out):  # create_graph=True, is_grads_batched=True
             return (
                 d_out @ w if needs_x else None,
                 d.t() @ flat if needs_w else None,
@@ -76,7 +76,7 @@ class Gather(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
         (ids,) = ctx.saved_tensors
         _, needs_w, needs_b = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # create_graph=True
+        if torch.is_grad_enabled() or any_batched(d_out):  # create_graph=True, is_grads_batched=True
             d_w = d_out.new_zeros(ctx.vocabulary, d_out.shape[1]).index_add(0, ids.long(), d_out).t().contiguous()
             return None, d_w if needs_w else None, d_out.sum(0) if needs_b else None
         if not needs_w:

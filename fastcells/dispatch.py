@@ -9,6 +9,7 @@ from typing import NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from fastcells import cpu_ops
@@ -41,7 +42,7 @@ RESET_BEFORE = Choice("torch", "recurrence", "ATen has no reset-before GRU")
 TOKEN_IDS = Choice("torch", "recurrence", "token ids gather rows of W_ih^T, ATen would need the one-hot")
 RESETS = Choice("torch", "recurrence", "ATen has no resets")
 LENGTHS = Choice("torch", "recurrence", "ATen takes lengths in packed form only")
-TRANSFORMED = Choice("torch", "recurrence", "torch.func looks through plain steps, ATen's recurrence hides them")
+TRANSFORMED = Choice("torch", "recurrence", "transforms look through plain steps, ATen's recurrence hides them")
 COMPILED_LSTM = Choice("torch", "recurrence", "torch.compile cannot differentiate ATen's LSTM on this device")
 ONE_HOT = Choice("torch", "one-hot", "one step on so few ids costs less through ATen, on their one-hot")
 ONE_HOT_RECORDED = Choice("torch", "one-hot", "ATen's recurrence is recorded for any number of steps, ours is not")
@@ -122,7 +123,9 @@ def in_torch(cell: str, token_ids: bool, lengths: bool = False, resets: bool = F
         return RESETS
     if lengths:
         return LENGTHS
-    if torch._C._are_functorch_transforms_active():
+    # oneDNN's LSTM layer has no forward-mode derivative.
+    forward_mode = cell == "lstm" and forward_ad._current_level >= 0
+    if forward_mode or torch._C._are_functorch_transforms_active():
         return TRANSFORMED
     # Under torch.compile, not torch.export: oneDNN's LSTM layer fails in AOTAutograd.
     compiled = cell == "lstm" and torch.is_grad_enabled() and compiling()

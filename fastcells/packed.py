@@ -64,3 +64,24 @@ def by_length(run: Run, data: Tensor, batch_sizes: Tensor, state: State, weights
         lasts.append(last)
     out = torch.cat(outs).index_select(0, torch.cat(positions).argsort())
     return out, tuple(torch.cat(s, 1) for s in zip(*lasts, strict=True))
+
+
+def pad(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """`pad_packed_sequence`, through which torch.func and forward-mode derivatives go: [T, B, ...] and lengths [B].
+
+    The padding repeats tokens: it means nothing, and whoever reads it has the lengths.
+    """
+    known = _known(batch_sizes)
+    positions = (known.flatten().cumsum(0) - 1).to(data.device)
+    return data.index_select(0, positions).unflatten(0, known.shape), known.sum(0)
+
+
+def unpad(x: Tensor, batch_sizes: Tensor) -> Tensor:
+    """The data of `pack_padded_sequence` for x [T, B, ...], as `pad`."""
+    return x.flatten(0, 1).index_select(0, _known(batch_sizes).flatten().nonzero().squeeze(1).to(x.device))
+
+
+def _known(batch_sizes: Tensor) -> Tensor:
+    """bool [T, B]: whether there is a token."""
+    rows = torch.arange(int(batch_sizes[0]), device=batch_sizes.device)
+    return rows < batch_sizes.unsqueeze(1)

@@ -20,6 +20,7 @@ from fastcells import dispatch, packed
 from fastcells.token_ids import ID_DTYPES, check_range, is_token_ids, one_hot
 from fastcells.torch_impl.aten import aten
 from fastcells.torch_impl.cell import TorchCell
+from fastcells.transforms import transformed
 
 State = tuple[Tensor, ...]
 
@@ -205,7 +206,10 @@ class Layer(RNNBase):
         weights = dict(zip(self._flat_weights_names, flat_weights, strict=True))
         lengths = None
         x = data.transpose(0, 1) if self.batch_first and batch_sizes is None else data
-        if batch_sizes is not None:
+        looked_through = transformed()
+        if batch_sizes is not None and looked_through:
+            x, lengths = packed.pad(data, batch_sizes)
+        elif batch_sizes is not None:
             x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
         last: list[State] = []
         for layer in range(self.num_layers):
@@ -221,8 +225,8 @@ class Layer(RNNBase):
             x = torch.cat(outs, -1) if len(outs) > 1 else outs[0]
         # Stacked even if there is but one: a view could not be detached in place.
         final = tuple(torch.stack(s) for s in zip(*last, strict=True))
-        if lengths is not None:
-            return pack_padded_sequence(x, lengths).data, final
+        if batch_sizes is not None and lengths is not None:
+            return (packed.unpad(x, batch_sizes) if looked_through else pack_padded_sequence(x, lengths).data), final
         if not self.batch_first:
             return x, final
         # In place, for the same reason; but what cuDNN and oneDNN's LSTM return, they have saved for their backward.

@@ -23,3 +23,8 @@ def transformed() -> bool:
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
+
+
+def any_batched(*tensors: torch.Tensor) -> bool:
+    """Whether a backward runs for several gradients at once, `is_grads_batched=True`: such tensors have no memory."""
+    return any(torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)

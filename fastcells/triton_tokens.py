@@ -10,7 +10,8 @@ from torch import Tensor
 from fastcells.autocast import no_autocast
 from fastcells.token_ids import check_range, gather_rows
 from fastcells.torch_impl.cell import Before, State, TorchCell, Trace
-from fastcells.torch_impl.recurrence import _any_batched, _mask_out, _steps, plain_operators_wanted, unroll
+from fastcells.torch_impl.recurrence import _mask_out, _steps, plain_operators_wanted, unroll
+from fastcells.transforms import any_batched
 from fastcells.triton_impl import TritonCell
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih, w_hh, b_ih, b_hh
@@ -77,7 +78,7 @@ class TokenRecurrence(torch.autograd.Function):
         mask, ids, w_ih, w_hh, b_ih, b_hh, *rest = ctx.saved_tensors
         state, hidden, saved = tuple(rest[: cell.states]), rest[cell.states], tuple(rest[cell.states + 1 :])
         # create_graph=True, or is_grads_batched=True: buffers cannot serve. A compiled backward is neither.
-        if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or _any_batched(d_out, *d_last)):
+        if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or any_batched(d_out, *d_last)):
             return _differentiable_backward(
                 cell, ctx.reverse, mask, ids, (w_ih, w_hh, b_ih, b_hh), state, d_out, d_last
             )

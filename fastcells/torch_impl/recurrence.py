@@ -16,7 +16,7 @@ from torch import Tensor
 from fastcells.autocast import autocast_dtype, no_autocast
 from fastcells.errors import CannotRun
 from fastcells.torch_impl.cell import Before, State, TorchCell, Trace
-from fastcells.transforms import traced, transformed
+from fastcells.transforms import any_batched, traced, transformed
 
 
 def recur(
@@ -116,7 +116,7 @@ class Recurrence(torch.autograd.Function):
         mask, resets, x_proj, w_hh, b_hh, *rest = ctx.saved_tensors
         state, hidden, saved = tuple(rest[: cell.states]), rest[cell.states], tuple(rest[cell.states + 1 :])
         # create_graph=True, or is_grads_batched=True: buffers cannot serve. A compiled backward is neither.
-        if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or _any_batched(d_out, *d_last)):
+        if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or any_batched(d_out, *d_last)):
             return _differentiable_backward(cell, ctx.reverse, mask, resets, x_proj, w_hh, b_hh, state, d_out, d_last)
         with no_autocast(x_proj):  # backward may be called inside one that forward was not
             steps = _steps(x_proj, ctx.reverse)
@@ -129,10 +129,6 @@ class Recurrence(torch.autograd.Function):
             d_w, d_b = cell.weight_gradients(d_gates, before, saved, needs_w, needs_b)
         gradients = (d_x, d_w if needs_w else None, d_b if needs_b else None, *d_state)
         return None, None, None, None, *gradients
-
-
-def _any_batched(*tensors: Tensor) -> bool:
-    return any(torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
 
 
 def _differentiable_backward(
