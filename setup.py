@@ -42,7 +42,17 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     # Spelled out: find_packages() would install a top-level `kernels`, which belongs to another package.
-    packages=["fastcells", "fastcells.charlm", "fastcells.data", "fastcells.kernels", "fastcells.torch_impl"],
+    packages=[
+        "fastcells",
+        "fastcells.backends",
+        "fastcells.backends.cpu",
+        "fastcells.backends.torch",
+        "fastcells.backends.triton",
+        "fastcells.charlm",
+        "fastcells.data",
+        "fastcells.kernels",
+        "fastcells.kernels.triton",
+    ],
     package_dir={"fastcells.kernels": "kernels"},
     package_data={"fastcells": ["py.typed"], "fastcells.data": ["*.txt"]},
     ext_modules=[CPU],

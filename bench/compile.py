@@ -33,9 +33,9 @@ from triton.compiler import ASTSource
 
 from bench.compile_cases import DEVICES, DTYPES, Case, cases, selection
 from bench.provenance import print_table, provenance, write_csv
-from fastcells.kernels import launch, launch_split, launch_step, plan
-from fastcells.kernels.rule import UpdateRule
-from fastcells.triton_ops import RULES
+from fastcells.backends.triton.operators import RULES
+from fastcells.kernels.triton import launch, launch_split, launch_step, plan
+from fastcells.kernels.triton.rule import UpdateRule
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"}
 KERNELS = (

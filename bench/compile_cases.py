@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from fastcells.kernels import plan
-from fastcells.kernels.exchange import EXCHANGES
-from fastcells.triton_ops import RULES
+from fastcells.backends.triton.operators import RULES
+from fastcells.kernels.triton import plan
+from fastcells.kernels.triton.exchange import EXCHANGES
 
 DEVICES = {80: plan.Device(80, 108), 90: plan.Device(90, 132), 100: plan.Device(100, 148)}  # A100, H100, B200
 DTYPES = {  # and the precision of the matmuls

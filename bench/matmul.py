@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.guard import must_agree
 from bench.provenance import origin_line, print_table, provenance, write_csv
 from bench.timing import calls_per_measurement, compare, summary
-from fastcells import cpu_ops
+from fastcells.backends.cpu import native
 
 SHAPES = (
     (1120, 768, 256),
@@ -42,9 +42,9 @@ def products(N: int, rows: int, columns: int) -> dict[str, dict[str, Callable[[]
         return {"mm": partial(torch.mm, a, b), "oneDNN": partial(onednn, a, b.t(), None, "none", [], ""), "C": in_c}
 
     return {
-        "x W^T": each(x, w.t(), lambda: cpu_ops.linear(x, w)),
-        "d W": each(d, w, lambda: cpu_ops.linear(d, w, transposed=True)),
-        "d^T x": each(d.t(), x, lambda: cpu_ops.weight_gradients(d, x)[0]),
+        "x W^T": each(x, w.t(), lambda: native.linear(x, w)),
+        "d W": each(d, w, lambda: native.linear(d, w, transposed=True)),
+        "d^T x": each(d.t(), x, lambda: native.weight_gradients(d, x)[0]),
     }
 
 
@@ -54,8 +54,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--no-write", action="store_true", help="leave bench/results alone")
     options = parser.parse_args()
-    if cpu_ops.obstacle() is not None or not torch.backends.mkldnn.is_available():
-        print(cpu_ops.obstacle() or "this torch has no oneDNN")
+    if native.obstacle() is not None or not torch.backends.mkldnn.is_available():
+        print(native.obstacle() or "this torch has no oneDNN")
         return 1
     rows: list[dict[str, object]] = []
     for N, G, I in SHAPES:  # noqa: E741

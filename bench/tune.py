@@ -29,7 +29,7 @@ from bench.model import Skipped
 from bench.provenance import origin_line, print_table, provenance, write_csv
 from bench.task import matmul_precision
 from bench.timing import compare, ratio, summary
-from fastcells.kernels import plan
+from fastcells.kernels.triton import plan
 
 SPACE = {
     "triton": {"batch": (16, 32), "warps": (4, 8, 16), "stages": (1, 2)},

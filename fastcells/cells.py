@@ -9,12 +9,12 @@ from torch import _VF, Tensor
 from torch.nn.modules.rnn import RNNCellBase
 
 from fastcells import dispatch
+from fastcells.backends.torch.cell import State, TorchCell
+from fastcells.backends.torch.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
+from fastcells.backends.torch.lstm import LSTM as LSTM_UNIT
+from fastcells.backends.torch.rnn import RNN_RELU, RNN_TANH
 from fastcells.functional import input_projection, own_recurrence
 from fastcells.token_ids import ID_DTYPES, check_range, is_token_ids, one_hot
-from fastcells.torch_impl.cell import State, TorchCell
-from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
-from fastcells.torch_impl.lstm import LSTM as LSTM_UNIT
-from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih, w_hh, b_ih, b_hh
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from fastcells import cpu_ops
 from fastcells.autocast import autocast_dtype
+from fastcells.backends.cpu import native, policy
 from fastcells.errors import CannotRun
-from fastcells.kernels import plan
+from fastcells.kernels.triton import plan
 from fastcells.transforms import compiling, traced, transformed
 
 PLAIN = (Tensor, nn.Parameter)  # another subclass may keep its values elsewhere: auto leaves it to torch's operators
@@ -143,7 +143,7 @@ def of_one_step(impl: str, choice: Choice, ids: Tensor, steps: int, w_ih: Tensor
         return ONE_HOT_RECORDED
     if steps > 1 or impl != "auto" or torch.compiler.is_compiling():
         return choice
-    if ids.numel() * w_ih.numel() <= plan.ONE_HOT_PRODUCT:
+    if ids.numel() * w_ih.numel() <= policy.ONE_HOT_PRODUCT:
         return ONE_HOT
     return GATHERED_IN_C if _c_serves(w_ih) else choice
 
@@ -153,18 +153,18 @@ def automatic(call: Call) -> Choice:
     plain = in_torch(call.cell, call.token_ids, call.lengths, call.resets)
     plainly = call.input_type in PLAIN and type(call.w_hh) in PLAIN
     watched = transformed() or (traced() and not compiling())
-    if call.steps < plan.FEWEST_STEPS_IN_C or c_obstacle(call) is not None or not plainly or watched:
+    if call.steps < policy.FEWEST_STEPS_IN_C or c_obstacle(call) is not None or not plainly or watched:
         return plain
-    if plain is ATEN and call.padding > plan.MOST_PADDING_IN_C:
+    if plain is ATEN and call.padding > policy.MOST_PADDING_IN_C:
         return plain
-    faster = plan.faster_in_c(
+    faster = policy.faster_in_c(
         call.cell,
         call.steps,
         call.batch,
         call.w_hh.shape[1],
         training=call.w_hh.requires_grad and torch.is_grad_enabled(),
         aten=plain is ATEN,
-        instructions=cpu_ops.instruction_set(),
+        instructions=native.instruction_set(),
     )
     return plain if faster is None else Choice("cpu", "c", faster)
 
@@ -176,13 +176,13 @@ def c_obstacle(call: Call) -> str | None:
         return f"the weights are on {call.w_hh.device}"
     if dtype != torch.float32:
         return f"there is no kernel for {dtype}"
-    return "there is no kernel for proj_size" if call.projected else cpu_ops.obstacle()
+    return "there is no kernel for proj_size" if call.projected else native.obstacle()
 
 
 def linear_in_c(impl: str, x: Tensor, w: Tensor) -> bool:
-    """Whether a linear layer beside a recurrent one with this `impl` runs through `cpu_linear`."""
+    """Whether a linear layer beside a recurrent one with this `impl` runs through `linear`."""
     product = x.numel() * len(w)
-    return impl in ("auto", "cpu") and product >= plan.LARGE_PRODUCT and _c_serves(x) and _c_serves(w)
+    return impl in ("auto", "cpu") and product >= policy.LARGE_PRODUCT and _c_serves(x) and _c_serves(w)
 
 
 def _c_serves(t: Tensor) -> bool:
@@ -192,7 +192,7 @@ def _c_serves(t: Tensor) -> bool:
         and t.dtype == torch.float32
         and type(t) in PLAIN
         and autocast_dtype(t) is None
-        and cpu_ops.obstacle() is None
+        and native.obstacle() is None
         and not (traced() or transformed())
     )
 
@@ -201,7 +201,7 @@ def _cpu(call: Call) -> Choice:
     obstacle = c_obstacle(call)
     if obstacle is not None:
         raise CannotRun("impl='cpu'", obstacle)
-    return Choice("cpu", "c", f"asked for; C with {cpu_ops.instruction_set()} instructions")
+    return Choice("cpu", "c", f"asked for; C with {native.instruction_set()} instructions")
 
 
 def _triton(impl: str, call: Call) -> Choice:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 import fastcells
-from fastcells import cpu_ops, functional, reference
+from fastcells import functional, reference
+from fastcells.backends.cpu import native
 from fastcells.dispatch import IMPLEMENTATIONS, explain
 from fastcells.errors import CannotRun
 
@@ -85,9 +86,9 @@ def environment(device: torch.device) -> Iterator[tuple[str, str]]:
     yield "fastcells", fastcells.__version__
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads"
-    obstacle = cpu_ops.obstacle()
+    obstacle = native.obstacle()
     threads = {"openmp": "in torch's OpenMP threads", "threads": "in threads of its own"}
-    using = "" if obstacle else f"{cpu_ops.instruction_set()} instructions, {threads[cpu_ops.team()]}"
+    using = "" if obstacle else f"{native.instruction_set()} instructions, {threads[native.team()]}"
     yield "C on the CPU", using or f"{obstacle}; impl='cpu' cannot run"
     try:
         triton = metadata.version("triton")

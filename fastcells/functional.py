@@ -15,16 +15,16 @@ import torch
 from torch import _VF, Tensor
 from torch.nn import functional as F
 
-from fastcells import cpu_linear, dispatch
+from fastcells import dispatch, linear
 from fastcells.autocast import autocast_dtype, no_autocast
-from fastcells.cpu_impl import CpuCell
+from fastcells.backends.cpu.cell import CpuCell
+from fastcells.backends.torch.aten import aten
+from fastcells.backends.torch.cell import State, TorchCell
+from fastcells.backends.torch.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
+from fastcells.backends.torch.lstm import LSTM
+from fastcells.backends.torch.recurrence import recur, unroll
+from fastcells.backends.torch.rnn import RNN_RELU, RNN_TANH
 from fastcells.token_ids import check_range, gather_rows, is_token_ids
-from fastcells.torch_impl.aten import aten
-from fastcells.torch_impl.cell import State, TorchCell
-from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
-from fastcells.torch_impl.lstm import LSTM
-from fastcells.torch_impl.recurrence import recur, unroll
-from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
 
 ONEDNN = torch.backends.mkldnn.is_available()  # asked once: Dynamo cannot trace the question
 _ELMAN = {"tanh": RNN_TANH, "relu": RNN_RELU}
@@ -222,7 +222,7 @@ def own_recurrence(
         b_ih, b_hh, w_hr = (None if w is None else w.to(dtype) for w in (b_ih, b_hh, w_hr))
     with no_autocast(x) if dtype is not None else contextlib.nullcontext():
         if choice.impl in ("triton", "triton-step") and is_token_ids(x):
-            from fastcells.triton_tokens import recur_on_ids  # triton is optional
+            from fastcells.backends.triton.tokens import recur_on_ids  # triton is optional
 
             ids = x if mask is None else torch.where(mask.squeeze(-1), x, 0)
             return recur_on_ids(cell, choice.path, ids, state, (w_ih, w_hh, b_ih, b_hh), mask, reverse)
@@ -239,7 +239,7 @@ def cell_of(choice: dispatch.Choice, cell: TorchCell) -> TorchCell:
         return cell
     if choice.impl == "cpu":
         return CpuCell(cell)
-    from fastcells.triton_impl import TritonCell  # triton is optional
+    from fastcells.backends.triton.cell import TritonCell  # triton is optional
 
     return TritonCell(cell, choice.path)
 
@@ -249,11 +249,11 @@ def input_projection(
 ) -> Tensor:
     """`W_ih x + b_ih` for dense x [..., I] or ids [...]: [..., G*H].
 
-    mask: bool [..., 1], false at padding, which may hold anything (NaN, ids out of range). in_c: by cpu_linear.
+    mask: bool [..., 1], false at padding, which may hold anything (NaN, ids out of range). in_c: by linear.
     """
-    linear, gather = (cpu_linear.linear, cpu_linear.gather_rows) if in_c else (F.linear, gather_rows)
+    product, gather = (linear.linear, linear.gather_rows) if in_c else (F.linear, gather_rows)
     if not is_token_ids(x):
-        return linear(x if mask is None else torch.where(mask, x, 0), w_ih, b_ih)
+        return product(x if mask is None else torch.where(mask, x, 0), w_ih, b_ih)
     ids = x if mask is None else torch.where(mask.squeeze(-1), x, 0)
     if not in_c:  # C looks for itself
         check_range(ids, w_ih.shape[1])

@@ -9,11 +9,11 @@ from torch import _VF, Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastcells import functional
+from fastcells.backends.torch.cell import TorchCell
+from fastcells.backends.torch.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
+from fastcells.backends.torch.lstm import LSTM as LSTM_UNIT
+from fastcells.backends.torch.rnn import RNN_RELU, RNN_TANH
 from fastcells.stack import Layer, State
-from fastcells.torch_impl.cell import TorchCell
-from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
-from fastcells.torch_impl.lstm import LSTM as LSTM_UNIT
-from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
 
 
 class _HiddenStateLayer(Layer):

@@ -17,9 +17,9 @@ from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from fastcells import dispatch, packed
+from fastcells.backends.torch.aten import aten
+from fastcells.backends.torch.cell import TorchCell
 from fastcells.token_ids import ID_DTYPES, check_range, is_token_ids, one_hot
-from fastcells.torch_impl.aten import aten
-from fastcells.torch_impl.cell import TorchCell
 from fastcells.transforms import transformed
 
 State = tuple[Tensor, ...]

@@ -24,7 +24,17 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from fastcells.kernels import activations, exchange, gru, launch_split, lstm, rnn, split_backward, split_forward, tiles
+from fastcells.kernels.triton import (
+    activations,
+    exchange,
+    gru,
+    launch_split,
+    lstm,
+    rnn,
+    split_backward,
+    split_forward,
+    tiles,
+)
 
 LIMIT = 120  # seconds that a launch may take on a machine that is busy with other things
 POLL = 0.005  # seconds between two looks at the programs

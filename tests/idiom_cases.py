@@ -97,7 +97,7 @@ class Given:
 
 
 DENSE = "dense"
-# T and B from which on "auto" runs C, in grad mode: plan.CPU_ROWS.
+# T and B from which on "auto" runs C, in grad mode: policy.CPU_ROWS.
 ABOVE = {"GRU": (16, 2), "RNN": (20, 2), "RNN-relu": (20, 2), "LSTM": (130, 2), "GRU-before": (5, 2)}
 THREE = ("GRU", "LSTM", "RNN")
 

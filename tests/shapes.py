@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fastcells import functional, reference
-from fastcells.torch_impl.cell import TorchCell
-from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
-from fastcells.torch_impl.lstm import LSTM
-from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
+from fastcells.backends.torch.cell import TorchCell
+from fastcells.backends.torch.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
+from fastcells.backends.torch.lstm import LSTM
+from fastcells.backends.torch.rnn import RNN_RELU, RNN_TANH
 
 
 class Shape(NamedTuple):

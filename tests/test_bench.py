@@ -20,7 +20,7 @@ from bench.guard import GuardError, must_agree, must_be, must_differ
 from bench.limit import GATES, by_mm, by_onednn, fastest, matmuls
 from bench.model import Model, Skipped
 from bench.timing import calls_per_measurement, compare, ratio
-from fastcells import cpu_ops
+from fastcells.backends.cpu import native
 from fastcells.dispatch import ATEN, TOKEN_IDS
 
 CPU = torch.device("cpu")
@@ -133,7 +133,7 @@ def test_backward_alone_refuses_wrong_gradients(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_row_says_what_it_measured() -> None:
     row = duel.measure(LESSON, "fastcells-auto", CPU, rounds=3)
-    path = "c" if cpu_ops.obstacle() is None else "recurrence"  # where there was no C compiler
+    path = "c" if native.obstacle() is None else "recurrence"  # where there was no C compiler
     assert (row["cell"], row["T"], row["ids"], row["path"], row["rounds"]) == ("GRU", 3, True, path, 3)
     assert all(float(str(row[name])) > 0 for name in ("ms", "nn_ms", "ratio", "limit_ms", "limit_ratio", "peak_mb"))
     assert row["lower_ms"] <= row["ms"] <= row["upper_ms"]  # type: ignore[operator]

@@ -20,9 +20,9 @@ from bench.contenders import chosen, contenders
 from bench.guard import GuardError
 from bench.provenance import RESULTS
 from bench.results_file import read
-from fastcells import cpu_ops
+from fastcells.backends.cpu import native
 from fastcells.dispatch import IMPLEMENTATIONS
-from fastcells.kernels import plan
+from fastcells.kernels.triton import plan
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,7 +37,7 @@ def test_suite_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = read(path)
-    own = {"fastcells-auto"} | ({"fastcells-torch", "fastcells-cpu"} if cpu_ops.obstacle() is None else set())
+    own = {"fastcells-auto"} | ({"fastcells-torch", "fastcells-cpu"} if native.obstacle() is None else set())
     assert {row["contender"] for row in rows} == {*own, "cell-loop", "reference"}
     assert {row["mode"] for row in rows} >= {"forward", "backward", "forward+backward", "training step"}
     monkeypatch.setattr(sys, "argv", ["report", str(path), "--out", str(tmp_path), "--no-readme"])

@@ -15,9 +15,9 @@ import torch
 from shapes import EACH_CELL, Case, Shape, gradients
 from torch import Tensor
 
-from fastcells import buffers, cpu_ops
+from fastcells.backends.cpu import buffers, native
 
-needs_c = pytest.mark.skipif(cpu_ops.obstacle() is not None, reason=str(cpu_ops.obstacle()))
+needs_c = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
 N = 1000  # floats
 
 

@@ -31,7 +31,7 @@ PLANTED = """
 import sys
 from dataclasses import replace
 from bench import compile
-from fastcells.kernels import launch_split, plan
+from fastcells.kernels.triton import launch_split, plan
 {fault}
 case = compile.Case({case})
 print([fault for row in compile.compile_case(case) for fault in compile.faults(row)])

@@ -20,8 +20,8 @@ triton = pytest.importorskip("triton", reason="the kernels are written in Triton
 import triton.language as tl  # noqa: F401  the interpreter looks for it in each module
 from concurrent_programs import Concurrent, Deadlock, concurrent_programs
 
-from fastcells.kernels import exchange, launch, launch_split, plan, split_forward
-from fastcells.triton_ops import RULES, recurrence_forward
+from fastcells.backends.triton.operators import RULES, recurrence_forward
+from fastcells.kernels.triton import exchange, launch, launch_split, plan, split_forward
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),

@@ -20,11 +20,12 @@ from shapes import CELLS, EACH_CELL, Case
 from torch import Tensor, nn
 
 import fastcells
-from fastcells import cpu_library, cpu_linear, cpu_ops, dispatch, functional
+from fastcells import dispatch, functional, linear
+from fastcells.backends.cpu import library, native
 from fastcells.charlm.model import Scores
 
-if cpu_ops.obstacle() is not None and os.environ.get("CI") != "true":
-    pytest.skip(cpu_ops.obstacle() or "", allow_module_level=True)
+if native.obstacle() is not None and os.environ.get("CI") != "true":
+    pytest.skip(native.obstacle() or "", allow_module_level=True)
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -35,13 +36,13 @@ SHAPES = [(1, 1, 1), (2, 5, 24), (9, 16, 7), (2, 33, 64), (9, 5, 65), (1, 16, 24
 EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "T{}-B{}-H{}".format(*s))
 
 
-@pytest.fixture(params=list(cpu_ops.INSTRUCTIONS))
+@pytest.fixture(params=list(native.INSTRUCTIONS))
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each set of vector instructions in turn."""
-    if not cpu_ops.INSTRUCTIONS[request.param]:
+    if not native.INSTRUCTIONS[request.param]:
         pytest.skip(f"this machine has no {request.param}")
-    monkeypatch.setattr(cpu_ops, "_instructions", list(cpu_ops.INSTRUCTIONS).index(request.param))
-    assert cpu_ops.instruction_set() == request.param
+    monkeypatch.setattr(native, "_instructions", list(native.INSTRUCTIONS).index(request.param))
+    assert native.instruction_set() == request.param
     return str(request.param)
 
 
@@ -50,7 +51,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """That many threads, however small the shape."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    monkeypatch.setattr(cpu_ops, "WORK_OF_A_THREAD", 1)
+    monkeypatch.setattr(native, "WORK_OF_A_THREAD", 1)
     yield request.param
     torch.set_num_threads(before)
 
@@ -101,14 +102,14 @@ def test_accuracy(case: Case, shape: tuple[int, int, int], instructions: str, th
 @pytest.mark.parametrize("which", ["forward", "backward", "weight_gradients", "scatter"])
 def test_a_fault_of_a_thousandth_is_seen(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison above is sharp, and it is C that it compares."""
-    compute = getattr(cpu_ops, which)
+    compute = getattr(native, which)
 
     def wrong(*args: Any, **kwargs: Any) -> Any:
         out = compute(*args, **kwargs)
         out[0].mul_(1.001)
         return out
 
-    monkeypatch.setattr(cpu_ops, which, wrong)
+    monkeypatch.setattr(native, which, wrong)
     case = CELLS[2]
     args, d = arguments(case, (9, 5, 65), ids=which == "scatter"), cotangents_of(case, (9, 5, 65))
     truth, ours = run(case, args, torch.float64, d, impl="torch"), run(case, args, torch.float32, d, impl="cpu")
@@ -124,12 +125,12 @@ def test_any_number_of_threads_gives_the_same_bits(case: Case, instructions: str
         for count in (1, 2, 3, 4, 1, 4):
             torch.set_num_threads(count)
             # The input projection is torch's and has an order of its own for each number of threads.
-            c, T, B, H = cpu_ops.CELLS[case.cell.name], 6, 13, 130
+            c, T, B, H = native.CELLS[case.cell.name], 6, 13, 130
             x, state, w, b = torch.linspace(-2, 2, T * B * c.gates * H).view(T, B, -1), args[1:-4], args[-3], args[-1]
-            out = cpu_ops.forward(case.cell.name, x, tuple(state), w, b, None, save=True)
+            out = native.forward(case.cell.name, x, tuple(state), w, b, None, save=True)
             kept = (out.hidden, out.cells, out.saved)
-            back = cpu_ops.backward(case.cell.name, d[0], tuple(d[1:]), tuple(state), w, None, *kept)
-            d_w = cpu_ops.weight_gradients(back.d_gates.flatten(0, 1), out.hidden.flatten(0, 1))
+            back = native.backward(case.cell.name, d[0], tuple(d[1:]), tuple(state), w, None, *kept)
+            d_w = native.weight_gradients(back.d_gates.flatten(0, 1), out.hidden.flatten(0, 1))
             runs.append([out.hidden, *out.last, back.d_x, back.d_gates, *back.d_state, *d_w])
     finally:
         torch.set_num_threads(before)
@@ -141,7 +142,7 @@ def test_activations(instructions: str) -> None:
     small = torch.logspace(-38, 0, 20001)
     x = torch.cat([torch.linspace(-87, 87, 400001), torch.linspace(-4, 4, 400001), small, -small])
     s, t = torch.empty_like(x), torch.empty_like(x)
-    cpu_ops._cpu.activations(cpu_ops._instructions, x.data_ptr(), s.data_ptr(), t.data_ptr(), x.numel())
+    native._cpu.activations(native._instructions, x.data_ptr(), s.data_ptr(), t.data_ptr(), x.numel())
     for ours, function in ((s, torch.sigmoid), (t, torch.tanh)):
         exact = function(x.double())
         unit = torch.nextafter(exact.float().abs(), torch.tensor(torch.inf)).double() - exact.float().abs().double()
@@ -150,7 +151,7 @@ def test_activations(instructions: str) -> None:
         assert mine.mean() <= theirs.mean() + 0.5
     odd = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, -95.0])
     s, t = torch.empty_like(odd), torch.empty_like(odd)
-    cpu_ops._cpu.activations(cpu_ops._instructions, odd.data_ptr(), s.data_ptr(), t.data_ptr(), odd.numel())
+    native._cpu.activations(native._instructions, odd.data_ptr(), s.data_ptr(), t.data_ptr(), odd.numel())
     assert torch.equal(t.nan_to_num(9), odd.tanh().nan_to_num(9)) and torch.equal(t.signbit(), odd.tanh().signbit())
     assert (s.nan_to_num(9) - odd.double().sigmoid().nan_to_num(9)).abs().max() < 1e-37
     assert 0 < s[-1] < 1e-41  # exp(-95): gradual underflow is kept
@@ -292,7 +293,7 @@ def test_compile_and_opcheck(case: Case) -> None:
         assert error(*outs) <= 16 * EPS
     for a, b in zip(*(torch.autograd.grad(outs, leaves, d) for outs in (eager, compiled)), strict=True):
         assert error(a, b) <= 64 * EPS * max(1.0, b.abs().max().item())
-    c = cpu_ops.CELLS[case.cell.name]
+    c = native.CELLS[case.cell.name]
     x, h, w, b = (
         torch.randn(3, 4, c.gates * 9),
         torch.randn(4, 9),
@@ -301,13 +302,11 @@ def test_compile_and_opcheck(case: Case) -> None:
     )
     second = torch.randn(4, 9) if c.states == 2 else None
     mask = torch.ones(3, 4, 1, dtype=torch.bool)
-    torch.library.opcheck(
-        cpu_library.cpu_forward, (x, h, second, w, b, mask, mask[..., 0], case.cell.name, False, True)
-    )
-    _, hidden, cells, saved, *_ = cpu_library.cpu_forward(x, h, second, w, None, None, None, case.cell.name, True, True)
+    torch.library.opcheck(library.cpu_forward, (x, h, second, w, b, mask, mask[..., 0], case.cell.name, False, True))
+    _, hidden, cells, saved, *_ = library.cpu_forward(x, h, second, w, None, None, None, case.cell.name, True, True)
     kept = (hidden, cells if c.states == 2 else None, saved if c.saved else None)
     torch.library.opcheck(
-        cpu_library.cpu_backward,
+        library.cpu_backward,
         (torch.randn(3, 4, 9), h, second, h, second, w, None, None, *kept, case.cell.name, True),
     )
 
@@ -337,7 +336,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """auto goes on in torch's operators; whoever asks for C is told why there is none."""
     ids = torch.zeros(5, 3, dtype=torch.long)
     assert fastcells.explain(fastcells.GRU(INPUT, 7), ids).impl == "cpu"
-    monkeypatch.setattr(cpu_ops, "_cpu", None)
+    monkeypatch.setattr(native, "_cpu", None)
     assert fastcells.explain(fastcells.GRU(INPUT, 7), ids).impl == "torch"
     assert fastcells.GRU(INPUT, 7)(ids)[0].shape == (5, 3, 7)
     with pytest.raises(RuntimeError, match="impl='cpu' cannot run: the C module was not built"):
@@ -346,7 +345,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("wanted", ["portable", "nonsense"])
 def test_instructions_by_environment(wanted: str) -> None:
-    code = "from fastcells import cpu_ops; print(cpu_ops.instruction_set())"
+    code = "from fastcells.backends.cpu import native; print(native.instruction_set())"
     environment = {**os.environ, "FASTCELLS_CPU": wanted}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     if wanted == "portable":
@@ -375,14 +374,14 @@ AUTO = [  # layer, sequence length, batch, what auto runs in float32 with AVX-51
 @pytest.mark.parametrize(("name", "T", "B", "H", "impl"), AUTO, ids=[f"{a[0]}-T{a[1]}-B{a[2]}-H{a[3]}" for a in AUTO])
 def test_what_auto_runs(name: str, T: int, B: int, H: int, impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = getattr(fastcells, name)(4, H), torch.zeros(T, B, 4)
-    monkeypatch.setattr(cpu_ops, "instruction_set", lambda: "avx512")
+    monkeypatch.setattr(native, "instruction_set", lambda: "avx512")
     assert fastcells.explain(layer, x).impl == impl
     assert fastcells.explain(copy.deepcopy(layer).double(), x.double()).impl == "torch"
     with torch.no_grad():
         assert fastcells.explain(layer, x).impl == ("torch" if (name, B) == ("LSTM", 2) else impl)
     batch_first = getattr(fastcells, name)(4, H, batch_first=True)
     assert fastcells.explain(batch_first, x.transpose(0, 1)).impl == impl
-    monkeypatch.setattr(cpu_ops, "instruction_set", lambda: "portable")
+    monkeypatch.setattr(native, "instruction_set", lambda: "portable")
     assert fastcells.explain(layer, x).impl == "torch"
 
 
@@ -411,12 +410,12 @@ def test_auto_leaves_the_operators_to_who_looks_at_them() -> None:
 @pytest.mark.parametrize("in_c", [True, False], ids=["C", "MKL"])
 def test_linear(in_c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """`F.linear`'s values and gradients, in C and not, also where x has more dimensions."""
-    monkeypatch.setattr(cpu_linear, "LARGE_PRODUCT", 1 if in_c else 1 << 60)
-    monkeypatch.setattr(cpu_linear, "MANY_ROWS", 1)
+    monkeypatch.setattr(linear, "LARGE_PRODUCT", 1 if in_c else 1 << 60)
+    monkeypatch.setattr(linear, "MANY_ROWS", 1)
     x, w, b = torch.randn(3, 5, 33), torch.randn(17, 33), torch.randn(17)
     for bias in (b, None):
         results = []
-        for function, dtype in ((cpu_linear.linear, torch.float32), (nn.functional.linear, torch.float64)):
+        for function, dtype in ((linear.linear, torch.float32), (nn.functional.linear, torch.float64)):
             leaves = [t.to(dtype).requires_grad_() for t in (x, w, bias) if t is not None]
             out = function(*leaves, *([None] if bias is None else []))
             d = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)

@@ -15,10 +15,10 @@ from shapes import EACH_CELL, Case, Shape
 from torch import Tensor
 
 import fastcells
-from fastcells import buffers, cpu_checks, cpu_ops
+from fastcells.backends.cpu import buffers, checks, native
 
-if cpu_ops.obstacle() is not None and os.environ.get("CI") != "true":
-    pytest.skip(cpu_ops.obstacle() or "", allow_module_level=True)
+if native.obstacle() is not None and os.environ.get("CI") != "true":
+    pytest.skip(native.obstacle() or "", allow_module_level=True)
 
 
 @contextlib.contextmanager
@@ -92,11 +92,11 @@ def test_one_step_in_every_state(state: str) -> None:
     cell, w = fastcells.GRUCell(4, 16), torch.randn(8, 16)
     weights = tuple(p.detach() for p in cell.parameters())
     x, h, expected = torch.randn(4), torch.zeros(16), torch.zeros(16)
-    cpu_ops.step_in_place("gru", x, (expected,), weights)
-    scores = cpu_ops.matvec(w, expected, None)
+    native.step_in_place("gru", x, (expected,), weights)
+    scores = native.matvec(w, expected, None)
     with STATES[state]():
-        cpu_ops.step_in_place("gru", x, (h,), weights)
-        assert torch.equal(h, expected) and torch.equal(cpu_ops.matvec(w, h, None), scores)
+        native.step_in_place("gru", x, (h,), weights)
+        assert torch.equal(h, expected) and torch.equal(native.matvec(w, h, None), scores)
 
 
 WRONG: dict[str, Callable[[Tensor], Tensor]] = {
@@ -112,32 +112,32 @@ WRONG: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_c_writes_is_checked(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="to be written by C, must be float32"):
-        cpu_checks.written(("t", WRONG[wrong](torch.zeros(5)), (5,)))
+        checks.written(("t", WRONG[wrong](torch.zeros(5)), (5,)))
     empty = buffers.empty
     monkeypatch.setattr(buffers, "empty", lambda *shape: WRONG[wrong](empty(*shape)))
     x, h, w = torch.randn(3, 2, 48), torch.zeros(2, 16), torch.randn(48, 16)
     with pytest.raises(RuntimeError, match="hidden, to be written by C, must be float32"):
-        cpu_ops.forward("gru", x, (h,), w, None, None, save=True)
+        native.forward("gru", x, (h,), w, None, None, save=True)
     with pytest.raises(RuntimeError, match="out, to be written by C, must be float32"):
-        cpu_ops.gather(torch.tensor([1, 2]), w, None)
+        native.gather(torch.tensor([1, 2]), w, None)
 
 
 # The module looks for an OpenMP runtime when it is loaded: before torch is, there is none.
 NO_OPENMP = f"""
 import importlib.util, sys
-spec = importlib.util.spec_from_file_location("fastcells.kernels._cpu", {getattr(cpu_ops._cpu, "__file__", "")!r})
+spec = importlib.util.spec_from_file_location("fastcells.kernels._cpu", {getattr(native._cpu, "__file__", "")!r})
 sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 """
 FLUSH = """
 import torch
-from fastcells import cpu_ops
-cpu_ops.WORK_OF_A_THREAD = 1
+from fastcells.backends.cpu import native
+native.WORK_OF_A_THREAD = 1
 T, B, H = 60, 8, 64
 x, h0, w = torch.zeros(T, B, H), torch.rand(B, H) + 0.5, torch.eye(H) * 0.1
 def run(threads):
     torch.set_num_threads(threads)
-    out = cpu_ops.forward("rnn_relu", x, (h0,), w, None, None).out
-    d = cpu_ops.weight_gradients(out.flatten(0, 1) * 1e-30, out.flatten(0, 1))[0]
+    out = native.forward("rnn_relu", x, (h0,), w, None, None).out
+    d = native.weight_gradients(out.flatten(0, 1) * 1e-30, out.flatten(0, 1))[0]
     return out, d
 def subnormal(t):
     return int(((t.view(torch.int32) & 0x7f800000 == 0) & (t.view(torch.int32) & 0x7fffff != 0)).sum())
@@ -161,6 +161,6 @@ assert subnormal(tiny) == 1 << 20
 @pytest.mark.parametrize("team", ["openmp", "threads"])
 def test_flush_to_zero_holds_for_the_team(team: str) -> None:
     """It is a state of the calling thread; with any number of threads the bits are the same, and it ends with it."""
-    code = (NO_OPENMP if team == "threads" else "") + f"{FLUSH}\nassert cpu_ops.team() == {team!r}"
+    code = (NO_OPENMP if team == "threads" else "") + f"{FLUSH}\nassert native.team() == {team!r}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -14,10 +14,10 @@ from test_cpu import EPS, rms_error
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcells import cpu_ops
+from fastcells.backends.cpu import native
 
-if cpu_ops.obstacle() is not None and os.environ.get("CI") != "true":
-    pytest.skip(cpu_ops.obstacle() or "", allow_module_level=True)
+if native.obstacle() is not None and os.environ.get("CI") != "true":
+    pytest.skip(native.obstacle() or "", allow_module_level=True)
 
 SHAPE = Shape(6, 5, 17, 4)
 DENSE_OR_IDS = pytest.mark.parametrize("ids", [False, True], ids=["dense", "ids"])

@@ -1,8 +1,8 @@
 """The boundary between Python and C under random calls, right ones and wrong ones mixed.
 
-C believes what it is told, so `fastcells.cpu_ops` has to turn away whatever does not fit, and to bring into memory what
-fits but lies elsewhere. A right call gives the right numbers, a wrong one an exception, and none may end the process:
-the calls run in one of their own. `python tests/test_cpu_fuzz.py N` repeats call N.
+C believes what it is told, so `backends.cpu.native` has to turn away whatever does not fit, and to bring into memory
+what fits but lies elsewhere. A right call gives the right numbers, a wrong one an exception, and none may end the
+process: the calls run in one of their own. `python tests/test_cpu_fuzz.py N` repeats call N.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
-from fastcells import cpu_linear, cpu_ops, functional
-from fastcells.torch_impl.cell import TorchCell
-from fastcells.torch_impl.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
-from fastcells.torch_impl.lstm import LSTM
-from fastcells.torch_impl.recurrence import unroll
-from fastcells.torch_impl.rnn import RNN_RELU, RNN_TANH
+from fastcells import functional, linear
+from fastcells.backends.cpu import native
+from fastcells.backends.torch.cell import TorchCell
+from fastcells.backends.torch.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
+from fastcells.backends.torch.lstm import LSTM
+from fastcells.backends.torch.recurrence import unroll
+from fastcells.backends.torch.rnn import RNN_RELU, RNN_TANH
 
 CALLS = 10_000
 CELLS = (RNN_TANH, RNN_RELU, GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM)
@@ -249,9 +250,9 @@ class Forward(Call):
     def state(self, a: Arguments) -> tuple[Any, ...]:
         return (a["h0"], a["c0"])[: self.cell.states] if "c0" in a else (a["h0"],)
 
-    def forward(self, a: Arguments) -> cpu_ops.Forward:
+    def forward(self, a: Arguments) -> native.Forward:
         options = {"resets": a["resets"], "reverse": self.reverse, "save": self.save}
-        return cpu_ops.forward(self.cell.name, a["x"], self.state(a), a["w"], a["b"], a["mask"], **options)
+        return native.forward(self.cell.name, a["x"], self.state(a), a["w"], a["b"], a["mask"], **options)
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
         out = self.forward(a)
@@ -316,7 +317,7 @@ class Backward(Forward):
         d_last = (a["d_h_n"], a["d_c_n"]) if "d_c_n" in a else (a["d_h_n"],)
         rest = (a["w"], a["mask"], a["hidden"], a["cells"], a["saved"])
         options = {"resets": a["resets"], "reverse": self.reverse}
-        out = cpu_ops.backward(self.cell.name, a["d_hidden"], d_last, self.state(a), *rest, **options)
+        out = native.backward(self.cell.name, a["d_hidden"], d_last, self.state(a), *rest, **options)
         d_b = out.d_gates.sum((0, 1))
         return {"d_x": out.d_x, "d_b": d_b, "d_h0": out.d_state[0], "d_c0": out.d_state[-1]}
 
@@ -349,7 +350,7 @@ class WeightGradients(Call):
             self.arguments["d"] = torch.cat([self.arguments["d"]] * 2, 1)[:, : self.arguments["d"].shape[1]]
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
-        out, sums = cpu_ops.weight_gradients(a["d"], *self.pieces(a))
+        out, sums = native.weight_gradients(a["d"], *self.pieces(a))
         return {"out": out, "sums": sums}
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
@@ -378,7 +379,7 @@ class Linear(Call):
             self.arguments["x"] = torch.cat([self.arguments["x"]] * 2, 1)[:, :K]
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
-        return {"out": cpu_ops.linear(a["x"], a["w"], a.get("b"), transposed=self.transposed)}
+        return {"out": native.linear(a["x"], a["w"], a.get("b"), transposed=self.transposed)}
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
         w = a["w"] if self.transposed else a["w"].t()
@@ -396,7 +397,7 @@ class Matvec(Call):
         self.arguments = {"w": torch.randn(rows, columns), "x": torch.randn(columns), "b": b}
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
-        return {"out": cpu_ops.matvec(a["w"], a["x"], a["b"])}
+        return {"out": native.matvec(a["w"], a["x"], a["b"])}
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
         out = a["w"] @ a["x"]
@@ -435,7 +436,7 @@ class Step(Call):
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
         state = tuple(s.clone() if isinstance(s, Tensor) else s for s in (a["h"], a.get("c"))[: self.cell.states])
-        cpu_ops.step_in_place(self.cell.name, a["x"], state, (a["w_ih"], a["w_hh"], a["b_ih"], a["b_hh"]))
+        native.step_in_place(self.cell.name, a["x"], state, (a["w_ih"], a["w_hh"], a["b_ih"], a["b_hh"]))
         return {"h": state[0], "c": state[-1]}
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
@@ -472,7 +473,7 @@ class Gather(Call):
         return int(self.arguments["w"].shape[1])
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
-        return {"out": cpu_ops.gather(a["ids"], a["w"], a["b"])}
+        return {"out": native.gather(a["ids"], a["w"], a["b"])}
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
         rows = a["w"].t()[a["ids"].long()]
@@ -502,7 +503,7 @@ class Scatter(Gather):
         return int(self.arguments["V"])
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
-        out, sums = cpu_ops.scatter(a["ids"], a["d"], a["V"])
+        out, sums = native.scatter(a["ids"], a["d"], a["V"])
         return {"out": out, "sums": sums}
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
@@ -605,9 +606,9 @@ def main(first: int, count: int, progress: int) -> None:
     """`count` calls; the number of the one that is running stands in the file `progress`."""
     faulthandler.enable()
     warnings.simplefilter("ignore")  # a fake tensor warns of its address
-    cpu_ops.WORK_OF_A_THREAD = 1  # a team for the smallest shapes too
-    cpu_ops._few_threads = lambda touched: torch.get_num_threads()
-    cpu_linear.LARGE_PRODUCT = cpu_linear.MANY_ROWS = 1
+    native.WORK_OF_A_THREAD = 1  # a team for the smallest shapes too
+    native._few_threads = lambda touched: torch.get_num_threads()
+    linear.LARGE_PRODUCT = linear.MANY_ROWS = 1
     seen: Counter[str] = Counter()
     for number in range(first, first + count):
         os.pwrite(progress, b"%-9d" % number, 0)
@@ -633,7 +634,7 @@ def fuzz(first: int, count: int, where: Path, code: str = "") -> subprocess.Comp
     return done
 
 
-needs_c = pytest.mark.skipif(cpu_ops.obstacle() is not None, reason=str(cpu_ops.obstacle()))
+needs_c = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
 
 
 @needs_c
@@ -648,13 +649,13 @@ def test_random_calls(tmp_path: Path) -> None:
 
 FAULTY = {
     "a crash": (
-        "import types; c = fuzz.cpu_ops._cpu; wrong = {'gather': lambda *a: c.gather(*a[:5], 8, *a[6:])}\n"
-        "fuzz.cpu_ops._cpu = types.SimpleNamespace(**{**vars(c), **wrong})",
+        "import types; c = fuzz.native._cpu; wrong = {'gather': lambda *a: c.gather(*a[:5], 8, *a[6:])}\n"
+        "fuzz.native._cpu = types.SimpleNamespace(**{**vars(c), **wrong})",
         -signal.SIGSEGV,
     ),
-    "a check too few": ("fuzz.cpu_ops.check.matrix = lambda name, t: t.shape[-2:]", 1),
-    "a wrong number": ("f = fuzz.cpu_ops.gather; fuzz.cpu_ops.gather = lambda *a: f(*a) * 1.01", 1),
-    "a right call refused": ("fuzz.cpu_ops._cpu = None", 1),
+    "a check too few": ("fuzz.native.check.matrix = lambda name, t: t.shape[-2:]", 1),
+    "a wrong number": ("f = fuzz.native.gather; fuzz.native.gather = lambda *a: f(*a) * 1.01", 1),
+    "a right call refused": ("fuzz.native._cpu = None", 1),
 }
 
 

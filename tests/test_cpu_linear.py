@@ -13,10 +13,11 @@ from accuracy import rms_error
 from torch import Tensor
 
 import fastcells
-from fastcells import cpu_linear, cpu_ops
+from fastcells import linear
+from fastcells.backends.cpu import native
 
-if cpu_ops.obstacle() is not None and os.environ.get("CI") != "true":
-    pytest.skip(cpu_ops.obstacle() or "", allow_module_level=True)
+if native.obstacle() is not None and os.environ.get("CI") != "true":
+    pytest.skip(native.obstacle() or "", allow_module_level=True)
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 EPS = torch.finfo(torch.float32).eps
@@ -25,12 +26,12 @@ SHAPES = [(1, 1, 1), (1, 7, 33), (130, 1, 5), (33, 256, 96), (7, 515, 17), (65, 
 EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "N{}-K{}-M{}".format(*s))
 
 
-@pytest.fixture(params=list(cpu_ops.INSTRUCTIONS))
+@pytest.fixture(params=list(native.INSTRUCTIONS))
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not cpu_ops.INSTRUCTIONS[request.param]:
+    if not native.INSTRUCTIONS[request.param]:
         pytest.skip(f"this machine has no {request.param}")
-    monkeypatch.setattr(cpu_ops, "_instructions", list(cpu_ops.INSTRUCTIONS).index(request.param))
-    monkeypatch.setattr(cpu_ops, "WORK_OF_A_THREAD", 1)
+    monkeypatch.setattr(native, "_instructions", list(native.INSTRUCTIONS).index(request.param))
+    monkeypatch.setattr(native, "WORK_OF_A_THREAD", 1)
 
 
 @pytest.fixture
@@ -57,9 +58,9 @@ def test_accuracy_and_the_same_bits_with_any_number_of_threads(shape: tuple[int,
         first = None
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            ours = cpu_ops.linear(x, w, bias)
+            ours = native.linear(x, w, bias)
             assert rms_error(ours, exact) <= 2 * rms_error(theirs, exact) + EPS
-            turned = cpu_ops.linear(x, w.t().contiguous(), bias, transposed=True)
+            turned = native.linear(x, w.t().contiguous(), bias, transposed=True)
             assert torch.equal(ours, turned), "the order of a sum depends on how W lies"
             assert first is None or torch.equal(ours, first), "the order of a sum depends on the number of threads"
             first = ours
@@ -69,20 +70,21 @@ def test_accuracy_and_the_same_bits_with_any_number_of_threads(shape: tuple[int,
 def test_nan_stays_in_its_row() -> None:
     x, w, b = factors((20, 40, 35), False)
     x[3, 7], x[9, 0] = torch.nan, torch.inf
-    assert torch.equal(cpu_ops.linear(x, w, b).isnan(), torch.nn.functional.linear(x, w, b).isnan())
+    assert torch.equal(native.linear(x, w, b).isnan(), torch.nn.functional.linear(x, w, b).isnan())
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["few rows", "many rows"])
 def test_what_a_linear_layer_gives_is_no_view(many: bool) -> None:
     x, w = torch.randn(4, 40, 200 if many else 2), torch.randn(200, 200 if many else 2).requires_grad_()
-    assert (x.numel() * len(w) >= cpu_linear.LARGE_PRODUCT) == many
-    out = cpu_linear.linear(x, w, None)
+    assert (x.numel() * len(w) >= linear.LARGE_PRODUCT) == many
+    out = linear.linear(x, w, None)
     assert not out._is_view() and out.detach_().shape == (4, 40, 200)
 
 
 FEWER = """
 import ctypes, sys, torch, fastcells
-from fastcells import cpu_linear, cpu_ops
+from fastcells import linear
+from fastcells.backends.cpu import native
 threads = 4
 def layers():
     for name in ("RNN", "GRU", "LSTM"):

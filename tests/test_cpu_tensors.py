@@ -15,9 +15,10 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastcells
-from fastcells import cpu_linear, cpu_ops
+from fastcells import linear
+from fastcells.backends.cpu import native
 
-pytestmark = pytest.mark.skipif(cpu_ops.obstacle() is not None, reason=str(cpu_ops.obstacle()))
+pytestmark = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
 LAYERS = pytest.mark.parametrize("layer", [fastcells.RNN, fastcells.GRU, fastcells.LSTM])
 IN_C = pytest.mark.parametrize("impl", ["auto", "cpu"])
 
@@ -35,15 +36,15 @@ STRIDED = {
 @pytest.mark.parametrize("strides", STRIDED)
 @pytest.mark.parametrize("name", ["a", "w", "b"])
 def test_products_of_tensors_that_lie_elsewhere(name: str, strides: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_linear, "LARGE_PRODUCT", 1)
-    monkeypatch.setattr(cpu_linear, "MANY_ROWS", 1)
+    monkeypatch.setattr(linear, "LARGE_PRODUCT", 1)
+    monkeypatch.setattr(linear, "MANY_ROWS", 1)
     factors = {"a": torch.randn(40, 24), "w": torch.randn(17, 24), "b": torch.randn(17)}
     factors[name] = STRIDED[strides](factors[name])
     exact = F.linear(*(t.clone().double() for t in factors.values()))
-    assert_equal_to_rounding([cpu_linear.matmul(**factors)], [exact.float()])
+    assert_equal_to_rounding([linear.matmul(**factors)], [exact.float()])
     factors["w"] = STRIDED[strides](factors["w"].t().contiguous()).t()  # as for the gradient of the input
     exact = F.linear(*(t.clone().double() for t in factors.values()))
-    assert_equal_to_rounding([cpu_linear.matmul(**factors)], [exact.float()])
+    assert_equal_to_rounding([linear.matmul(**factors)], [exact.float()])
 
 
 @LAYERS
@@ -115,4 +116,4 @@ def test_a_gradient_of_zeros_without_memory(layer: Any) -> None:
 def test_a_mask_of_zeros_without_memory_is_a_mask() -> None:
     x, h0, w = torch.randn(3, 2, 8), torch.randn(2, 8), torch.randn(8, 8)
     mask: Tensor = torch._efficientzerotensor((3, 2), dtype=torch.bool)
-    assert torch.equal(cpu_ops.forward("rnn_tanh", x, (h0,), w, None, mask).last[0], h0)
+    assert torch.equal(native.forward("rnn_tanh", x, (h0,), w, None, mask).last[0], h0)

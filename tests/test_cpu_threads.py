@@ -12,16 +12,16 @@ from shapes import CELLS, EACH_CELL, Case, Shape, gradients
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fastcells import cpu_ops
+from fastcells.backends.cpu import native
 
-pytestmark = pytest.mark.skipif(cpu_ops.obstacle() is not None, reason=str(cpu_ops.obstacle()))
+pytestmark = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
 SHAPES = [Shape(3, 5, 70, 4), Shape(4, 1, 40, 3), Shape(2, 33, 9, 3)]
 
 
 @pytest.fixture(autouse=True)
 def small_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Teams for the smallest shapes too."""
-    monkeypatch.setattr(cpu_ops, "WORK_OF_A_THREAD", 1)
+    monkeypatch.setattr(native, "WORK_OF_A_THREAD", 1)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -82,7 +82,7 @@ def test_other_threads_run_meanwhile() -> None:
 
     def call() -> None:
         started.set()
-        cpu_ops.forward("gru", x, (h0,), w, None, None)
+        native.forward("gru", x, (h0,), w, None, None)
         done.set()
 
     thread = threading.Thread(target=call)

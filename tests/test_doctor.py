@@ -7,10 +7,11 @@ import re
 import pytest
 import torch
 
-from fastcells import cpu_ops, doctor, functional
+from fastcells import doctor, functional
+from fastcells.backends.cpu import native
 from fastcells.charlm.cli import main
 
-C = cpu_ops.obstacle() is None  # there is none where there was no compiler
+C = native.obstacle() is None  # there is none where there was no compiler
 
 
 def test_report(capsys: pytest.CaptureFixture[str]) -> None:

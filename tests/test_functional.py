@@ -11,7 +11,7 @@ from accuracy import assert_equal_to_rounding, cotangents, error
 from shapes import CELLS, EACH_CELL, SHAPES, SMALL, Case, Shape, gradients
 from torch import Tensor, nn
 
-from fastcells.torch_impl.recurrence import recur, unroll
+from fastcells.backends.torch.recurrence import recur, unroll
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

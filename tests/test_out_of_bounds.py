@@ -24,8 +24,8 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
-from fastcells.kernels import exchange, launch, launch_split, launch_step, plan, sequence, split_forward, step
-from fastcells.triton_ops import recurrence_forward
+from fastcells.backends.triton.operators import recurrence_forward
+from fastcells.kernels.triton import exchange, launch, launch_split, launch_step, plan, sequence, split_forward, step
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="no interpreter with a GPU: use compute-sanitizer")
 

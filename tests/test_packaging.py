@@ -118,7 +118,7 @@ def test_sdist_holds_what_a_build_needs(sdist: Path) -> None:
     assert not [name for name in names if name.endswith((".so", ".o"))]
 
 
-INSTRUCTIONS = "from fastcells import cpu_ops; print(cpu_ops.instruction_set() or cpu_ops.obstacle())"
+INSTRUCTIONS = "from fastcells.backends.cpu import native; print(native.instruction_set() or native.obstacle())"
 
 
 @pytest.mark.skipif(

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import fastcells
-from fastcells import cpu_ops, packed
+from fastcells import packed
+from fastcells.backends.cpu import native
 
 V, H = 11, 7
 # (layer, options): dense and ids of each are run by the implementations below.
@@ -61,8 +62,8 @@ def test_same_numbers_as_row_by_row(name: str, lengths: tuple[int, ...], kind: s
     cls, options = LAYERS[name]
     if impl != "torch" and "proj_size" in options:
         pytest.skip(f"impl={impl!r} has no projection")
-    if impl == "cpu" and cpu_ops.obstacle() is not None:
-        pytest.skip(str(cpu_ops.obstacle()))
+    if impl == "cpu" and native.obstacle() is not None:
+        pytest.skip(str(native.obstacle()))
     if impl == "triton-step" and (lengths is not LENGTHS[1] or name == "GRU-deep"):
         pytest.skip("the interpreter is slow; one batch of each cell shows the path")
     lengths = tuple(-(-n // 10) for n in lengths) if impl == "triton-step" else lengths

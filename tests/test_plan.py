@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from fastcells.kernels.plan import (
+from fastcells.kernels.triton.plan import (
     SHARED_MEMORY,
     Blocks,
     Device,

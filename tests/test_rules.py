@@ -15,8 +15,8 @@ from torch import Tensor, nn
 triton = pytest.importorskip("triton", reason="the rules are written in Triton")
 
 from fastcells import reference
-from fastcells.kernels import gru, lstm, rnn
-from fastcells.kernels.rule import UpdateRule
+from fastcells.kernels.triton import gru, lstm, rnn
+from fastcells.kernels.triton.rule import UpdateRule
 
 B, I, H = 5, 3, 24  # noqa: E741
 # One step of a few dozen terms in float64: far above its rounding, far below any wrong term.

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from fastcells import cpu_ops
+from fastcells.backends.cpu import native
 
 if not Path("/proc/self/statm").exists():
     pytest.skip("no /proc: resident memory cannot be read here", allow_module_level=True)
 
-pytestmark = pytest.mark.skipif(cpu_ops.obstacle() is not None, reason=str(cpu_ops.obstacle()))
+pytestmark = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
 
 
 def soak(*options: str) -> subprocess.CompletedProcess[str]:

@@ -16,8 +16,8 @@ pytest.importorskip("triton", reason="the kernels are written in Triton")
 
 import fastcells
 from fastcells import dispatch
-from fastcells.kernels import plan
-from fastcells.kernels.exchange import EXCHANGES
+from fastcells.kernels.triton import plan
+from fastcells.kernels.triton.exchange import EXCHANGES
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="programs wait for each other: a GPU runs them at once"),

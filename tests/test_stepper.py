@@ -9,13 +9,13 @@ import pytest
 import torch
 from accuracy import rms_error
 
-from fastcells import cpu_ops
+from fastcells.backends.cpu import native
 from fastcells.charlm.model import CharLM
 from fastcells.charlm.presets import Config
 from fastcells.charlm.stepper import CStepper, ModelStepper, stepper
 
-if cpu_ops.obstacle() is not None and os.environ.get("CI") != "true":
-    pytest.skip(cpu_ops.obstacle() or "", allow_module_level=True)
+if native.obstacle() is not None and os.environ.get("CI") != "true":
+    pytest.skip(native.obstacle() or "", allow_module_level=True)
 
 VOCABULARY = 29
 MODELS: dict[str, dict[str, Any]] = {
@@ -34,14 +34,14 @@ def model(name: str, hidden: int = 37, **options: Any) -> CharLM:
 
 @pytest.mark.parametrize("hidden", [1, 16, 37])
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("instructions", list(cpu_ops.INSTRUCTIONS))
+@pytest.mark.parametrize("instructions", list(native.INSTRUCTIONS))
 @EACH_MODEL
 @torch.no_grad()
 def test_scores(name: str, instructions: str, threads: int, hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not cpu_ops.INSTRUCTIONS[instructions]:
+    if not native.INSTRUCTIONS[instructions]:
         pytest.skip(f"this machine has no {instructions}")
-    monkeypatch.setattr(cpu_ops, "_instructions", list(cpu_ops.INSTRUCTIONS).index(instructions))
-    monkeypatch.setattr(cpu_ops, "WORK_OF_A_THREAD", 1)
+    monkeypatch.setattr(native, "_instructions", list(native.INSTRUCTIONS).index(instructions))
+    monkeypatch.setattr(native, "WORK_OF_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     ours = model(name, hidden)
     step, theirs = stepper(ours), ModelStepper(model(name, hidden).double())
@@ -88,12 +88,12 @@ def test_wrong_input() -> None:
     weights = (w_ih, w_hh, None, None)
     for token in (-1, 5):
         with pytest.raises(IndexError, match=rf"token id {token} is outside \[0, 5\)"):
-            cpu_ops.step_in_place("gru", token, (h,), weights)
+            native.step_in_place("gru", token, (h,), weights)
     with pytest.raises(RuntimeError, match=r"a state that changes in place must be contiguous, got strides \(2,\)"):
-        cpu_ops.step_in_place("gru", 1, (torch.zeros(6)[::2],), weights)
+        native.step_in_place("gru", 1, (torch.zeros(6)[::2],), weights)
     with pytest.raises(RuntimeError, match=r"expected 2 states, got 1"):
-        cpu_ops.step_in_place("lstm", 1, (h,), (torch.randn(12, 5), torch.randn(12, 3), None, None))
+        native.step_in_place("lstm", 1, (h,), (torch.randn(12, 5), torch.randn(12, 3), None, None))
     with pytest.raises(RuntimeError, match=r"x must be float32 \[5\] on the CPU, got torch.float32 \[4\] on cpu"):
-        cpu_ops.step_in_place("gru", torch.zeros(4), (h,), weights)
+        native.step_in_place("gru", torch.zeros(4), (h,), weights)
     with pytest.raises(RuntimeError, match=r"x must be float32 \[3\] on the CPU, got torch.float64 \[3\]"):
-        cpu_ops.matvec(w_hh, torch.zeros(3).double(), None)
+        native.matvec(w_hh, torch.zeros(3).double(), None)

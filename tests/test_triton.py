@@ -17,7 +17,7 @@ triton = pytest.importorskip("triton", reason="the kernels are written in Triton
 
 import fastcells
 from fastcells import dispatch, functional
-from fastcells.kernels import plan
+from fastcells.kernels.triton import plan
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "strict_float32")
 
@@ -159,7 +159,7 @@ def test_cells(name: str, impl: str, device: torch.device) -> None:
 
 def test_the_kernels_are_what_runs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     """A fault planted in the launchers shows: nothing falls back silently."""
-    from fastcells.kernels import launch, launch_step
+    from fastcells.kernels.triton import launch, launch_step
 
     x, h0, *weights = (a.float() for a in arguments(GRU, (3, 2, 7), device, ids=False))
     for impl, module, name in (("triton", launch, "sequence_forward"), ("triton-step", launch_step, "step_forward")):

@@ -16,7 +16,7 @@ pytest.importorskip("triton", reason="the kernels are written in Triton")
 import fastcells
 from fastcells import dispatch, functional
 from fastcells.dispatch import matmul_precision
-from fastcells.kernels import plan
+from fastcells.kernels.triton import plan
 
 INPUT, H = 6, 10
 pytestmark = pytest.mark.usefixtures("strict_float32")

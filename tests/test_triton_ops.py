@@ -10,7 +10,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="the operators run Triton kernels")
 
 import fastcells
-from fastcells.triton_ops import RULES, recurrence_backward, recurrence_forward
+from fastcells.backends.triton.operators import RULES, recurrence_backward, recurrence_forward
 
 pytestmark = pytest.mark.usefixtures("strict_float32")
 T, B, H = 3, 5, 16

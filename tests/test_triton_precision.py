@@ -1,6 +1,6 @@
 """The modes of float32's matmuls, in numbers: "tf32", "tf32x3", and "ieee", which is float32 itself.
 
-On a GPU the tensor cores run; elsewhere what `kernels/tiles.py` has the interpreter do in their place. What is
+On a GPU the tensor cores run; elsewhere what `kernels/triton/tiles.py` has the interpreter do in their place. What is
 exact here is so on both: were the two to differ on a GPU, the first tests would say in what.
 """
 
@@ -22,8 +22,8 @@ triton = pytest.importorskip("triton", reason="the kernels are written in Triton
 
 import triton.language as tl
 
-from fastcells import triton_ops
-from fastcells.kernels import plan, tiles
+from fastcells.backends.triton import operators
+from fastcells.kernels.triton import plan, tiles
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "strict_float32")
 INTERPRETED = pytest.mark.skipif(torch.cuda.is_available(), reason="a tensor core cannot be changed")
@@ -129,7 +129,7 @@ def computed_in(mode: str, path: str) -> Iterator[None]:
     The split has one program a batch tile, which gathers in two parts what it published: nobody waits for another.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton_ops, "matmul_precision", lambda *_: mode)
+        patch.setattr(operators, "matmul_precision", lambda *_: mode)
         if path == "split":
             blocks = plan.Blocks(batch=16, hidden=64, inner=32, warps=8, stages=1, reason="all columns in one program")
             patch.setattr(plan, "sequence_plan", lambda *_, **__: plan.Split(blocks, 2, "poll"))

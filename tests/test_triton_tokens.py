@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("triton", reason="the kernels are written in Triton")
 
 import fastcells
-from fastcells import triton_impl
-from fastcells.kernels import launch, launch_step
-from fastcells.triton_ops import RULES, recurrence_forward
-from fastcells.triton_tokens import _table_gradient
+from fastcells.backends.triton import cell
+from fastcells.backends.triton.operators import RULES, recurrence_forward
+from fastcells.backends.triton.tokens import _table_gradient
+from fastcells.kernels.triton import launch, launch_step
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "strict_float32")
 T, B, H, V = 4, 5, 24, 7
@@ -92,7 +92,7 @@ class Sizes(TorchDispatchMode):
 @EACH_IMPL
 def test_no_projection_is_built(impl: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the forward, for a cell that saves less a token than that; on dense input there is one."""
-    monkeypatch.setattr(triton_impl, "recurrence_forward", recurrence_forward._init_fn)  # what it does counts too
+    monkeypatch.setattr(cell, "recurrence_forward", recurrence_forward._init_fn)  # what it does counts too
     taken: list[launch.Input] = []
     for module, name in ((launch, "sequence_forward"), (launch_step, "step_forward")):
         run = getattr(module, name)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fastcells.charlm.presets import Config
-from fastcells.cpu_linear import linear
 from fastcells.dispatch import linear_in_c
 from fastcells.layers import GRU, LSTM, RNN
+from fastcells.linear import linear
 
 State = Tensor | tuple[Tensor, Tensor]  # h, or (h, c) for an LSTM, each [layers * directions, B, H]
 

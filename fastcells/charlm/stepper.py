@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcells import cpu_ops, dispatch
+from fastcells import dispatch
+from fastcells.backends.cpu import native
 from fastcells.charlm.model import CharLM, State
 from fastcells.layers import GRU, LSTM, RNN
 
@@ -31,7 +32,7 @@ class CStepper:
         layer = model.layer
         self.output = model.output
         self.cell = layer.maths().name
-        states = cpu_ops.CELLS[self.cell].states
+        states = native.CELLS[self.cell].states
         zeros = layer.weight_hh_l0.new_zeros(layer.hidden_size)
         self.states = [tuple(zeros.clone() for _ in range(states)) for _ in range(layer.num_layers)]
         self.weights = [
@@ -43,9 +44,9 @@ class CStepper:
         """Scores [V] of the character after `token`."""
         x: Tensor | int = token
         for state, weights in zip(self.states, self.weights, strict=True):
-            cpu_ops.step_in_place(self.cell, x, state, weights)
+            native.step_in_place(self.cell, x, state, weights)
             x = state[0]
-        return cpu_ops.matvec(self.output.weight, state[0], self.output.bias)
+        return native.matvec(self.output.weight, state[0], self.output.bias)
 
 
 def stepper(model: CharLM) -> ModelStepper | CStepper:
@@ -58,4 +59,4 @@ def choose(layer: RNN | GRU | LSTM) -> dispatch.Choice:
     call = dispatch.Call(layer.maths().name, True, 1, 1, layer.weight_hh_l0)
     if layer.bidirectional or layer.impl not in ("auto", "cpu") or dispatch.c_obstacle(call) is not None:
         return layer.choose(torch.zeros(1, dtype=torch.int64, device=layer.weight_hh_l0.device))["l0"]
-    return dispatch.Choice("cpu", "c", f"a step of each layer in C with {cpu_ops.instruction_set()} instructions")
+    return dispatch.Choice("cpu", "c", f"a step of each layer in C with {native.instruction_set()} instructions")

@@ -1,4 +1,4 @@
-/* The Python module fastcells.kernels._cpu. It takes addresses as integers; ../../fastcells/cpu_ops.py has checked
+/* The Python module fastcells.kernels._cpu. It takes addresses as integers; ../../fastcells/native.py has checked
    the tensors behind them. */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030A0000

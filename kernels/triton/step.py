@@ -13,7 +13,7 @@ The state goes from step to step in float32 (`carry`), beside the copy in the st
 import triton
 import triton.language as tl
 
-from fastcells.kernels.tiles import (
+from fastcells.kernels.triton.tiles import (
     bias_tiles,
     cast,
     keep_ended,

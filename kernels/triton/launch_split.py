@@ -12,8 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
-from fastcells.kernels.exchange import EXCHANGES, Exchange
-from fastcells.kernels.launch import (
+from fastcells.kernels.triton.exchange import EXCHANGES, Exchange
+from fastcells.kernels.triton.launch import (
     Backward,
     Forward,
     Input,
@@ -22,10 +22,10 @@ from fastcells.kernels.launch import (
     pair,
     whole_backward_arguments,
 )
-from fastcells.kernels.plan import Split
-from fastcells.kernels.rule import UpdateRule
-from fastcells.kernels.split_backward import split_backward_kernel
-from fastcells.kernels.split_forward import split_forward_kernel
+from fastcells.kernels.triton.plan import Split
+from fastcells.kernels.triton.rule import UpdateRule
+from fastcells.kernels.triton.split_backward import split_backward_kernel
+from fastcells.kernels.triton.split_forward import split_forward_kernel
 
 COUNTER_LINE = 32  # int32 words between two counters: they lie in different cache lines
 

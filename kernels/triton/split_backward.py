@@ -1,9 +1,9 @@
-"""The adjoint of `kernels/split_forward.py`, split in the same way: the programs exchange the gates' gradients."""
+"""The adjoint of `split_forward.py`, split in the same way: the programs exchange the gates' gradients."""
 
 import triton
 import triton.language as tl
 
-from fastcells.kernels.tiles import (
+from fastcells.kernels.triton.tiles import (
     cast,
     gathered_products,
     keep_ended,

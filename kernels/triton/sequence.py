@@ -10,7 +10,7 @@ rounded to the storage dtype.
 import triton
 import triton.language as tl
 
-from fastcells.kernels.tiles import (
+from fastcells.kernels.triton.tiles import (
     bias_tiles,
     cast,
     keep_ended,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcells import cpu_library, cpu_ops
-from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace
+from fastcells.backends.cpu import library, native
+from fastcells.backends.torch.cell import Before, Gradients, State, TorchCell, Trace
 from fastcells.transforms import traced
 
 
@@ -36,13 +36,13 @@ class CpuCell(TorchCell):
     ) -> Trace:
         reverse = steps.step < 0
         if not traced():
-            f = cpu_ops.forward(self.name, x, state, w_hh, b_hh, mask, resets=resets, reverse=reverse, save=save)
+            f = native.forward(self.name, x, state, w_hh, b_hh, mask, resets=resets, reverse=reverse, save=save)
             return Trace(f.hidden, f.last, tuple(t for t in (f.cells, f.saved) if t is not None), f.out)
         h0, c0 = (*state, None)[:2]
-        out, hidden, cells, saved, *last = cpu_library.cpu_forward(
+        out, hidden, cells, saved, *last = library.cpu_forward(
             x, h0, c0, w_hh, b_hh, mask, resets, self.name, reverse, save
         )
-        kept = (cells,) * (c0 is not None) + (saved,) * (cpu_ops.CELLS[self.name].saved > 0)
+        kept = (cells,) * (c0 is not None) + (saved,) * (native.CELLS[self.name].saved > 0)
         return Trace(hidden if save else out, tuple(last[: self.states]), kept, out)
 
     def backward(
@@ -59,10 +59,10 @@ class CpuCell(TorchCell):
         resets: Tensor | None = None,
     ) -> Gradients:
         cells = saved[0] if self.states == 2 else None
-        gates = saved[-1] if cpu_ops.CELLS[self.name].saved else None
+        gates = saved[-1] if native.CELLS[self.name].saved else None
         reverse = steps.step < 0
         if not traced():
-            return cpu_ops.backward(
+            return native.backward(
                 self.name,
                 d_hidden,
                 d_last,
@@ -76,7 +76,7 @@ class CpuCell(TorchCell):
                 reverse=reverse,
             )
         (h0, c0), (d_h_n, d_c_n) = (*state, None)[:2], (*d_last, None)[:2]
-        d_x, d_gates, *d_state = cpu_library.cpu_backward(
+        d_x, d_gates, *d_state = library.cpu_backward(
             d_hidden, d_h_n, d_c_n, h0, c0, w_hh, mask, resets, hidden, cells, gates, self.name, reverse
         )
         return Gradients(d_x, d_gates if self.name == "gru" else d_x, tuple(d_state[: self.states]))
@@ -89,12 +89,12 @@ class CpuCell(TorchCell):
         d_gates = d_gates.flatten(0, 1)
         pieces = [piece.flatten(0, 1) for piece in before.pieces]
         if self.name != "gru_reset_before":
-            d_w, d_b = cpu_ops.weight_gradients(d_gates, *pieces)
+            d_w, d_b = native.weight_gradients(d_gates, *pieces)
             return d_w, d_b if needs_b else None
         H = pieces[0].shape[1]
-        d_w, d_b = cpu_ops.weight_gradients(d_gates[:, : 2 * H], *pieces)
+        d_w, d_b = native.weight_gradients(d_gates[:, : 2 * H], *pieces)
         reset = (saved[0][:, :, 0] * before.whole).flatten(0, 1)
-        d_w_n, d_b_n = cpu_ops.weight_gradients(d_gates[:, 2 * H :], reset)
+        d_w_n, d_b_n = native.weight_gradients(d_gates[:, 2 * H :], reset)
         return torch.cat([d_w, d_w_n]), torch.cat([d_b, d_b_n]) if needs_b else None
 
     def weight_gradient(self, d_gates: Tensor, before: Before, saved: tuple[Tensor, ...]) -> Tensor:

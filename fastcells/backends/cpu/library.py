@@ -1,11 +1,11 @@
-"""`cpu_ops.forward` and `backward` as operators of torch.library, for torch.compile."""
+"""`native.forward` and `backward` as operators of torch.library, for torch.compile."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from fastcells.cpu_ops import CELLS, backward, forward
+from fastcells.backends.cpu.native import CELLS, backward, forward
 
 
 @torch.library.custom_op("fastcells::cpu_forward", mutates_args=())

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fastcells.autocast import autocast_dtype, no_autocast
+from fastcells.backends.torch.cell import Before, State, TorchCell, Trace
 from fastcells.errors import CannotRun
-from fastcells.torch_impl.cell import Before, State, TorchCell, Trace
 from fastcells.transforms import any_batched, traced, transformed
 
 

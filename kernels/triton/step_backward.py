@@ -1,9 +1,9 @@
-"""The adjoint of `kernels/step.py`: one time step backward in one launch, or two for a cell with a second product."""
+"""The adjoint of `step.py`: one time step backward in one launch, or two for a cell with a second product."""
 
 import triton
 import triton.language as tl
 
-from fastcells.kernels.tiles import (
+from fastcells.kernels.triton.tiles import (
     cast,
     keep_ended,
     load_state,

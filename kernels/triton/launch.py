@@ -12,9 +12,9 @@ import torch
 import triton
 from torch import Tensor
 
-from fastcells.kernels.plan import Blocks
-from fastcells.kernels.rule import UpdateRule
-from fastcells.kernels.sequence import sequence_backward_kernel, sequence_forward_kernel
+from fastcells.kernels.triton.plan import Blocks
+from fastcells.kernels.triton.rule import UpdateRule
+from fastcells.kernels.triton.sequence import sequence_backward_kernel, sequence_forward_kernel
 
 
 class Input(NamedTuple):

@@ -1,6 +1,6 @@
-"""The recurrence on the CPU in C (kernels/cpu): its calls, with tensors that cpu_checks.py has seen.
+"""The recurrence on the CPU in C (kernels/cpu): its calls, with tensors that checks.py has seen.
 
-`forward` and `backward` run at once; cpu_library.py makes operators of torch.library of them. Without a C compiler at
+`forward` and `backward` run at once; library.py makes operators of torch.library of them. Without a C compiler at
 installation the module `_cpu` is missing; `obstacle` says so.
 """
 
@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastcells import buffers
-from fastcells import cpu_checks as check
-from fastcells.torch_impl.cell import Gradients
+from fastcells.backends.cpu import buffers
+from fastcells.backends.cpu import checks as check
+from fastcells.backends.torch.cell import Gradients
 
 try:
     from fastcells.kernels import _cpu  # type: ignore[attr-defined]

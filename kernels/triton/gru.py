@@ -13,8 +13,8 @@ Backward: `d_n = dh' (1 - z) (1 - n^2)`, `d_z = dh' (h - n) z (1 - z)`; reset-af
 import triton
 import triton.language as tl  # noqa: F401  the interpreter looks for it in each module
 
-from fastcells.kernels.activations import sigmoid, tanh
-from fastcells.kernels.rule import UpdateRule
+from fastcells.kernels.triton.activations import sigmoid, tanh
+from fastcells.kernels.triton.rule import UpdateRule
 
 
 @triton.jit

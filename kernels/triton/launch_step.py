@@ -12,11 +12,11 @@ import torch
 import triton
 from torch import Tensor
 
-from fastcells.kernels.launch import Backward, Forward, Input, backward_arguments, launch_options, new_outputs
-from fastcells.kernels.plan import Blocks
-from fastcells.kernels.rule import UpdateRule
-from fastcells.kernels.step import reset_kernel, step_forward_kernel
-from fastcells.kernels.step_backward import step_backward_kernel
+from fastcells.kernels.triton.launch import Backward, Forward, Input, backward_arguments, launch_options, new_outputs
+from fastcells.kernels.triton.plan import Blocks
+from fastcells.kernels.triton.rule import UpdateRule
+from fastcells.kernels.triton.step import reset_kernel, step_forward_kernel
+from fastcells.kernels.triton.step_backward import step_backward_kernel
 
 NONE = -1  # in place of a step's number, where there is no such step
 

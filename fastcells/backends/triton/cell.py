@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace
-from fastcells.triton_ops import RULES, recurrence_backward, recurrence_forward
+from fastcells.backends.torch.cell import Before, Gradients, State, TorchCell, Trace
+from fastcells.backends.triton.operators import RULES, recurrence_backward, recurrence_forward
 
 
 class TritonCell(TorchCell):

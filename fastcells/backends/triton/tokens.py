@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from fastcells.autocast import no_autocast
+from fastcells.backends.torch.cell import Before, State, TorchCell, Trace
+from fastcells.backends.torch.recurrence import _mask_out, _steps, plain_operators_wanted, unroll
+from fastcells.backends.triton.cell import TritonCell
 from fastcells.token_ids import check_range, gather_rows
-from fastcells.torch_impl.cell import Before, State, TorchCell, Trace
-from fastcells.torch_impl.recurrence import _mask_out, _steps, plain_operators_wanted, unroll
 from fastcells.transforms import any_batched
-from fastcells.triton_impl import TritonCell
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih, w_hh, b_ih, b_hh
 

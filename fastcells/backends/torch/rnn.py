@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace, hold, own_output
+from fastcells.backends.torch.cell import Before, Gradients, State, TorchCell, Trace, hold, own_output
 
 
 class ElmanCell(TorchCell):

@@ -5,8 +5,8 @@ time: one batch tile after another, as many groups side by side as run at once, 
 
 The float32 state of its columns stays with a program; the matmuls need all columns, so the programs of a group exchange
 them each step, forward the new state, backward the gates' gradients, and a cell with a second product its operand or
-gradient too. The mailboxes are the outputs themselves (`kernels/exchange.py`). Programs wait for each other: all of a
-launch have to run at once, which `kernels/plan.py` sees to and a cooperative launch enforces.
+gradient too. The mailboxes are the outputs themselves (`exchange.py`). Programs wait for each other: all of a
+launch have to run at once, which `plan.py` sees to and a cooperative launch enforces.
 
 Tensors are contiguous. State and accumulators are float32 whatever the storage dtype; the matmuls read the state
 rounded to the storage dtype.
@@ -15,7 +15,7 @@ rounded to the storage dtype.
 import triton
 import triton.language as tl
 
-from fastcells.kernels.tiles import (
+from fastcells.kernels.triton.tiles import (
     bias_tiles,
     cast,
     gathered_products,

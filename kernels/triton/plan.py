@@ -52,7 +52,7 @@ class Split:
 
     blocks: Blocks
     groups: int  # that run at once, at most
-    exchange: str  # as in kernels/exchange.py
+    exchange: str  # as in kernels/triton/exchange.py
 
     @property
     def reason(self) -> str:
@@ -182,76 +182,3 @@ def _inner_tile(H: int, item_size: int, precision: str) -> int:
 
 def _power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
-
-
-# ---- the CPU ----
-
-# A linear layer's product runs in C from this many multiplications and rows on. Below, packing the weights takes a
-# tenth of the time or more, which MKL saves (AVX2: 0.85 of MKL's speed with 32 rows, 0.95 with 128, 1.0 with 1120).
-LARGE_PRODUCT = 1 << 22
-MANY_ROWS = 128
-# Multiplications in W_ih's product with the one-hot of token ids up to which a single step is left to ATen.
-ONE_HOT_PRODUCT = 1 << 20
-FEWEST_STEPS_IN_C = 2  # a single step does not pay for packing the weights, whatever the shape
-MOST_PADDING_IN_C = 1.5  # a packed batch runs padded in C, and ATen takes only the steps that there are
-
-
-@dataclass(frozen=True)
-class CpuRow:
-    """Shapes for which C is faster than ATen, with the range of speed-ups measured on their grid.
-
-    Grid: B 1, 8, 32, 128; H 64 to 1024; `python -m bench.layers --device cpu`, AMD EPYC (Zen 5), 2 threads, float32;
-    the rows are in bench/results/layers-cpu.csv. On Zen 4 (layers-cpu-zen4.csv), where the limit is lower, no row that
-    these send to C is slower than ATen either.
-    """
-
-    cell: str
-    speedup: str
-    steps: int  # at least
-    tokens: int = 1  # steps times batch, at least
-    hidden: int = 1  # at least
-    widest: int = 1 << 62  # hidden at most
-    batch: int = 1 << 62  # at most
-    training: bool = False  # whether only with the backward
-
-    def holds(self, cell: str, steps: int, batch: int, H: int, training: bool) -> bool:
-        return (
-            cell == self.cell
-            and steps >= self.steps
-            and steps * batch >= self.tokens
-            and self.hidden <= H <= self.widest
-            and batch <= self.batch
-            and training >= self.training
-        )
-
-
-CPU_ROWS = (
-    CpuRow("gru", "1.6 to 6", steps=16),
-    CpuRow("gru", "1.1 to 3", steps=4, tokens=64),
-    CpuRow("rnn_tanh", "1.4 to 6", steps=20),
-    CpuRow("rnn_relu", "1.4 to 6", steps=20),
-    CpuRow("rnn_tanh", "1.1 to 3", steps=8, tokens=256),
-    CpuRow("rnn_relu", "1.1 to 3", steps=8, tokens=256),
-    # ATen's LSTM is oneDNN's, which packs its weights too and is as fast or faster in a forward alone. It loses where
-    # the weights outgrow a core's cache, with one sequence, and over long sequences in training.
-    CpuRow("lstm", "1.1 to 1.6", steps=16, tokens=128, hidden=1024, batch=8),
-    CpuRow("lstm", "1.1 to 2", steps=128, batch=1),
-    CpuRow("lstm", "1 to 1.7", steps=128, widest=256, training=True),
-    CpuRow("lstm", "1.1 to 1.2", steps=128, widest=512, batch=32, training=True),
-)
-
-
-def faster_in_c(
-    cell: str, steps: int, batch: int, H: int, *, training: bool, aten: bool, instructions: str
-) -> str | None:
-    """Why C is the fastest on the CPU for this shape, or None where it is not.
-
-    training: whether a backward follows. aten: whether the alternative is ATen's fused recurrence; otherwise it is a
-    loop over torch's operators, which is slower at every shape of more than one step.
-    """
-    if steps < FEWEST_STEPS_IN_C or instructions not in ("avx512", "avx2"):  # the portable code was not timed
-        return None
-    if not aten:
-        return f"C with {instructions} instructions; ATen has no fused recurrence for this case"
-    row = next((r for r in CPU_ROWS if r.holds(cell, steps, batch, H, training)), None)
-    return None if row is None else f"C with {instructions} instructions, {row.speedup} times as fast as ATen here"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fastcells.torch_impl.cell import Before, Gradients, State, TorchCell, Trace, hold, own_output, scratch
+from fastcells.backends.torch.cell import Before, Gradients, State, TorchCell, Trace, hold, own_output, scratch
 
 
 class LSTMUnit(TorchCell):

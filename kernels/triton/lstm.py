@@ -12,8 +12,8 @@ Equations: documentation of torch.nn.LSTM. Backward: `dc' += dh' o (1 - tanh(c')
 import triton
 import triton.language as tl
 
-from fastcells.kernels.activations import sigmoid, tanh
-from fastcells.kernels.rule import UpdateRule
+from fastcells.kernels.triton.activations import sigmoid, tanh
+from fastcells.kernels.triton.rule import UpdateRule
 
 
 @triton.jit

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fastcells.dispatch import gpu, matmul_precision
-from fastcells.kernels import gru, launch, launch_split, launch_step, lstm, plan, rnn
-from fastcells.kernels.rule import UpdateRule
+from fastcells.kernels.triton import gru, launch, launch_split, launch_step, lstm, plan, rnn
+from fastcells.kernels.triton.rule import UpdateRule
 
 RULES: dict[str, UpdateRule] = {
     rule.name: rule for rule in (rnn.RNN_TANH, rnn.RNN_RELU, gru.GRU_RESET_AFTER, gru.GRU_RESET_BEFORE, lstm.LSTM)

@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcells import cpu_ops, token_ids
-from fastcells.kernels.plan import LARGE_PRODUCT, MANY_ROWS
+from fastcells import token_ids
+from fastcells.backends.cpu import native
+from fastcells.backends.cpu.policy import LARGE_PRODUCT, MANY_ROWS
 from fastcells.transforms import any_batched, traced, transformed
 
 
 def matmul(a: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """`a @ w.t() + b` for a [N, K], w [M, K] and b [M], without autograd."""
     (N, K), M = a.shape, len(w)
-    if N < MANY_ROWS or N * K * M < LARGE_PRODUCT or cpu_ops.obstacle() is not None:
+    if N < MANY_ROWS or N * K * M < LARGE_PRODUCT or native.obstacle() is not None:
         return a @ w.t() if b is None else torch.addmm(b, a, w.t())
     if w.stride(0) == 1 and not w.is_contiguous():  # the gradient of an input multiplies by W^T
-        return cpu_ops.linear(a, w.t(), b, transposed=True)
-    return cpu_ops.linear(a, w, b)
+        return native.linear(a, w.t(), b, transposed=True)
+    return native.linear(a, w, b)
 
 
 class Linear(torch.autograd.Function):
@@ -49,7 +50,7 @@ class Linear(torch.autograd.Function):
                 d.sum(0) if needs_b else None,
             )
         d_x = _shaped(matmul(d, w.t()), x.shape) if needs_x else None
-        d_w, d_b = cpu_ops.weight_gradients(d, flat) if needs_w else (None, d.sum(0) if needs_b else None)
+        d_w, d_b = native.weight_gradients(d, flat) if needs_w else (None, d.sum(0) if needs_b else None)
         return d_x, d_w, d_b if needs_b else None
 
 
@@ -70,7 +71,7 @@ class Gather(torch.autograd.Function):
     def forward(ctx: Any, ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.vocabulary = w.shape[1]
-        return cpu_ops.gather(ids, w, b)
+        return native.gather(ids, w, b)
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
@@ -81,7 +82,7 @@ class Gather(torch.autograd.Function):
             return None, d_w if needs_w else None, d_out.sum(0) if needs_b else None
         if not needs_w:
             return None, None, d_out.sum(0) if needs_b else None
-        d_w, d_b = cpu_ops.scatter(ids, d_out, ctx.vocabulary)
+        d_w, d_b = native.scatter(ids, d_out, ctx.vocabulary)
         return None, d_w, d_b if needs_b else None
 
 

@@ -7,8 +7,8 @@ Equations: documentation of torch.nn.RNN. Backward, in terms of the new state: `
 import triton
 import triton.language as tl
 
-from fastcells.kernels.activations import relu, tanh
-from fastcells.kernels.rule import UpdateRule
+from fastcells.kernels.triton.activations import relu, tanh
+from fastcells.kernels.triton.rule import UpdateRule
 
 
 @triton.jit

@@ -1,0 +1,1 @@
+"""The implementation `impl="cpu"`: the recurrence in C."""

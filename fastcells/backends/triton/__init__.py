@@ -1,0 +1,1 @@
+"""The implementations `impl="triton"` and `"triton-step"`."""
