@@ -52,6 +52,7 @@ setup(
         "fastcells.data",
         "fastcells.kernels",
         "fastcells.kernels.triton",
+        "fastcells.spec",
     ],
     package_dir={"fastcells.kernels": "kernels"},
     package_data={"fastcells": ["py.typed"], "fastcells.data": ["*.txt"]},

@@ -1,0 +1,50 @@
+"""What a cell is: its name, its gates and states, and one step of it in torch operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+State = tuple[Tensor, ...]  # one tensor for each of a cell's states, [B, H] each
+
+
+class RecurrentWeights(NamedTuple):
+    """What a step multiplies its state by, and adds to that."""
+
+    w_hh: Tensor  # [G*H, H], G being the number of gates
+    b_hh: Tensor | None = None  # [G*H]
+    extra: tuple[Tensor, ...] = ()  # further parameters, in the order of `CellSpec.extra`
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """The definition of a cell. It names no implementation; each of them states the same equations in its own language.
+
+    `step(x, state, weights)` is one step in differentiable operators. x: [B, G*H], the input projection
+    `W_ih x + b_ih`. Returns the new state; its first tensor is the step's output.
+    """
+
+    name: str
+    gates: tuple[str, ...]  # in the order of their rows in the weights
+    states: tuple[str, ...]  # the first is the output
+    step: Callable[[Tensor, State, RecurrentWeights], State]
+    # What a kernel keeps of each step for the backward, [B, H] each, besides the states.
+    saved: tuple[str, ...] = ()
+    # Whether the gradient with respect to the input projection is also the one with respect to `W_hh h + b_hh`.
+    same_gradient: bool = True
+    extra: tuple[str, ...] = ()  # names of further parameters, beside W_ih, W_hh, b_ih and b_hh
+
+    @property
+    def num_gates(self) -> int:
+        return len(self.gates)
+
+    @property
+    def num_states(self) -> int:
+        return len(self.states)
+
+    @property
+    def num_saved(self) -> int:
+        return len(self.saved)
