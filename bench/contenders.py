@@ -17,8 +17,9 @@ from bench.cases import Case
 from bench.model import Build, Model, Skipped, whole_layer
 from bench.task import Input, Task
 from fastcells import reference
+from fastcells.backends.base import Choice
 from fastcells.charlm import stepper
-from fastcells.dispatch import IMPLEMENTATIONS, Choice
+from fastcells.dispatch import IMPLEMENTATIONS
 
 
 def torch_nn(task: Task) -> Model:
@@ -57,7 +58,7 @@ def _explained(module: nn.Module, x: Input, case: Case) -> Choice:
     if case.mode == "generate":
         return stepper.choose(module)  # type: ignore[arg-type]
     with torch.set_grad_enabled(case.mode not in ("forward", "cell step", "generate")):
-        return next(iter(fastcells.explain(module, x).values()))  # type: ignore[arg-type]
+        return next(iter(fastcells.explain(module, x).values()))
 
 
 def cell_loop(task: Task) -> Model:

@@ -23,7 +23,7 @@ from torch.nn.modules import module as hooks
 
 from fastcells import CannotRun, convert
 from fastcells.convert import TWINS
-from fastcells.transforms import traced, transformed
+from fastcells.modes import traced, transformed
 
 if TYPE_CHECKING:
     import pytest

@@ -17,7 +17,7 @@ from bench.program import Program, program
 from bench.provenance import provenance
 from bench.task import Task, matmul_precision
 from bench.timing import calls_per_measurement, compare, once, ratio, summary
-from fastcells.dispatch import Choice
+from fastcells.backends.base import Choice
 
 Row = dict[str, object]
 LONG = 200.0  # milliseconds, from where a case is measured less often

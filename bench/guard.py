@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from torch import Tensor
 
 from bench.cases import Case
-from fastcells.dispatch import Choice
+from fastcells.backends.base import Choice
 
 # What torch.nn's layers and cells call, by their names in torch's profiler.
 TORCH_OPERATORS = frozenset(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from bench.task import Input, Task
-from fastcells.dispatch import Choice
+from fastcells.backends.base import Choice
 
 Gradients = Sequence[Tensor]
 

@@ -1,9 +1,10 @@
 """Fused recurrent layers and cells for PyTorch: `from fastcells import GRU` in place of `from torch.nn import GRU`."""
 
 from fastcells import functional, reference
+from fastcells.backends.base import Choice
 from fastcells.cells import GRUCell, LSTMCell, RNNCell
 from fastcells.convert import convert, to_torch
-from fastcells.dispatch import Choice, explain
+from fastcells.dispatch import explain
 from fastcells.errors import CannotRun
 from fastcells.layers import GRU, LSTM, RNN
 

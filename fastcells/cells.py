@@ -8,15 +8,16 @@ import torch
 from torch import _VF, Tensor
 from torch.nn.modules.rnn import RNNCellBase
 
-from fastcells import dispatch
-from fastcells.backends.torch.cell import State, TorchCell
-from fastcells.backends.torch.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
-from fastcells.backends.torch.lstm import LSTM as LSTM_UNIT
-from fastcells.backends.torch.rnn import RNN_RELU, RNN_TANH
-from fastcells.functional import input_projection, own_recurrence
+from fastcells import dispatch, one_direction
+from fastcells.backends.base import Call, Choice, LayerWeights, Steps
+from fastcells.modes import mapped
+from fastcells.spec import GRU_RESET_AFTER, GRU_RESET_BEFORE, RNN_RELU, RNN_TANH, CellSpec, RecurrentWeights, State
+from fastcells.spec import LSTM as LSTM_SPEC
 from fastcells.token_ids import ID_DTYPES, check_range, is_token_ids, one_hot
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih, w_hh, b_ih, b_hh
+IN_ONE_CALL = ("aten", "one-hot")
+ONE_STEP = Steps()
 
 
 class Cell(RNNCellBase):
@@ -36,18 +37,16 @@ class Cell(RNNCellBase):
         """What torch.jit.script asks for first. A twin returned here would replace this cell in the user's model."""
         dispatch.refuse_script(self)
 
-    def choose(self, input: Tensor) -> dispatch.Explanation:
+    def _explain(self, input: Tensor) -> dispatch.Explanation:
         """Which implementation `forward(input)` runs, and why."""
         ids = is_token_ids(input)
         x = input if input.dim() + ids == 2 else input.unsqueeze(0)
-        return dispatch.Explanation(cell=self._choice(x, ids, self._weights()))
+        return dispatch.Explanation(cell=self._choose(x, ids, self._weights()))
 
-    def _choice(self, x: Tensor, ids: bool, weights: Weights) -> dispatch.Choice:
-        name = self._maths().name
-        if self.impl not in ("auto", "torch"):
-            return dispatch.choose(self.impl, dispatch.Call(name, ids, 1, len(x), weights[1]))
-        choice = dispatch.in_torch(name, ids)
-        return dispatch.of_one_step(self.impl, choice, x, 1, weights[0]) if ids and self.reset_after else choice
+    def _choose(self, x: Tensor, ids: bool, weights: Weights) -> Choice:
+        return dispatch.choose(
+            Call(self.impl, self._spec(), ids, 1, len(x), weights[0], weights[1], input_type=type(x))
+        )
 
     def _step(self, input: Tensor, hx: State | None) -> State:
         """`forward`, the state being a tuple."""
@@ -72,12 +71,12 @@ class Cell(RNNCellBase):
         else:
             self._check_state(hx, input, dim)
             state = hx if dim == 2 else tuple(s.unsqueeze(0) for s in hx)
-        watched = torch._C._are_functorch_transforms_active()
+        watched = mapped()
         if self.impl in ("auto", "torch") and not ids and self.reset_after and not watched:  # the shortest way
             new = self._aten(x, state, weights)
         else:
-            choice = self._choice(x, ids, weights)
-            if choice.path in ("aten", "one-hot"):
+            choice = self._choose(x, ids, weights)
+            if choice.path in IN_ONE_CALL:
                 new = self._aten(one_hot(x, self.input_size, weights[0]) if ids else x, state, weights)
             else:
                 new = self._own(choice, x, state, weights)
@@ -97,7 +96,7 @@ class Cell(RNNCellBase):
                     f"got {list(s.shape)}"
                 )
 
-    def _own(self, choice: dispatch.Choice, x: Tensor, state: State, weights: Weights) -> State:
+    def _own(self, choice: Choice, x: Tensor, state: State, weights: Weights) -> State:
         sizes = (x.shape[0], self.hidden_size)
         for s in state:
             if s.shape != sizes:
@@ -105,10 +104,11 @@ class Cell(RNNCellBase):
             if s.device != x.device:
                 raise RuntimeError(f"hidden is on {s.device} and the input on {x.device}")
         w_ih, w_hh, b_ih, b_hh = weights
-        cell = self._maths()
+        recurrent = RecurrentWeights(w_hh, b_hh)
         if choice.impl == "torch":
-            return cell.step(input_projection(x, w_ih, b_ih, in_c=choice is dispatch.GATHERED_IN_C), state, w_hh, b_hh)
-        return own_recurrence(cell, choice, x.unsqueeze(0), state, weights)[1]
+            return self._spec().step(choice.backend.project(choice, x, w_ih, b_ih), state, recurrent)
+        layer = LayerWeights(w_ih, b_ih, recurrent)
+        return one_direction.run(choice, self._spec(), x.unsqueeze(0), state, layer, ONE_STEP)[1]
 
     def _weights(self) -> Weights:
         own = self._parameters
@@ -117,7 +117,7 @@ class Cell(RNNCellBase):
         except KeyError:  # a parametrization, weight norm or pruning has put something else in a parameter's place
             return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
 
-    def _maths(self) -> TorchCell:
+    def _spec(self) -> CellSpec:
         raise NotImplementedError
 
     def _aten(self, x: Tensor, state: State, weights: Weights) -> State:
@@ -155,7 +155,7 @@ class RNNCell(Cell):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         return self._step(input, None if hx is None else (hx,))[0]
 
-    def _maths(self) -> TorchCell:
+    def _spec(self) -> CellSpec:
         return RNN_TANH if self.nonlinearity == "tanh" else RNN_RELU
 
     def _aten(self, x: Tensor, state: State, weights: Weights) -> State:
@@ -195,7 +195,7 @@ class GRUCell(Cell):
         """As torch's cell: see the class."""
         return self._step(input, None if hx is None else (hx,))[0]
 
-    def _maths(self) -> TorchCell:
+    def _spec(self) -> CellSpec:
         return GRU_RESET_AFTER if self.reset_after else GRU_RESET_BEFORE
 
     def _aten(self, x: Tensor, state: State, weights: Weights) -> State:
@@ -237,8 +237,8 @@ class LSTMCell(Cell):
         h, c = self._step(input, hx)
         return h, c
 
-    def _maths(self) -> TorchCell:
-        return LSTM_UNIT
+    def _spec(self) -> CellSpec:
+        return LSTM_SPEC
 
     def _aten(self, x: Tensor, state: State, weights: Weights) -> State:
         h, c = _VF.lstm_cell(x, state, *weights)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, overload
 
-from torch import _VF, Tensor
+import torch
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastcells import functional
-from fastcells.backends.torch.cell import TorchCell
-from fastcells.backends.torch.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
-from fastcells.backends.torch.lstm import LSTM as LSTM_UNIT
-from fastcells.backends.torch.rnn import RNN_RELU, RNN_TANH
-from fastcells.stack import Layer, State
+from fastcells.spec import GRU_RESET_AFTER, GRU_RESET_BEFORE, RNN_RELU, RNN_TANH, CellSpec, State
+from fastcells.spec import LSTM as LSTM_SPEC
+from fastcells.stack import Layer
+
+Device = torch.device | str | int | None
 
 
 class _HiddenStateLayer(Layer):
@@ -31,7 +30,7 @@ class _HiddenStateLayer(Layer):
 
 
 class RNN(_HiddenStateLayer):
-    """`torch.nn.RNN(input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional)`.
+    """The simple (Elman) RNN, in place of `torch.nn.RNN`.
 
     `h' = act(W_ih x + b_ih + W_hh h + b_hh)`, act being tanh or relu.
 
@@ -50,44 +49,35 @@ class RNN(_HiddenStateLayer):
     label = "RNN"
     nonlinearity: str
 
-    def __init__(self, *args: Any, impl: str = "auto", **kwargs: Any) -> None:
-        _refuse_proj_size(kwargs)
-        if len(args) > 3:
-            self.nonlinearity = args[3]
-            args = args[:3] + args[4:]
-        else:
-            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
-        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, impl=impl, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        impl: str = "auto",
+        **unknown: Any,
+    ) -> None:
+        _refuse_proj_size(unknown)
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        self.nonlinearity = nonlinearity
+        stack = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__(f"RNN_{nonlinearity.upper()}", *stack, impl=impl, device=device, dtype=dtype, **unknown)
 
-    def _direction(
-        self, x: Tensor, state: State, w: dict[str, Tensor], *, lengths: Tensor | None, reverse: bool
-    ) -> tuple[Tensor, State]:
-        nonlinearity = self.mode.removeprefix("RNN_").lower()
-        out, h_n = functional.rnn(
-            x,
-            state[0],
-            w["weight_ih"],
-            w["weight_hh"],
-            w.get("bias_ih"),
-            w.get("bias_hh"),
-            nonlinearity=nonlinearity,
-            lengths=lengths,
-            reverse=reverse,
-            impl=self.impl,
-        )
-        return out, (h_n,)
-
-    def maths(self) -> TorchCell:
+    def _spec(self) -> CellSpec:
         return RNN_TANH if self.mode == "RNN_TANH" else RNN_RELU
-
-    def _aten_op(self) -> Callable[..., Any]:
-        return _VF.rnn_tanh if self.mode == "RNN_TANH" else _VF.rnn_relu
 
 
 class GRU(_HiddenStateLayer):
-    """`torch.nn.GRU(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)`.
+    """The gated recurrent unit, in place of `torch.nn.GRU`.
 
     Constructor, attributes, state_dict, shapes, return values and errors are those of torch.nn.GRU.
 
@@ -105,39 +95,35 @@ class GRU(_HiddenStateLayer):
 
     label = "GRU"
 
-    def __init__(self, *args: Any, reset_after: bool = True, impl: str = "auto", **kwargs: Any) -> None:
-        _refuse_proj_size(kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
+        impl: str = "auto",
+        **unknown: Any,
+    ) -> None:
+        _refuse_proj_size(unknown)
         if not isinstance(reset_after, bool):
             raise TypeError(f"reset_after should be of type bool, got: {type(reset_after).__name__}")
-        super().__init__("GRU", *args, impl=impl, **kwargs)
+        stack = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__("GRU", *stack, impl=impl, device=device, dtype=dtype, **unknown)
         self.reset_after = reset_after
 
-    def _direction(
-        self, x: Tensor, state: State, w: dict[str, Tensor], *, lengths: Tensor | None, reverse: bool
-    ) -> tuple[Tensor, State]:
-        out, h_n = functional.gru(
-            x,
-            state[0],
-            w["weight_ih"],
-            w["weight_hh"],
-            w.get("bias_ih"),
-            w.get("bias_hh"),
-            reset_after=self.reset_after,
-            lengths=lengths,
-            reverse=reverse,
-            impl=self.impl,
-        )
-        return out, (h_n,)
-
-    def maths(self) -> TorchCell:
+    def _spec(self) -> CellSpec:
         return GRU_RESET_AFTER if self.reset_after else GRU_RESET_BEFORE
-
-    def _aten_op(self) -> Callable[..., Any]:
-        return _VF.gru
 
 
 class LSTM(Layer):
-    """`torch.nn.LSTM(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)`.
+    """The long short-term memory, in place of `torch.nn.LSTM`.
 
     Constructor, attributes, state_dict, shapes, return values and errors are those of torch.nn.LSTM.
 
@@ -154,8 +140,24 @@ class LSTM(Layer):
 
     label = "LSTM"
 
-    def __init__(self, *args: Any, impl: str = "auto", **kwargs: Any) -> None:
-        super().__init__("LSTM", *args, impl=impl, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        impl: str = "auto",
+        **unknown: Any,
+    ) -> None:
+        stack = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        super().__init__("LSTM", *stack, impl=impl, device=device, dtype=dtype, **unknown)
 
     @overload
     def forward(
@@ -177,30 +179,8 @@ class LSTM(Layer):
             hx = (hx[0], hx[1])
         return self._forward(input, hx)
 
-    def _direction(
-        self, x: Tensor, state: State, w: dict[str, Tensor], *, lengths: Tensor | None, reverse: bool
-    ) -> tuple[Tensor, State]:
-        h0, c0 = state
-        out, *last = functional.lstm(
-            x,
-            h0,
-            c0,
-            w["weight_ih"],
-            w["weight_hh"],
-            w.get("bias_ih"),
-            w.get("bias_hh"),
-            w_hr=w.get("weight_hr"),
-            lengths=lengths,
-            reverse=reverse,
-            impl=self.impl,
-        )
-        return out, tuple(last)
-
-    def maths(self) -> TorchCell:
-        return LSTM_UNIT
-
-    def _aten_op(self) -> Callable[..., Any]:
-        return _VF.lstm
+    def _spec(self) -> CellSpec:
+        return LSTM_SPEC
 
     def check_forward_args(
         self,
@@ -241,6 +221,6 @@ class LSTM(Layer):
             )
 
 
-def _refuse_proj_size(kwargs: dict[str, Any]) -> None:
-    if "proj_size" in kwargs:
+def _refuse_proj_size(unknown: dict[str, Any]) -> None:
+    if "proj_size" in unknown:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")

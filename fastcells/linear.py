@@ -1,102 +1,24 @@
-"""`torch.nn.functional.linear` in float32 on a CPU, in C where the product is large.
-
-torch's own float32 matmul goes to MKL, which does not use AVX-512 on AMD's processors: half of their speed. oneDNN,
-which torch carries too, does, but its operator is wrong where OpenMP gives fewer threads than torch asked for
-(OMP_THREAD_LIMIT, OMP_DYNAMIC), and keeps memory for every shape that it has seen. Measurements of all of them:
-bench/results/matmul-cpu.csv.
-"""
+"""A linear layer that runs as the recurrent layers' products do."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcells import token_ids
-from fastcells.backends.cpu import native
-from fastcells.backends.cpu.policy import LARGE_PRODUCT, MANY_ROWS
-from fastcells.transforms import any_batched, traced, transformed
+from fastcells.backends.cpu import products
+from fastcells.backends.cpu.policy import LARGE_PRODUCT
 
 
-def matmul(a: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """`a @ w.t() + b` for a [N, K], w [M, K] and b [M], without autograd."""
-    (N, K), M = a.shape, len(w)
-    if N < MANY_ROWS or N * K * M < LARGE_PRODUCT or native.obstacle() is not None:
-        return a @ w.t() if b is None else torch.addmm(b, a, w.t())
-    if w.stride(0) == 1 and not w.is_contiguous():  # the gradient of an input multiplies by W^T
-        return native.linear(a, w.t(), b, transposed=True)
-    return native.linear(a, w, b)
+def linear(x: Tensor, w: Tensor, b: Tensor | None = None, *, impl: str = "auto") -> Tensor:
+    """`torch.nn.functional.linear(x, w, b)`, in C where that is faster: float32 on a CPU, a large product.
+
+    x: [..., I]. w: [O, I]. b: [O] or None. impl: that of the recurrent layer beside it; only "auto" and "cpu" use C.
+    Differentiable any number of times.
+    """
+    return products.linear(x, w, b) if in_c(impl, x, w) else F.linear(x, w, b)
 
 
-class Linear(torch.autograd.Function):
-    """`F.linear` of [..., I], differentiable any number of times."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, w)
-        return _shaped(matmul(_flat(x), w, b), x.shape)
-
-    @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, w = ctx.saved_tensors
-        needs_x, needs_w, needs_b = ctx.needs_input_grad
-        d, flat = _flat(d_out), _flat(x)
-        if torch.is_grad_enabled() or any_batched(d_out):  # create_graph=True, is_grads_batched=True
-            return (
-                d_out @ w if needs_x else None,
-                d.t() @ flat if needs_w else None,
-                d.sum(0) if needs_b else None,
-            )
-        d_x = _shaped(matmul(d, w.t()), x.shape) if needs_x else None
-        d_w, d_b = native.weight_gradients(d, flat) if needs_w else (None, d.sum(0) if needs_b else None)
-        return d_x, d_w, d_b if needs_b else None
-
-
-def _flat(t: Tensor) -> Tensor:
-    return t.reshape(-1, t.shape[-1])
-
-
-def _shaped(rows: Tensor, shape: torch.Size) -> Tensor:
-    """Rows in the leading dimensions of a shape: no view, since what a user gets has to be a tensor of its own."""
-    out: Tensor = torch.ops.aten._unsafe_view.default(rows, [*shape[:-1], rows.shape[1]])
-    return out
-
-
-class Gather(torch.autograd.Function):
-    """`F.linear(one_hot(ids), w, b)` for ids [N], differentiable any number of times."""
-
-    @staticmethod
-    def forward(ctx: Any, ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        ctx.save_for_backward(ids)
-        ctx.vocabulary = w.shape[1]
-        return native.gather(ids, w, b)
-
-    @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
-        (ids,) = ctx.saved_tensors
-        _, needs_w, needs_b = ctx.needs_input_grad
-        if torch.is_grad_enabled() or any_batched(d_out):  # create_graph=True, is_grads_batched=True
-            d_w = d_out.new_zeros(ctx.vocabulary, d_out.shape[1]).index_add(0, ids.long(), d_out).t().contiguous()
-            return None, d_w if needs_w else None, d_out.sum(0) if needs_b else None
-        if not needs_w:
-            return None, None, d_out.sum(0) if needs_b else None
-        d_w, d_b = native.scatter(ids, d_out, ctx.vocabulary)
-        return None, d_w, d_b if needs_b else None
-
-
-def gather_rows(ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """`fastcells.token_ids.gather_rows` in C: ids of any shape, w [G, V], b [G]; [*ids.shape, G]."""
-    if traced() or transformed():
-        return token_ids.gather_rows(ids, w, b)
-    flat: Tensor = Gather.apply(ids.reshape(-1), w, b)
-    return flat.view(*ids.shape, len(w))
-
-
-def linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """`F.linear(x, w, b)` for x [..., I], w [G, I] and b [G], float32 on a CPU."""
-    if traced() or transformed():
-        return F.linear(x, w, b)
-    out: Tensor = Linear.apply(x, w, b)
-    return out
+def in_c(impl: str, x: Tensor, w: Tensor) -> bool:
+    """Whether `linear` runs in C."""
+    large = x.numel() * len(w) >= LARGE_PRODUCT
+    return impl in ("auto", "cpu") and large and products.serves(x) and products.serves(w)

@@ -16,13 +16,16 @@ from torch.nn import functional as F
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastcells import dispatch, packed
+from fastcells import dispatch, one_direction, packed
+from fastcells.backends.base import NOTHING, Call, Choice, LayerWeights, Steps
 from fastcells.backends.torch.aten import aten
-from fastcells.backends.torch.cell import TorchCell
+from fastcells.checks import check_input
+from fastcells.modes import recording, transformed
+from fastcells.spec import CellSpec, RecurrentWeights, State
 from fastcells.token_ids import ID_DTYPES, check_range, is_token_ids, one_hot
-from fastcells.transforms import transformed
 
-State = tuple[Tensor, ...]
+IN_ONE_CALL = ("aten", "one-hot")  # ATen runs the whole stack
+LENGTHS = frozenset({"lengths"})
 
 
 class Layer(RNNBase):
@@ -54,31 +57,18 @@ class Layer(RNNBase):
         """What torch.jit.script asks for first. A twin returned here would replace this layer in the user's model."""
         dispatch.refuse_script(self)
 
-    def choose(self, input: Tensor | PackedSequence) -> dispatch.Explanation:
+    def _explain(self, input: Tensor | PackedSequence) -> dispatch.Explanation:
         """Which implementation `forward(input)` runs for each layer and direction, and why."""
         data, batch_sizes = (input.data, input.batch_sizes) if isinstance(input, PackedSequence) else (input, None)
-        ids = is_token_ids(data)
-        steps, batch, padding = self._sizes(data, batch_sizes, ids)
+        ids, weights = is_token_ids(data), self._weights()
+        T, B, padding = self._sizes(data, batch_sizes, ids)
         names = [group[0].removeprefix("weight_ih_") for group in self._all_weights]
-        first = self._choice(data, ids, steps, batch, padding, self._weights())
-        if first.path in ("aten", "one-hot"):
+        first = self._choose(0, ids, T, B, type(data), weights, padding=padding)
+        if first.path in IN_ONE_CALL:
             return dispatch.Explanation(dict.fromkeys(names, first))
-        directions = 2 if self.bidirectional else 1
-        weights = dict(zip(self._flat_weights_names, self._weights(), strict=True))
-        choices = {}
-        for i, name in enumerate(names):
-            call = dispatch.Call(
-                self.maths().name,
-                ids and i < directions,
-                steps,
-                batch,
-                weights[f"weight_hh_{name}"],
-                lengths=batch_sizes is not None,
-                projected=self.proj_size > 0,
-                input_type=type(data),
-            )
-            choices[name] = dispatch.choose(self.impl, call)
-        return dispatch.Explanation(choices)
+        lengths = batch_sizes is not None
+        each = [self._choose(i, ids, T, B, type(data), weights, lengths=lengths) for i in range(len(names))]
+        return dispatch.Explanation(zip(names, each, strict=True))
 
     def _sizes(self, data: Tensor, batch_sizes: Tensor | None, ids: bool) -> tuple[int, int, float]:
         """T and B, and for a packed batch T * B over the number of tokens."""
@@ -90,28 +80,27 @@ class Layer(RNNBase):
             return sizes[0], 1, 1.0
         return (sizes[1], sizes[0], 1.0) if self.batch_first else (sizes[0], sizes[1], 1.0)
 
-    def _choice(
-        self, data: Tensor, ids: bool, steps: int, batch: int, padding: float, weights: list[Tensor]
-    ) -> dispatch.Choice:
-        """For the stack as a whole: ATen, which runs all of it in one call, or what its first layer runs."""
-        cell = self.maths().name
-        if steps == 1 and self.impl == "auto":  # the shortest way, for who calls a layer step by step
-            choice = dispatch.in_torch(cell, ids)
-        else:
-            call = dispatch.Call(
-                cell,
-                ids,
-                steps,
-                batch,
-                weights[1],
-                projected=self.proj_size > 0,
-                input_type=type(data),
-                padding=padding,
-            )
-            choice = dispatch.choose(self.impl, call)
-        if not ids or cell == "gru_reset_before":
-            return choice
-        return dispatch.of_one_step(self.impl, choice, data, steps, weights[0])
+    def _choose(
+        self,
+        index: int,
+        ids: bool,
+        T: int,
+        B: int,
+        kind: type,
+        weights: list[Tensor],
+        *,
+        lengths: bool = False,
+        padding: float = 1.0,
+    ) -> Choice:
+        """For one layer and direction, counted through the stack; for index 0 without lengths also the whole stack."""
+        options = NOTHING if not lengths else LENGTHS
+        if self.proj_size:
+            options |= {"proj_size"}
+        ids = ids and index < (2 if self.bidirectional else 1)
+        first = index * len(weights) // len(self._all_weights)
+        return dispatch.choose(
+            Call(self.impl, self._spec(), ids, T, B, weights[first], weights[first + 1], options, kind, padding)
+        )
 
     def _weights(self) -> list[Tensor]:
         own = self._parameters
@@ -122,73 +111,71 @@ class Layer(RNNBase):
 
     def _forward(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:
         """`forward`; hx and the final state are a tensor, of an LSTM two."""
+        data, batch_sizes, order, restore = input if isinstance(input, PackedSequence) else (input, None, None, None)
+        ids, weights = data.dtype in ID_DTYPES, self._weights()
+        unbatched = batch_sizes is None and self._is_unbatched(data, ids)
+        batch_dim = 0 if self.batch_first else 1
+        if unbatched:
+            data = data.unsqueeze(batch_dim)
+        hx = self._initial_state(data, batch_sizes, order, ids, hx, unbatched, weights[0])
+        self.check_forward_args(data, hx, batch_sizes)
+        T, B, padding = self._sizes(data, batch_sizes, ids)
+        state = hx if isinstance(hx, tuple) else (hx,)
+        choice = self._choose(0, ids, T, B, type(data), weights, padding=padding)
         try:
-            return (
-                self._forward_packed(input, hx) if isinstance(input, PackedSequence) else self._forward_dense(input, hx)
-            )
+            if choice.path in IN_ONE_CALL:
+                data = one_hot(data, self.input_size, weights[0]) if ids else data
+                out, state = self._in_one_call(data, state, weights, batch_sizes)
+            elif batch_sizes is None:
+                out, state = self._walk(data, None, state, weights, choice)
+            else:
+                out, state = packed.by_length(self._walk, data, batch_sizes, state, weights)
         except IndexError:
-            ids = input.data if isinstance(input, PackedSequence) else input
-            if is_token_ids(ids):
-                check_range(ids, self.input_size)  # raises, with the position in the caller's own tensor
+            if ids:
+                check_range(input.data, self.input_size)  # raises, with the position in the caller's own tensor
             raise
+        last: Any = state if isinstance(hx, tuple) else state[0]
+        if unbatched:
+            out, last = out.squeeze(batch_dim), _each(last, Tensor.squeeze, 1)
+        last = self.permute_hidden(last, restore)
+        return (out if batch_sizes is None else PackedSequence(out, batch_sizes, order, restore)), last
 
-    def _forward_dense(self, input: Tensor, hx: Any) -> tuple[Tensor, Any]:
-        ids = input.dtype in ID_DTYPES
-        dim = input.dim() + ids
+    def _is_unbatched(self, data: Tensor, ids: bool) -> bool:
+        """Whether a tensor is one sequence. ValueError where it is neither that nor a batch."""
+        dim = data.dim() + ids
         if dim not in (2, 3):
             kind = "token ids to be 1D or 2D" if ids else "input to be 2D or 3D"
             tensor = " tensor" if self.label == "RNN" else ""
-            raise ValueError(f"{self.label}: Expected {kind}, got {input.dim()}D{tensor} instead")
-        weights = self._weights()
-        batch_dim = 0 if self.batch_first else 1
+            raise ValueError(f"{self.label}: Expected {kind}, got {data.dim()}D{tensor} instead")
+        return dim == 2
+
+    def _initial_state(
+        self,
+        data: Tensor,
+        batch_sizes: Tensor | None,
+        order: Tensor | None,
+        ids: bool,
+        hx: Any,
+        unbatched: bool,
+        weight: Tensor,
+    ) -> Any:
+        """hx with a batch dimension, in the order of the rows; zeros where it is None."""
         if hx is not None:
-            self._check_state_dim(hx, dim)
-            if dim == 2:
-                hx = _each(hx, Tensor.unsqueeze, 1)
-        data = input.unsqueeze(batch_dim) if dim == 2 else input
-        # permute_hidden changes nothing here, unless a subclass has its own.
-        zeros = hx is None
-        hx = self._zeros(data, ids, data.size(batch_dim), weights[0]) if zeros else self.permute_hidden(hx, None)
-        self.check_forward_args(data, hx, None)
-        steps, batch = data.size(1 - batch_dim), data.size(batch_dim)
-        choice = self._choice(data, ids, steps, batch, 1.0, weights)
-        if choice.path in ("aten", "one-hot"):
-            data = one_hot(data, self.input_size, weights[0]) if ids else data
-            out, last = self._aten(data, hx, weights)
-        else:
-            out, state = self._walk(data, None, _tuple(hx), weights)
-            last = state if isinstance(hx, tuple) else state[0]
-        if dim == 2:
-            out, last = out.squeeze(batch_dim), _each(last, Tensor.squeeze, 1)
-        return out, self.permute_hidden(last, None)
+            if batch_sizes is None:
+                self._check_state_dim(hx, 2 if unbatched else 3)
+            return self.permute_hidden(_each(hx, Tensor.unsqueeze, 1) if unbatched else hx, order)
+        if batch_sizes is None:
+            return self._zeros(data, ids, data.size(0 if self.batch_first else 1), weight)
+        # While torch.jit.trace records, an int would freeze the batch.
+        return self._zeros(data, ids, batch_sizes[0] if recording() else int(batch_sizes[0]), weight)
 
-    def _forward_packed(self, input: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
-        data, batch_sizes, order, restore = input
-        ids = data.dtype in ID_DTYPES
-        weights = self._weights()
-        if hx is None:
-            # While torch.jit.trace records, an int would freeze the batch.
-            batch = batch_sizes[0] if torch.jit.is_tracing() else int(batch_sizes[0])  # type: ignore[attr-defined]
-            hx = self._zeros(data, ids, batch, weights[0])
-        else:
-            hx = self.permute_hidden(hx, order)
-        self.check_forward_args(data, hx, batch_sizes)
-        choice = self._choice(data, ids, *self._sizes(data, batch_sizes, ids), weights)
-        if choice.path in ("aten", "one-hot"):
-            data = one_hot(data, self.input_size, weights[0]) if ids else data
-            out, last = self._aten(data, hx, weights, batch_sizes)
-        else:
-            out, state = packed.by_length(self._walk, data, batch_sizes, _tuple(hx), weights)
-            last = state if isinstance(hx, tuple) else state[0]
-        return PackedSequence(out, batch_sizes, order, restore), self.permute_hidden(last, restore)
-
-    def _aten(
-        self, data: Tensor, hx: Any, weights: list[Tensor], batch_sizes: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
+    def _in_one_call(
+        self, data: Tensor, state: State, weights: list[Tensor], batch_sizes: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         return aten(
-            self._aten_op(),
+            self._spec().name,
             data,
-            hx,
+            state,
             weights,
             self.bias,
             num_layers=self.num_layers,
@@ -200,26 +187,37 @@ class Layer(RNNBase):
         )
 
     def _walk(
-        self, data: Tensor, batch_sizes: Tensor | None, state: State, flat_weights: list[Tensor]
+        self, data: Tensor, batch_sizes: Tensor | None, state: State, weights: list[Tensor], first: Choice | None = None
     ) -> tuple[Tensor, State]:
-        """Layer by layer and direction by direction; a packed batch runs padded, with its lengths."""
-        weights = dict(zip(self._flat_weights_names, flat_weights, strict=True))
+        """Layer by layer and direction by direction; a packed batch runs padded, with its lengths.
+
+        first: the choice for the first layer and direction, where it has been made.
+        """
         lengths = None
         x = data.transpose(0, 1) if self.batch_first and batch_sizes is None else data
-        looked_through = transformed()
-        if batch_sizes is not None and looked_through:
-            x, lengths = packed.pad(data, batch_sizes)
-        elif batch_sizes is not None:
-            x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
+        kind, ids, looked_through = type(data), data.dtype in ID_DTYPES, transformed()
+        if batch_sizes is not None:
+            if looked_through:
+                x, lengths = packed.pad(data, batch_sizes)
+            else:
+                x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
+        steps = Steps(False, None if lengths is None else lengths.to(x.device, torch.int32))
+        spec, (T, B) = self._spec(), x.shape[:2]
         last: list[State] = []
         for layer in range(self.num_layers):
             if layer > 0:
                 x = F.dropout(x, self.dropout, self.training)
             outs = []
             for direction in range(2 if self.bidirectional else 1):
-                start = tuple(s[len(last)] for s in state)
-                w = {name.split("_l")[0]: weights[name] for name in self._all_weights[len(last)]}
-                out, end = self._direction(x, start, w, lengths=lengths, reverse=direction == 1)
+                index = len(last)
+                w = self._weights_of(index, weights)
+                check_input(spec, x, w)
+                if first is None or index > 0:
+                    choice = self._choose(index, ids, T, B, kind, weights, lengths=lengths is not None)
+                else:
+                    choice = first
+                start = tuple(s[index] for s in state)
+                out, end = one_direction.run(choice, spec, x, start, w, steps._replace(reverse=direction == 1))
                 outs.append(out)
                 last.append(end)
             x = torch.cat(outs, -1) if len(outs) > 1 else outs[0]
@@ -233,17 +231,17 @@ class Layer(RNNBase):
         fresh = x.device.type == "cpu" and (self.bidirectional or self.mode != "LSTM")
         return (x.transpose_(0, 1) if fresh else x.transpose(0, 1)), final
 
-    def _direction(
-        self, x: Tensor, state: State, w: dict[str, Tensor], *, lengths: Tensor | None, reverse: bool
-    ) -> tuple[Tensor, State]:
-        """One layer and one direction. w: the weights by their names without layer and direction."""
-        raise NotImplementedError
+    def _weights_of(self, index: int, weights: list[Tensor]) -> LayerWeights:
+        """Those of one layer and direction, counted through the stack."""
+        count = len(weights) // len(self._all_weights)
+        w_ih, w_hh, *rest = weights[index * count : (index + 1) * count]
+        b_ih, b_hh = rest[:2] if self.bias else (None, None)
+        rest = rest[2 if self.bias else 0 :]
+        w_hr = rest.pop(0) if self.proj_size else None
+        return LayerWeights(w_ih, b_ih, RecurrentWeights(w_hh, b_hh, w_hr, tuple(rest)))
 
-    def maths(self) -> TorchCell:
-        """The cell's equations."""
-        raise NotImplementedError
-
-    def _aten_op(self) -> Callable[..., Any]:
+    def _spec(self) -> CellSpec:
+        """The cell's definition."""
         raise NotImplementedError
 
     def _check_state_dim(self, hx: Any, dim: int) -> None:
@@ -282,10 +280,6 @@ class Layer(RNNBase):
         rows = self.num_layers * (2 if self.bidirectional else 1)
         dtype = weight.dtype if ids else data.dtype
         return data.new_zeros(rows, batch, self.hidden_size, dtype=dtype)
-
-
-def _tuple(hx: Any) -> State:
-    return hx if isinstance(hx, tuple) else (hx,)
 
 
 def _each(hx: Any, change: Callable[..., Tensor], dim: int) -> Any:

@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from fastcells import functional, reference
-from fastcells.backends.torch.cell import TorchCell
-from fastcells.backends.torch.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
-from fastcells.backends.torch.lstm import LSTM
-from fastcells.backends.torch.rnn import RNN_RELU, RNN_TANH
+from fastcells.spec import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, RNN_RELU, RNN_TANH, CellSpec
 
 
 class Shape(NamedTuple):
@@ -45,12 +42,12 @@ class Case:
 
     name: str
     form: str
-    cell: TorchCell
+    spec: CellSpec
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def states(self) -> int:
-        return self.cell.states
+        return self.spec.num_states
 
     def ours(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         out: tuple[Tensor, ...] = getattr(functional, self.form)(*args, **self.options, **kwargs)
@@ -63,7 +60,7 @@ class Case:
     def arguments(self, shape: Shape, dtype: torch.dtype = torch.float64, grad: bool = True) -> list[Tensor]:
         """x, the initial states, w_ih, w_hh, b_ih and b_hh; leaves that require a gradient if `grad`."""
         T, B, H, I = shape  # noqa: E741
-        rows = self.cell.gates * H
+        rows = self.spec.num_gates * H
         sizes = [(T, B, I), *[(B, H)] * self.states, (rows, I), (rows, H), (rows,), (rows,)]
         scales = [1.0] * (1 + self.states) + [I**-0.5, H**-0.5, 1.0, 1.0]
         values = (torch.randn(s, dtype=torch.float64) * scale for s, scale in zip(sizes, scales, strict=True))

@@ -21,7 +21,7 @@ from bench.limit import GATES, by_mm, by_onednn, fastest, matmuls
 from bench.model import Model, Skipped
 from bench.timing import calls_per_measurement, compare, ratio
 from fastcells.backends.cpu import native
-from fastcells.dispatch import ATEN, TOKEN_IDS
+from fastcells.backends.torch.backend import ATEN, TOKEN_IDS
 
 CPU = torch.device("cpu")
 ORIGIN = {"device": "a processor", "torch": "2", "triton": "3", "commit": "abc", "date": "2026-11-21"}
@@ -38,7 +38,7 @@ def test_guard_fires_where_auto_would_run_the_operator_of_torch() -> None:
 @pytest.mark.parametrize(
     ("choice", "ran"), [(TOKEN_IDS, "aten::gru"), (TOKEN_IDS, "aten::_cudnn_rnn"), (ATEN, "aten::mm")]
 )
-def test_guard_fires_where_something_else_ran_than_was_said(choice: fastcells.dispatch.Choice, ran: str) -> None:
+def test_guard_fires_where_something_else_ran_than_was_said(choice: fastcells.Choice, ran: str) -> None:
     with pytest.raises(GuardError, match="should run"):
         must_be(choice, {ran})
 
@@ -60,7 +60,7 @@ def test_token_ids_fail_on_an_open_fallback(monkeypatch: pytest.MonkeyPatch) -> 
     """`auto` itself says that it would run ATen on the one-hots: nothing is hidden, and there is nothing to publish."""
 
     class Fallback(fastcells.GRU):
-        def choose(self, input: Tensor) -> fastcells.dispatch.Explanation:  # type: ignore[override]
+        def _explain(self, input: Tensor) -> fastcells.dispatch.Explanation:  # type: ignore[override]
             return fastcells.dispatch.Explanation(l0=ATEN)
 
         def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -133,7 +133,7 @@ def test_backward_alone_refuses_wrong_gradients(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_row_says_what_it_measured() -> None:
     row = duel.measure(LESSON, "fastcells-auto", CPU, rounds=3)
-    path = "c" if native.obstacle() is None else "recurrence"  # where there was no C compiler
+    path = "cpu" if native.obstacle() is None else "recurrence"  # where there was no C compiler
     assert (row["cell"], row["T"], row["ids"], row["path"], row["rounds"]) == ("GRU", 3, True, path, 3)
     assert all(float(str(row[name])) > 0 for name in ("ms", "nn_ms", "ratio", "limit_ms", "limit_ratio", "peak_mb"))
     assert row["lower_ms"] <= row["ms"] <= row["upper_ms"]  # type: ignore[operator]

@@ -174,7 +174,7 @@ class Problem:
     ) -> None:
         T, H = 4, 40
         self.reverse = reverse
-        self.rule = RULES[case.cell.name]
+        self.rule = RULES[case.spec.name]
         x, *state, _, w, _, b = (a.detach() for a in case.arguments((T, B, H, self.rule.gates * H), dtype))
         self.x, self.state, self.w, self.b, self.lengths = x, tuple(state), w, b, lengths
         self.d_out, self.d_last = torch.randn_like(x[:, :, :H]).contiguous(), tuple(map(torch.randn_like, state))

@@ -20,8 +20,8 @@ from shapes import CELLS, EACH_CELL, Case
 from torch import Tensor, nn
 
 import fastcells
-from fastcells import dispatch, functional, linear
-from fastcells.backends.cpu import library, native
+from fastcells import functional, linear
+from fastcells.backends.cpu import library, native, products
 from fastcells.charlm.model import Scores
 
 if native.obstacle() is not None and os.environ.get("CI") != "true":
@@ -59,7 +59,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def arguments(case: Case, shape: tuple[int, int, int], *, ids: bool = False) -> list[Tensor]:
     """x, states, w_ih, w_hh, b_ih, b_hh in float32, of the size that torch's init gives."""
     T, B, H = shape
-    k, G = H**-0.5, case.cell.gates
+    k, G = H**-0.5, case.spec.num_gates
     x = torch.randint(INPUT, (T, B)) if ids else torch.randn(T, B, INPUT)
     states = [torch.randn(B, H) for _ in range(case.states)]
     weights = [torch.empty(size).uniform_(-k, k) for size in ((G * H, INPUT), (G * H, H), (G * H,), (G * H,))]
@@ -125,11 +125,11 @@ def test_any_number_of_threads_gives_the_same_bits(case: Case, instructions: str
         for count in (1, 2, 3, 4, 1, 4):
             torch.set_num_threads(count)
             # The input projection is torch's and has an order of its own for each number of threads.
-            c, T, B, H = native.CELLS[case.cell.name], 6, 13, 130
+            c, T, B, H = native.CELLS[case.spec.name], 6, 13, 130
             x, state, w, b = torch.linspace(-2, 2, T * B * c.gates * H).view(T, B, -1), args[1:-4], args[-3], args[-1]
-            out = native.forward(case.cell.name, x, tuple(state), w, b, None, save=True)
+            out = native.forward(case.spec.name, x, tuple(state), w, b, None, save=True)
             kept = (out.hidden, out.cells, out.saved)
-            back = native.backward(case.cell.name, d[0], tuple(d[1:]), tuple(state), w, None, *kept)
+            back = native.backward(case.spec.name, d[0], tuple(d[1:]), tuple(state), w, None, *kept)
             d_w = native.weight_gradients(back.d_gates.flatten(0, 1), out.hidden.flatten(0, 1))
             runs.append([out.hidden, *out.last, back.d_x, back.d_gates, *back.d_state, *d_w])
     finally:
@@ -293,7 +293,7 @@ def test_compile_and_opcheck(case: Case) -> None:
         assert error(*outs) <= 16 * EPS
     for a, b in zip(*(torch.autograd.grad(outs, leaves, d) for outs in (eager, compiled)), strict=True):
         assert error(a, b) <= 64 * EPS * max(1.0, b.abs().max().item())
-    c = native.CELLS[case.cell.name]
+    c = native.CELLS[case.spec.name]
     x, h, w, b = (
         torch.randn(3, 4, c.gates * 9),
         torch.randn(4, 9),
@@ -302,12 +302,12 @@ def test_compile_and_opcheck(case: Case) -> None:
     )
     second = torch.randn(4, 9) if c.states == 2 else None
     mask = torch.ones(3, 4, 1, dtype=torch.bool)
-    torch.library.opcheck(library.cpu_forward, (x, h, second, w, b, mask, mask[..., 0], case.cell.name, False, True))
-    _, hidden, cells, saved, *_ = library.cpu_forward(x, h, second, w, None, None, None, case.cell.name, True, True)
+    torch.library.opcheck(library.cpu_forward, (x, h, second, w, b, mask, mask[..., 0], case.spec.name, False, True))
+    _, hidden, cells, saved, *_ = library.cpu_forward(x, h, second, w, None, None, None, case.spec.name, True, True)
     kept = (hidden, cells if c.states == 2 else None, saved if c.saved else None)
     torch.library.opcheck(
         library.cpu_backward,
-        (torch.randn(3, 4, 9), h, second, h, second, w, None, None, *kept, case.cell.name, True),
+        (torch.randn(3, 4, 9), h, second, h, second, w, None, None, *kept, case.spec.name, True),
     )
 
 
@@ -410,12 +410,12 @@ def test_auto_leaves_the_operators_to_who_looks_at_them() -> None:
 @pytest.mark.parametrize("in_c", [True, False], ids=["C", "MKL"])
 def test_linear(in_c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """`F.linear`'s values and gradients, in C and not, also where x has more dimensions."""
-    monkeypatch.setattr(linear, "LARGE_PRODUCT", 1 if in_c else 1 << 60)
-    monkeypatch.setattr(linear, "MANY_ROWS", 1)
+    monkeypatch.setattr(products, "LARGE_PRODUCT", 1 if in_c else 1 << 60)
+    monkeypatch.setattr(products, "MANY_ROWS", 1)
     x, w, b = torch.randn(3, 5, 33), torch.randn(17, 33), torch.randn(17)
     for bias in (b, None):
         results = []
-        for function, dtype in ((linear.linear, torch.float32), (nn.functional.linear, torch.float64)):
+        for function, dtype in ((products.linear, torch.float32), (nn.functional.linear, torch.float64)):
             leaves = [t.to(dtype).requires_grad_() for t in (x, w, bias) if t is not None]
             out = function(*leaves, *([None] if bias is None else []))
             d = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)
@@ -430,8 +430,6 @@ def test_scores_of_the_language_model() -> None:
     plain = nn.Linear(128, 300)
     plain.load_state_dict(scores.state_dict())
     hidden = torch.randn(8, 20, 128)
-    assert dispatch.linear_in_c("auto", hidden, scores.weight) and not dispatch.linear_in_c(
-        "torch", hidden, plain.weight
-    )
-    assert not dispatch.linear_in_c("auto", hidden[:, :1], scores.weight)
+    assert linear.in_c("auto", hidden, scores.weight) and not linear.in_c("torch", hidden, plain.weight)
+    assert not linear.in_c("auto", hidden[:, :1], scores.weight)
     assert rms_error(scores(hidden), plain.double()(hidden.double())) <= 4 * EPS

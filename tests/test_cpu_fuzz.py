@@ -26,13 +26,11 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
-from fastcells import functional, linear
-from fastcells.backends.cpu import native
-from fastcells.backends.torch.cell import TorchCell
-from fastcells.backends.torch.gru import GRU_RESET_AFTER, GRU_RESET_BEFORE
-from fastcells.backends.torch.lstm import LSTM
-from fastcells.backends.torch.recurrence import unroll
-from fastcells.backends.torch.rnn import RNN_RELU, RNN_TANH
+from fastcells import functional
+from fastcells.autograd import unroll
+from fastcells.backends.base import Steps
+from fastcells.backends.cpu import native, products
+from fastcells.spec import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, RNN_RELU, RNN_TANH, CellSpec, RecurrentWeights
 
 CALLS = 10_000
 CELLS = (RNN_TANH, RNN_RELU, GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM)
@@ -229,8 +227,8 @@ class Forward(Call):
 
     def __init__(self, grad: bool = False) -> None:
         super().__init__()
-        self.cell: TorchCell = random.choice(CELLS)
-        T, B, H, G = size(5), size(9), size(34), self.cell.gates
+        self.spec: CellSpec = random.choice(CELLS)
+        T, B, H, G = size(5), size(9), size(34), self.spec.num_gates
         self.reverse, self.save = random.random() < 0.5, grad or random.random() < 0.5
         self.arguments = {
             "x": torch.randn(T, B, G * H),
@@ -240,7 +238,7 @@ class Forward(Call):
             "resets": None if random.random() < 0.5 else torch.rand(T, B) < 0.3,
             "h0": torch.randn(B, H),
         }
-        if self.cell.states == 2:
+        if self.spec.num_states == 2:
             self.arguments["c0"] = torch.randn(B, H)
         if not grad and random.random() < 0.1 and T * B * H:
             self.arguments["x"].view(-1)[random.randrange(T * B * G * H)] = random.choice([float("nan"), float("inf")])
@@ -248,11 +246,11 @@ class Forward(Call):
             self.arguments["mask"] = self.arguments["mask"].unsqueeze(-1)
 
     def state(self, a: Arguments) -> tuple[Any, ...]:
-        return (a["h0"], a["c0"])[: self.cell.states] if "c0" in a else (a["h0"],)
+        return (a["h0"], a["c0"])[: self.spec.num_states] if "c0" in a else (a["h0"],)
 
     def forward(self, a: Arguments) -> native.Forward:
         options = {"resets": a["resets"], "reverse": self.reverse, "save": self.save}
-        return native.forward(self.cell.name, a["x"], self.state(a), a["w"], a["b"], a["mask"], **options)
+        return native.forward(self.spec.name, a["x"], self.state(a), a["w"], a["b"], a["mask"], **options)
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
         out = self.forward(a)
@@ -260,12 +258,11 @@ class Forward(Call):
 
     def in_float64(self, a: Arguments) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Every state and the last one; the output of `unroll` is 0 where the mask is false, ours holds the state."""
-        mask = None if a["mask"] is None else a["mask"].bool().view(*a["x"].shape[:2], 1)
         if not len(a["x"]):
             return a["x"].new_zeros(0, *a["h0"].shape), self.state(a)
-        resets = None if a["resets"] is None else a["resets"].bool().unsqueeze(-1)
-        resets = resets if resets is None or mask is None else resets & mask
-        out, last = unroll(self.cell, a["x"], self.state(a), a["w"], a["b"], None, mask, self.reverse, resets)
+        resets = None if a["resets"] is None else a["resets"].bool()
+        steps = Steps(self.reverse, a["lengths"], resets)
+        out, last = unroll(self.spec, a["x"], self.state(a), RecurrentWeights(a["w"], a["b"]), steps)
         return out, last
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
@@ -297,7 +294,7 @@ class Backward(Forward):
         out = self.forward({**a, "x": self.x, "b": self.b})
         a |= {"hidden": out.hidden, "cells": out.cells, "saved": out.saved}
         a["d_hidden"], a["d_h_n"] = torch.randn_like(out.hidden), torch.randn_like(a["h0"])
-        if self.cell.states == 2:
+        if self.spec.num_states == 2:
             a["d_c_n"] = torch.randn_like(a["h0"])
         self.given = dict(a)
 
@@ -317,7 +314,7 @@ class Backward(Forward):
         d_last = (a["d_h_n"], a["d_c_n"]) if "d_c_n" in a else (a["d_h_n"],)
         rest = (a["w"], a["mask"], a["hidden"], a["cells"], a["saved"])
         options = {"resets": a["resets"], "reverse": self.reverse}
-        out = native.backward(self.cell.name, a["d_hidden"], d_last, self.state(a), *rest, **options)
+        out = native.backward(self.spec.name, a["d_hidden"], d_last, self.state(a), *rest, **options)
         d_b = out.d_gates.sum((0, 1))
         return {"d_x": out.d_x, "d_b": d_b, "d_h0": out.d_state[0], "d_c0": out.d_state[-1]}
 
@@ -331,7 +328,7 @@ class Backward(Forward):
             wanted, values = [out, *last], [a["d_hidden"], *d_last]
             loss = sum((o * d).sum() for o, d in zip(wanted, values, strict=True))
             gradients = torch.autograd.grad(loss, list(inputs.values()), materialize_grads=True)
-        if self.cell is RNN_RELU and not torch.equal(out > 0, (self.given["hidden"] > 0) & (out != 0)):
+        if self.spec is RNN_RELU and not torch.equal(out > 0, (self.given["hidden"] > 0) & (out != 0)):
             return {}  # a rounding across relu's kink changes the slope
         return dict(zip((f"d_{n}" for n in inputs), gradients, strict=True))
 
@@ -412,8 +409,8 @@ class Step(Call):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cell: TorchCell = random.choice(CELLS)
-        H, I, G = size(34), size(20), self.cell.gates  # noqa: E741
+        self.spec: CellSpec = random.choice(CELLS)
+        H, I, G = size(34), size(20), self.spec.num_gates  # noqa: E741
         bias = random.random() < 0.7
         self.arguments = {
             "x": random.randrange(I) if I and random.random() < 0.5 else torch.randn(I),
@@ -423,7 +420,7 @@ class Step(Call):
             "b_hh": torch.randn(G * H) if bias else None,
             "h": torch.randn(H),
         }
-        if self.cell.states == 2:
+        if self.spec.num_states == 2:
             self.arguments["c"] = torch.randn(H)
         if isinstance(self.arguments["x"], int):  # then W_ih alone says how many there are
             self.tied = {**self.tied, "w_ih": (0,)}
@@ -435,15 +432,15 @@ class Step(Call):
                 self.arguments[name] = double(self.arguments[name]).float()
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
-        state = tuple(s.clone() if isinstance(s, Tensor) else s for s in (a["h"], a.get("c"))[: self.cell.states])
-        native.step_in_place(self.cell.name, a["x"], state, (a["w_ih"], a["w_hh"], a["b_ih"], a["b_hh"]))
+        state = tuple(s.clone() if isinstance(s, Tensor) else s for s in (a["h"], a.get("c"))[: self.spec.num_states])
+        native.step_in_place(self.spec.name, a["x"], state, (a["w_ih"], a["w_hh"], a["b_ih"], a["b_hh"]))
         return {"h": state[0], "c": state[-1]}
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
         x = a["w_ih"][:, a["x"]] if isinstance(a["x"], int) else a["w_ih"] @ a["x"]
         x = x if a["b_ih"] is None else x + a["b_ih"]
-        state = tuple(a[name][None] for name in ("h", "c")[: self.cell.states])
-        new = self.cell.step(x[None], state, a["w_hh"], a["b_hh"])
+        state = tuple(a[name][None] for name in ("h", "c")[: self.spec.num_states])
+        new = self.spec.step(x[None], state, a["w_hh"], a["b_hh"])
         return {name: s[0] for name, s in zip(("h", "c"), new, strict=False)}
 
 
@@ -608,7 +605,7 @@ def main(first: int, count: int, progress: int) -> None:
     warnings.simplefilter("ignore")  # a fake tensor warns of its address
     native.WORK_OF_A_THREAD = 1  # a team for the smallest shapes too
     native._few_threads = lambda touched: torch.get_num_threads()
-    linear.LARGE_PRODUCT = linear.MANY_ROWS = 1
+    products.LARGE_PRODUCT = products.MANY_ROWS = 1
     seen: Counter[str] = Counter()
     for number in range(first, first + count):
         os.pwrite(progress, b"%-9d" % number, 0)

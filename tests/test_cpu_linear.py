@@ -13,8 +13,7 @@ from accuracy import rms_error
 from torch import Tensor
 
 import fastcells
-from fastcells import linear
-from fastcells.backends.cpu import native
+from fastcells.backends.cpu import native, products
 
 if native.obstacle() is not None and os.environ.get("CI") != "true":
     pytest.skip(native.obstacle() or "", allow_module_level=True)
@@ -76,14 +75,14 @@ def test_nan_stays_in_its_row() -> None:
 @pytest.mark.parametrize("many", [False, True], ids=["few rows", "many rows"])
 def test_what_a_linear_layer_gives_is_no_view(many: bool) -> None:
     x, w = torch.randn(4, 40, 200 if many else 2), torch.randn(200, 200 if many else 2).requires_grad_()
-    assert (x.numel() * len(w) >= linear.LARGE_PRODUCT) == many
-    out = linear.linear(x, w, None)
+    assert (x.numel() * len(w) >= products.LARGE_PRODUCT) == many
+    out = products.linear(x, w, None)
     assert not out._is_view() and out.detach_().shape == (4, 40, 200)
 
 
 FEWER = """
 import ctypes, sys, torch, fastcells
-from fastcells import linear
+from fastcells.backends.cpu import products
 from fastcells.backends.cpu import native
 threads = 4
 def layers():

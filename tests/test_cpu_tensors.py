@@ -15,8 +15,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastcells
-from fastcells import linear
-from fastcells.backends.cpu import native
+from fastcells.backends.cpu import native, products
 
 pytestmark = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
 LAYERS = pytest.mark.parametrize("layer", [fastcells.RNN, fastcells.GRU, fastcells.LSTM])
@@ -36,15 +35,15 @@ STRIDED = {
 @pytest.mark.parametrize("strides", STRIDED)
 @pytest.mark.parametrize("name", ["a", "w", "b"])
 def test_products_of_tensors_that_lie_elsewhere(name: str, strides: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "LARGE_PRODUCT", 1)
-    monkeypatch.setattr(linear, "MANY_ROWS", 1)
+    monkeypatch.setattr(products, "LARGE_PRODUCT", 1)
+    monkeypatch.setattr(products, "MANY_ROWS", 1)
     factors = {"a": torch.randn(40, 24), "w": torch.randn(17, 24), "b": torch.randn(17)}
     factors[name] = STRIDED[strides](factors[name])
     exact = F.linear(*(t.clone().double() for t in factors.values()))
-    assert_equal_to_rounding([linear.matmul(**factors)], [exact.float()])
+    assert_equal_to_rounding([products.matmul(**factors)], [exact.float()])
     factors["w"] = STRIDED[strides](factors["w"].t().contiguous()).t()  # as for the gradient of the input
     exact = F.linear(*(t.clone().double() for t in factors.values()))
-    assert_equal_to_rounding([linear.matmul(**factors)], [exact.float()])
+    assert_equal_to_rounding([products.matmul(**factors)], [exact.float()])
 
 
 @LAYERS

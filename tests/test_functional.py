@@ -11,7 +11,10 @@ from accuracy import assert_equal_to_rounding, cotangents, error
 from shapes import CELLS, EACH_CELL, SHAPES, SMALL, Case, Shape, gradients
 from torch import Tensor, nn
 
-from fastcells.backends.torch.recurrence import recur, unroll
+from fastcells.autograd import Recurrence, unroll
+from fastcells.backends.base import Steps
+from fastcells.backends.torch.backend import TOKEN_IDS
+from fastcells.spec import RecurrentWeights
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -80,7 +83,7 @@ def test_projection(ragged: bool) -> None:
     x, _, c0, w_ih, _, *biases = CELLS[4].arguments(SHAPES[1])
     h0, w_hh, w_hr = (torch.randn(s, dtype=x.dtype, requires_grad=True) for s in [(5, 3), (28, 3), (3, 7)])
     args = [x, h0, c0, w_ih, w_hh, *biases]
-    case = Case("lstm_projection", "lstm", CELLS[4].cell, {"w_hr": w_hr})
+    case = Case("lstm_projection", "lstm", CELLS[4].spec, {"w_hr": w_hr})
     lengths = some_lengths(SHAPES[1]) if ragged else torch.full((5,), 9)
     actual = case.ours(*args, lengths=lengths if ragged else None)
     assert_same(case, [*args, w_hr], actual, row_by_row(case, args, lengths, reverse=False))
@@ -172,9 +175,9 @@ def test_float32_accuracy(case: Case, ragged: bool) -> None:
 def test_backward_by_hand_equals_autograd(case: Case, shape: Shape, ragged: bool, reverse: bool) -> None:
     x, *states, _, w_hh, _, b_hh = case.arguments(shape)
     x_proj = torch.randn(shape.T, shape.B, len(w_hh), dtype=x.dtype, requires_grad=True)
-    mask = (torch.arange(shape.T).unsqueeze(1) < some_lengths(shape)).unsqueeze(-1) if ragged else None
-    by_hand, last = recur(case.cell, x_proj, tuple(states), w_hh, b_hh, mask=mask, reverse=reverse)
-    unrolled, end = unroll(case.cell, x_proj, tuple(states), w_hh, b_hh, None, mask, reverse)
+    steps = Steps(reverse, some_lengths(shape).int() if ragged else None)
+    by_hand, *last = Recurrence.apply(TOKEN_IDS, case.spec, *steps, x_proj, None, None, w_hh, b_hh, *states)
+    unrolled, end = unroll(case.spec, x_proj, tuple(states), RecurrentWeights(w_hh, b_hh), steps)
     assert "Recurrence" in type(last[0].grad_fn).__name__
     inputs, d = [x_proj, *states, w_hh, b_hh], cotangents((unrolled, *end))
     actual = (by_hand, *last, *gradients((by_hand, *last), inputs, d))

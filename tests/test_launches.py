@@ -18,10 +18,8 @@ from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
 import fastcells
-from fastcells import stack
-from fastcells.backends.triton import cell
-from fastcells.backends.triton import tokens as on_tokens
-from fastcells.backends.triton.operators import recurrence_forward
+from fastcells import one_direction, stack
+from fastcells.backends.triton import operators
 from fastcells.kernels.triton import launch, launch_split, launch_step, plan
 
 B, I, H = 20, 5, 24  # noqa: E741
@@ -66,10 +64,11 @@ def forward_launches(name: str, path: str, T: int, *, tokens: bool, given: bool,
     hx = torch.zeros(1, B, H, device=device) if given else None
     launches = Launches()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cell, "recurrence_forward", recurrence_forward._init_fn)  # what is within it counts
+        # What is within the operator counts.
+        patch.setattr(operators, "recurrence_forward", operators.recurrence_forward._init_fn)
         for module, kernel in ((launch, "sequence_forward_kernel"), (launch_split, "split_forward_kernel")):
             patch.setattr(module, kernel, Recorder(getattr(module, kernel), launches))
-        for module in (stack, on_tokens):  # the check of the ids, which is the CPU's only
+        for module in (stack, one_direction):  # the check of the ids, which is the CPU's only
             patch.setattr(module, "check_range", lambda *_: None)
         if path != "sequence":
             split = plan.Split(BLOCKS, 1, path)  # one group of programs for two batch tiles

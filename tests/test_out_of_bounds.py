@@ -150,7 +150,7 @@ def test_nothing_is_out_of_bounds(case: Case, shape: Shape, impl: str, ragged: b
     dtype = torch.bfloat16 if shape.T == 1 else torch.float32
     checked = run(case, shape, impl, dtype, lengths=lengths, reverse=reverse)
     kernels = {f"{PATHS[impl]}_{way}_kernel" for way in ("forward", "backward")}
-    second_product = {"reset_kernel"} if (case.cell.name, impl) == ("gru_reset_before", "triton-step") else set()
+    second_product = {"reset_kernel"} if (case.spec.name, impl) == ("gru_reset_before", "triton-step") else set()
     assert set(checked) == kernels | second_product and all(checked.values())
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="the kernels are written in Triton")
 
 import fastcells
-from fastcells import dispatch
+from fastcells.backends.triton import backend
 from fastcells.kernels.triton import plan
 from fastcells.kernels.triton.exchange import EXCHANGES
 
@@ -95,7 +95,7 @@ def test_in_a_cuda_graph(exchange: str) -> None:
 @EACH_EXCHANGE
 def test_too_many_programs_raise_instead_of_waiting(exchange: str) -> None:
     """The plan prevents it; were it wrong, the driver refuses the launch."""
-    found = dispatch.gpu(DEVICE)
+    found = backend.gpu(DEVICE)
     assert found is not None
     many = 64 * found.multiprocessors  # no multiprocessor runs 64 programs of 128 threads
     gru = fastcells.GRU(8, 256, impl="triton", device=DEVICE)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import fastcells
 from fastcells import reference
+from fastcells.backends.torch.backend import TOKEN_IDS
 
 T, B, H, V = 7, 5, 6, 11
 LAYERS = {
@@ -84,7 +85,7 @@ def test_layer(name: str, option: str, given: bool) -> None:
     module = layer(name, **OPTIONS[option])
     hx = some_hx(module) if given else None
     ids = torch.randint(V, (B, T) if module.batch_first else (T, B))
-    assert module.choose(ids)["l0"].reason == fastcells.dispatch.TOKEN_IDS.reason
+    assert fastcells.explain(module, ids)["l0"].reason == TOKEN_IDS.reason
     assert_same(module, hx, module(ids, hx), module(one_hot(ids), hx))
     assert_same(module, hx, module(ids, hx), reference.layer(module, ids, hx))
 
@@ -141,7 +142,7 @@ def test_empty_batch(name: str) -> None:
 @EACH_CELL
 def test_derivatives_against_differences(case: Case) -> None:
     ids, lengths = torch.randint(3, (4, 2)), torch.tensor([4, 2])
-    rows = 2 * case.cell.gates
+    rows = 2 * case.spec.num_gates
     sizes = [*[(2, 2)] * case.states, (rows, 3), (rows, 2), (rows,), (rows,)]
     values = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in sizes]
     for options in ({}, {"lengths": lengths}):
@@ -186,7 +187,7 @@ def test_out_of_range_in_a_cell(name: str, wrong: int) -> None:
 
 @EACH_CELL
 def test_padding_may_hold_any_id(case: Case) -> None:
-    rows = H * case.cell.gates
+    rows = H * case.spec.num_gates
     weights = [
         torch.randn(s, dtype=torch.float64, requires_grad=True) for s in [(rows, V), (rows, H), (rows,), (rows,)]
     ]

@@ -33,7 +33,7 @@ EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "T{}-B{}-H{}
 def arguments(case: Case, shape: tuple[int, int, int], device: torch.device, ids: bool) -> list[Tensor]:
     """x, states, w_ih, w_hh, b_ih, b_hh in float64, of the size that torch's init gives."""
     T, B, H = shape
-    k, G = H**-0.5, case.cell.gates
+    k, G = H**-0.5, case.spec.num_gates
 
     def uniform(*size: int) -> Tensor:
         return torch.empty(size, dtype=torch.float64, device=device).uniform_(-k, k)

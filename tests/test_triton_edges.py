@@ -15,7 +15,8 @@ pytest.importorskip("triton", reason="the kernels are written in Triton")
 
 import fastcells
 from fastcells import dispatch, functional
-from fastcells.dispatch import matmul_precision
+from fastcells.backends.triton import backend
+from fastcells.backends.triton.backend import matmul_precision
 from fastcells.kernels.triton import plan
 
 INPUT, H = 6, 10
@@ -50,7 +51,7 @@ def test_autocast(name: str, impl: str, device: torch.device) -> None:
 
 def test_autocast_counts_for_what_fits(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """LSTM, H=128, on an H100: too large for one program in float32, not in bfloat16."""
-    monkeypatch.setattr(dispatch, "gpu", lambda _: plan.Device(90, 132))
+    monkeypatch.setattr(backend, "gpu", lambda _: plan.Device(90, 132))
     lstm, x = fastcells.LSTM(INPUT, 128, impl="triton").to(device), torch.zeros(1, 1, INPUT, device=device)
     assert fastcells.explain(lstm, x).path == "split"
     with torch.autocast(device.type, torch.bfloat16):
@@ -61,14 +62,14 @@ class StopAt(Exception):
     """A choice was made, which the message is."""
 
 
-def stop_at(choose: Callable[..., dispatch.Choice], *call: Any) -> None:
+def stop_at(choose: Callable[..., fastcells.Choice], *call: Any) -> None:
     raise StopAt(choose(*call))
 
 
 @pytest.mark.parametrize("kind", ["layer", "batch first", "packed", "single", "cell", "function"])
 def test_the_batch_counts_for_the_split(kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """GRU, H=256, on an H100: 16 groups of 8 programs run at once, or 33 groups of 4; any batch runs."""
-    monkeypatch.setattr(dispatch, "gpu", lambda _: plan.Device(90, 132))
+    monkeypatch.setattr(backend, "gpu", lambda _: plan.Device(90, 132))
 
     def run(B: int) -> str:
         x = torch.zeros(1, B, INPUT, device=device)

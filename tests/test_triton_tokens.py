@@ -14,10 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton", reason="the kernels are written in Triton")
 
+
 import fastcells
-from fastcells.backends.triton import cell
+from fastcells.autograd import _rows_gradient
+from fastcells.backends.triton import operators
 from fastcells.backends.triton.operators import RULES, recurrence_forward
-from fastcells.backends.triton.tokens import _table_gradient
 from fastcells.kernels.triton import launch, launch_step
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "strict_float32")
@@ -70,10 +71,10 @@ def test_gradient_of_the_table(dtype: torch.dtype, device: torch.device) -> None
     """Rows of the same id add up; an id that is none adds nothing; twice the same, to the bit."""
     ids, d_x = some_ids(torch.int64, device), torch.randn(T, B, 6, device=device).to(dtype)
     exact = d_x.double().flatten(0, 1).t() @ one_hots(ids).double().flatten(0, 1)
-    gradient = _table_gradient(d_x, ids, V)
+    gradient = _rows_gradient(d_x, ids, V)
     assert gradient.shape == (6, V)
     assert error(gradient, exact) <= T * B * torch.finfo(dtype).eps * exact.abs().max().item()
-    assert torch.equal(gradient, _table_gradient(d_x, ids, V))
+    assert torch.equal(gradient, _rows_gradient(d_x, ids, V))
 
 
 class Sizes(TorchDispatchMode):
@@ -92,7 +93,7 @@ class Sizes(TorchDispatchMode):
 @EACH_IMPL
 def test_no_projection_is_built(impl: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the forward, for a cell that saves less a token than that; on dense input there is one."""
-    monkeypatch.setattr(cell, "recurrence_forward", recurrence_forward._init_fn)  # what it does counts too
+    monkeypatch.setattr(operators, "recurrence_forward", recurrence_forward._init_fn)  # what it does counts too
     taken: list[launch.Input] = []
     for module, name in ((launch, "sequence_forward"), (launch_step, "step_forward")):
         run = getattr(module, name)
@@ -116,7 +117,7 @@ def test_no_projection_is_built(impl: str, device: torch.device, monkeypatch: py
 @EACH_CELL
 def test_ids_equal_one_hots(case: Case, impl: str, bias: bool, device: torch.device) -> None:
     """Outputs, gradients, and gradients of the gradients; any integer dtype; padding may hold any id."""
-    rows = case.cell.gates * H
+    rows = case.spec.num_gates * H
     sizes = [*[(B, H)] * case.states, (rows, V), (rows, H), *([(rows,), (rows,)] if bias else [])]
     leaves = [torch.randn(size, device=device).mul(0.3).requires_grad_() for size in sizes]
     lengths = torch.tensor([4, 0, 2, 3, 1], device=device)

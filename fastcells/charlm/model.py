@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from fastcells.charlm.presets import Config
-from fastcells.dispatch import linear_in_c
 from fastcells.layers import GRU, LSTM, RNN
 from fastcells.linear import linear
 
@@ -24,9 +23,7 @@ class Scores(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: [..., H]. Returns scores [..., V]."""
-        if linear_in_c(self.impl, hidden, self.weight):
-            return linear(hidden, self.weight, self.bias)
-        return super().forward(hidden)
+        return linear(hidden, self.weight, self.bias, impl=self.impl)
 
 
 class CharLM(nn.Module):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcells import dispatch
+from fastcells.backends.base import Call, Choice
 from fastcells.backends.cpu import native
+from fastcells.backends.cpu.backend import CPU
 from fastcells.charlm.model import CharLM, State
+from fastcells.dispatch import explain
 from fastcells.layers import GRU, LSTM, RNN
 
 
@@ -31,8 +33,8 @@ class CStepper:
     def __init__(self, model: CharLM) -> None:
         layer = model.layer
         self.output = model.output
-        self.cell = layer.maths().name
-        states = native.CELLS[self.cell].states
+        self.cell = layer._spec().name
+        states = layer._spec().num_states
         zeros = layer.weight_hh_l0.new_zeros(layer.hidden_size)
         self.states = [tuple(zeros.clone() for _ in range(states)) for _ in range(layer.num_layers)]
         self.weights = [
@@ -54,9 +56,10 @@ def stepper(model: CharLM) -> ModelStepper | CStepper:
     return CStepper(model) if choose(model.layer).impl == "cpu" else ModelStepper(model)
 
 
-def choose(layer: RNN | GRU | LSTM) -> dispatch.Choice:
+def choose(layer: RNN | GRU | LSTM) -> Choice:
     """Which implementation steps through a model with this layer, and why."""
-    call = dispatch.Call(layer.maths().name, True, 1, 1, layer.weight_hh_l0)
-    if layer.bidirectional or layer.impl not in ("auto", "cpu") or dispatch.c_obstacle(call) is not None:
-        return layer.choose(torch.zeros(1, dtype=torch.int64, device=layer.weight_hh_l0.device))["l0"]
-    return dispatch.Choice("cpu", "c", f"a step of each layer in C with {native.instruction_set()} instructions")
+    w_ih, w_hh = layer.weight_ih_l0, layer.weight_hh_l0
+    call = Call("cpu", layer._spec(), True, 1, 1, w_ih, w_hh)
+    if layer.bidirectional or layer.impl not in ("auto", "cpu") or CPU.obstacle(call) is not None:
+        return explain(layer, torch.zeros(1, dtype=torch.int64, device=w_hh.device))["l0"]
+    return CPU.choose(call, f"a step of each layer in C with {native.instruction_set()} instructions")

@@ -16,6 +16,7 @@ class RecurrentWeights(NamedTuple):
 
     w_hh: Tensor  # [G*H, H], G being the number of gates
     b_hh: Tensor | None = None  # [G*H]
+    w_hr: Tensor | None = None  # [P, H], an LSTM's projection (`proj_size=P`): h and W_hh's columns are then P wide
     extra: tuple[Tensor, ...] = ()  # further parameters, in the order of `CellSpec.extra`
 
 

@@ -3,7 +3,7 @@
     i = sigmoid(x_i + h W_hi^T + b_hi)      f, o alike
     g = tanh(x_g + h W_hg^T + b_hg)
     c' = f * c + i * g
-    h' = o * tanh(c')
+    h' = o * tanh(c')                      with a projection (o * tanh(c')) W_hr^T (Sak et al. 2014)
 
 Equations: documentation of torch.nn.LSTM (Hochreiter and Schmidhuber 1997).
 """
@@ -21,7 +21,8 @@ def _step(x: Tensor, state: State, weights: RecurrentWeights) -> State:
     h, c = state
     i, f, g, o = (x + linear(h, weights.w_hh, weights.b_hh)).chunk(4, -1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return h if weights.w_hr is None else h @ weights.w_hr.t(), c
 
 
 LSTM = CellSpec("lstm", gates=("i", "f", "g", "o"), states=("h", "c"), step=_step, saved=("i", "f", "g", "o"))

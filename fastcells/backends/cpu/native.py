@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastcells.backends.base import Gradients
 from fastcells.backends.cpu import buffers
 from fastcells.backends.cpu import checks as check
-from fastcells.backends.torch.cell import Gradients
 
 try:
     from fastcells.kernels import _cpu  # type: ignore[attr-defined]

@@ -1,1 +1,1 @@
-"""The implementation `impl="torch"`: ATen's fused recurrence, and a recurrence of our own where ATen has none."""
+"""The implementation `impl="torch"`: ATen's fused recurrence, and loops of our own where ATen has none."""

@@ -7,13 +7,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import _VF, Tensor
+
+from fastcells.backends.base import LayerWeights
+from fastcells.spec import State
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "rnn_tanh": _VF.rnn_tanh,
+    "rnn_relu": _VF.rnn_relu,
+    "gru": _VF.gru,
+    "lstm": _VF.lstm,
+}
 
 
 def aten(
-    op: Callable[..., Any],
+    cell: str,
     x: Tensor,
-    hx: Tensor | tuple[Tensor, Tensor],
+    state: State,
     weights: Sequence[Tensor],
     has_biases: bool,
     *,
@@ -23,32 +33,33 @@ def aten(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, Any]:
+) -> tuple[Tensor, State]:
     """Call `torch._VF.rnn_tanh`, `rnn_relu`, `gru` or `lstm`.
 
     x: [T, B, I] ([B, T, I] with batch_first), or the data of a PackedSequence together with its batch_sizes.
-    hx: h0 or (h0, c0), each [layers * directions, B, H]. weights: flat, in torch's order.
-    Returns the output and the final state, in the form of hx.
+    state: each [layers * directions, B, H]. weights: flat, in torch's order.
+    Returns the output and the final state.
     """
-    stack = (weights, has_biases, num_layers, dropout, training, bidirectional)
+    hx = state if len(state) > 1 else state[0]
+    stack = (hx, weights, has_biases, num_layers, dropout, training, bidirectional)
+    arguments = (x, *stack, batch_first) if batch_sizes is None else (x, batch_sizes, *stack)
     if x.is_cuda and not torch.compiler.is_compiling():
         with warnings.catch_warnings():
             # The weights are separate tensors on purpose: a flat buffer breaks parametrizations and weight sharing.
             warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
-            out, *last = _call(op, x, hx, stack, batch_first, batch_sizes)
+            out, *last = OPERATORS[cell](*arguments)
     else:
-        out, *last = _call(op, x, hx, stack, batch_first, batch_sizes)
-    return out, tuple(last) if isinstance(hx, tuple) else last[0]
+        out, *last = OPERATORS[cell](*arguments)
+    return out, tuple(last)
 
 
-def _call(
-    op: Callable[..., Any],
-    x: Tensor,
-    hx: Tensor | tuple[Tensor, Tensor],
-    stack: tuple[Any, ...],
-    batch_first: bool,
-    batch_sizes: Tensor | None,
-) -> Any:
-    if batch_sizes is None:
-        return op(x, hx, *stack, batch_first)
-    return op(x, batch_sizes, hx, *stack)
+def one_direction(cell: str, x: Tensor, state: State, weights: LayerWeights, reverse: bool) -> tuple[Tensor, State]:
+    """`aten` for one layer and direction. x: [T, B, I]. state: each [B, H]."""
+    w_hh, b_hh, w_hr, _ = weights.recurrent
+    has_biases = weights.b_ih is not None or b_hh is not None
+    biases = [w_hh.new_zeros(len(w_hh)) if b is None else b for b in (weights.b_ih, b_hh)] if has_biases else []
+    flat = [weights.w_ih, w_hh, *biases] + ([] if w_hr is None else [w_hr])
+    stacked = tuple(s.unsqueeze(0) for s in state)
+    out, last = aten(cell, x.flip(0) if reverse else x, stacked, flat, has_biases)
+    # Not a view, which could not be detached in place by whoever gets it.
+    return (out.flip(0) if reverse else out), tuple(s[0].clone() for s in last)

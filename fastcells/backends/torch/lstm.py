@@ -1,4 +1,4 @@
-"""The long short-term memory, without peepholes. x is the input projection, gates in torch's order i, f, g, o.
+"""The long short-term memory in torch's operators. x is the input projection, gates in torch's order i, f, g, o.
 
     i = sigmoid(x_i + h W_hi^T + b_hi)      f, o alike
     g = tanh(x_g + h W_hg^T + b_hg)
@@ -13,34 +13,25 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from fastcells.backends.torch.cell import Before, Gradients, State, TorchCell, Trace, hold, own_output, scratch
+from fastcells.backends.base import Gradients, Inputs, PreviousStates, Trace
+from fastcells.backends.torch.loop import Loop, buffer_per_step, freeze_finished, own_output
+from fastcells.spec import State
 
 
-class LSTMUnit(TorchCell):
-    name = "lstm"
-    gates = 4
-    states = 2
-
-    def step(self, x: Tensor, state: State, w_hh: Tensor, b_hh: Tensor | None) -> State:
-        h, c = state
-        i, f, g, o = (x + linear(h, w_hh, b_hh)).chunk(4, -1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(c), c
-
-    def forward(
-        self, x: Tensor, state: State, w_hh: Tensor, b_hh: Tensor | None, steps: range, mask: Tensor | None, save: bool
-    ) -> Trace:
-        h, c = state
-        T, (B, H) = len(steps), h.shape
+class LSTMLoop(Loop):
+    def forward(self, inputs: Inputs, save: bool) -> Trace:
+        x, w_hh, b_hh = inputs.x.x, inputs.weights.w_hh, inputs.weights.b_hh
+        order, mask = inputs.steps.order(len(x)), inputs.steps.mask(len(x))
+        h, c = inputs.state
+        T, (B, H) = len(x), h.shape
         hidden = h.new_empty(T, B, H)
-        gates_all, gates_t = scratch(save, T, B, 4 * H, like=h)  # i, f, g, o
+        gates_all, gates_t = buffer_per_step(save, T, B, 4 * H, like=h)  # i, f, g, o
         c_all = h.new_empty(T, B, H)
-        tanh_all, tanh_t = scratch(save, T, B, H, like=h)  # tanh(c')
+        tanh_all, tanh_t = buffer_per_step(save, T, B, H, like=h)  # tanh(c')
         h_t, c_t, x_t = hidden.unbind(0), c_all.unbind(0), (x if b_hh is None else x + b_hh).unbind(0)
         w = w_hh.t()
-        for t in steps:
+        for t in order:
             gates = torch.addmm(x_t[t], h, w, out=gates_t[t])
             gates[:, : 2 * H].sigmoid_()
             gates[:, 2 * H : 3 * H].tanh_()
@@ -49,31 +40,24 @@ class LSTMUnit(TorchCell):
             c_t[t].addcmul_(gates[:, :H], gates[:, 2 * H : 3 * H])
             torch.tanh(c_t[t], out=tanh_t[t])
             torch.mul(gates[:, 3 * H :], tanh_t[t], out=h_t[t])
-            hold(mask, t, h_t[t], h)
-            hold(mask, t, c_t[t], c)
+            freeze_finished(mask, t, h_t[t], h)
+            freeze_finished(mask, t, c_t[t], c)
             h, c = h_t[t], c_t[t]
         return Trace(
             hidden, (h.clone(), c.clone()), (gates_all, c_all, tanh_all) if save else (), own_output(hidden, mask, save)
         )
 
     def backward(
-        self,
-        d_hidden: Tensor,
-        d_last: State,
-        saved: tuple[Tensor, ...],
-        hidden: Tensor,
-        before: Before,
-        state: State,
-        w_hh: Tensor,
-        steps: range,
-        mask: Tensor | None,
+        self, inputs: Inputs, trace: Trace, previous: PreviousStates, d_hidden: Tensor, d_last: State
     ) -> Gradients:
-        gates, c_all, tanh_c = saved
+        w_hh, T = inputs.weights.w_hh, len(d_hidden)
+        order, mask = inputs.steps.order(T), inputs.steps.mask(T)
+        gates, c_all, tanh_c = trace.saved
         i, f, g, o = gates.chunk(4, -1)
         T, B, H = c_all.shape
         c_factor = o * (1 - tanh_c * tanh_c)
         o_factor = tanh_c * o * (1 - o)
-        c_before = Before(c_all, state[1], steps).whole
+        c_before = PreviousStates(c_all, inputs.state[1], inputs.steps).cat
         ifg_factor = torch.cat([g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)], -1)
         if mask is not None:
             c_factor, o_factor, ifg_factor = c_factor * mask, o_factor * mask, ifg_factor * mask
@@ -83,7 +67,7 @@ class LSTMUnit(TorchCell):
         d_ifg = d_gates[..., : 3 * H].unflatten(-1, (3, H))
         d_o = d_gates[..., 3 * H :]
         d_h, d_c = d_last
-        for t in reversed(steps):
+        for t in reversed(order):
             d_h = d_h + d_hidden[t]
             d_c = torch.addcmul(d_c, d_h, c_factor[t])
             torch.mul(ifg_factor[t], d_c.unsqueeze(1), out=d_ifg[t])
@@ -94,4 +78,4 @@ class LSTMUnit(TorchCell):
         return Gradients(d_gates, d_gates, (d_h, d_c))
 
 
-LSTM = LSTMUnit()
+LSTM_LOOP = LSTMLoop()

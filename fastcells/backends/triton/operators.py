@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastcells.dispatch import gpu, matmul_precision
+from fastcells.backends.triton.backend import gpu, matmul_precision
 from fastcells.kernels.triton import gru, launch, launch_split, launch_step, lstm, plan, rnn
 from fastcells.kernels.triton.rule import UpdateRule
 

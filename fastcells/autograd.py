@@ -1,0 +1,137 @@
+"""The recurrence as one node of torch's autograd, and the loop of differentiable steps behind it.
+
+First derivatives come from a backend's own backward. Where that cannot serve (second derivatives, torch.func, forward
+mode, a compiler) the cell's equations run as plain differentiable steps: `unroll`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcells.backends.base import Choice, Inputs, PreviousStates, StepInput, Steps, Trace
+from fastcells.modes import any_batched, no_autocast
+from fastcells.spec import CellSpec, RecurrentWeights, State
+from fastcells.token_ids import gather_rows
+
+
+def unroll(
+    spec: CellSpec, x_proj: Tensor, state: State, weights: RecurrentWeights, steps: Steps
+) -> tuple[Tensor, State]:
+    """The recurrence as a plain loop of differentiable steps.
+
+    x_proj: [T, B, G*H], the input projection with its bias. Returns the outputs [T, B, H], zero past a row's length,
+    and the final state.
+    """
+    T = len(x_proj)
+    mask = steps.mask(T)
+    resets = None if steps.resets is None else steps.resets.unsqueeze(-1)
+    if resets is not None and mask is not None:
+        resets = resets & mask
+    out: list[Tensor] = [x_proj] * T
+    for t in steps.order(T):
+        if resets is not None:
+            state = tuple(torch.where(resets[t], 0, s) for s in state)
+        new = spec.step(x_proj[t], state, weights)
+        if mask is not None:
+            new = tuple(torch.where(mask[t], n, old) for n, old in zip(new, state, strict=True))
+        state = new
+        out[t] = state[0] if mask is None else torch.where(mask[t], state[0], 0)
+    return torch.stack(out), state
+
+
+def outputs(trace: Trace, steps: Steps) -> Tensor:
+    """What the caller gets: [T, B, H], zero past a row's length."""
+    return _zero_past_length(trace.hidden, steps) if trace.out is None else trace.out
+
+
+class Recurrence(torch.autograd.Function):
+    """All steps of one layer and direction, dense or on token ids, with the backend's own backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        choice: Choice,
+        spec: CellSpec,
+        reverse: bool,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        x: Tensor,
+        ids: Tensor | None,
+        b_ih: Tensor | None,
+        w_hh: Tensor,
+        b_hh: Tensor | None,
+        *state: Tensor,
+    ) -> tuple[Tensor, ...]:
+        steps = Steps(reverse, lengths, resets)
+        inputs = Inputs(StepInput(x, ids, b_ih), state, RecurrentWeights(w_hh, b_hh), steps)
+        trace = choice.backend.forward(choice, spec, inputs, save=True)
+        ctx.choice, ctx.spec, ctx.reverse = choice, spec, reverse
+        # Everything of the user's, so that a change in place is seen.
+        given = (lengths, resets, x, ids, b_ih, w_hh, b_hh)
+        ctx.save_for_backward(*given, *state, trace.hidden, *trace.saved)
+        out = outputs(trace, steps)
+        # The caller's, who may change it in place. On a GPU that is an error, as it is with cuDNN, which saves it too.
+        return out.clone() if out is trace.hidden and out.device.type == "cpu" else out, *trace.last
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor, *d_last: Tensor) -> tuple[Tensor | None, ...]:
+        choice: Choice = ctx.choice
+        spec: CellSpec = ctx.spec
+        lengths, resets, x, ids, b_ih, w_hh, b_hh, *rest = ctx.saved_tensors
+        state, hidden, saved = tuple(rest[: spec.num_states]), rest[spec.num_states], tuple(rest[spec.num_states + 1 :])
+        steps = Steps(ctx.reverse, lengths, resets)
+        inputs = Inputs(StepInput(x, ids, b_ih), state, RecurrentWeights(w_hh, b_hh), steps)
+        # create_graph=True, or is_grads_batched=True: buffers cannot serve. A compiled backward is neither.
+        if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or any_batched(d_out, *d_last)):
+            gradients = _differentiable_backward(spec, inputs, d_out, d_last)
+        else:
+            needs_x, _, needs_b_ih, needs_w, needs_b = ctx.needs_input_grad[5:10]
+            with no_autocast(x):  # backward may be called inside one that forward was not
+                previous = PreviousStates(hidden, state[0], steps)
+                trace = Trace(hidden, (), saved)
+                d_hidden = _zero_past_length(d_out, steps)
+                d = choice.backend.backward(choice, spec, inputs, trace, previous, d_hidden, d_last)
+                d_w, d_b = choice.backend.weight_gradients(spec, trace, previous, d.d_gates, needs_w, needs_b)
+                d_x = d.d_x if ids is None else _rows_gradient(d.d_x, ids, x.shape[1]) if needs_x else None
+                d_b_ih = d.d_x.sum((0, 1)) if needs_b_ih else None
+            gradients = (d_x, d_b_ih, d_w, d_b, *d.d_state)
+        d_x, d_b_ih, *others = gradients
+        return None, None, None, None, None, d_x, None, d_b_ih, *others
+
+
+def _differentiable_backward(
+    spec: CellSpec, inputs: Inputs, d_out: Tensor, d_last: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, b_ih, w_hh, b_hh and the state by autograd through `unroll`, to be differentiated in turn."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Fresh views: were one input computed from another, its gradient must not pass through that other one here.
+        (x, ids, b_ih), state, (w_hh, b_hh, *_), steps = inputs
+        given = (x, b_ih, w_hh, b_hh, *state)
+        views = [None if p is None else p.view_as(p) for p in given]
+        x, b_ih, w_hh, b_hh, *s = views  # type: ignore[assignment]
+        x_proj = x if ids is None else gather_rows(ids, x, b_ih)
+        out, last = unroll(spec, x_proj, tuple(s), RecurrentWeights(w_hh, b_hh), steps)  # type: ignore[arg-type]
+    wanted = [p for p in views if p is not None and p.requires_grad]
+    found = iter(torch.autograd.grad((out, *last), wanted, (d_out, *d_last), create_graph=again, allow_unused=True))
+    return tuple(next(found) if p is not None and p.requires_grad else None for p in views)
+
+
+def _rows_gradient(d_x: Tensor, ids: Tensor, size: int) -> Tensor:
+    """dW_ih [G*H, I] from d_x [T, B, G*H]: rows of the same id are summed, in an order that depends on the ids only.
+
+    On a GPU torch sorts the ids and sums segments, without atomics; so the sum is the same each time. What is outside
+    [0, I) goes to a row of its own, which is dropped.
+    """
+    known = torch.where((ids >= 0) & (ids < size), ids, size)
+    rows = torch.ops.aten.embedding_dense_backward(d_x, known, size + 1, size, False)
+    return rows[:size].t()
+
+
+def _zero_past_length(t: Tensor, steps: Steps) -> Tensor:
+    """t [T, B, H], or with zeros past each row's length: not a product, what stands there may be NaN."""
+    mask = steps.mask(len(t))
+    return t if mask is None else torch.where(mask, t, 0)

@@ -1,0 +1,226 @@
+"""What every way to run a cell has in common: the contract `Backend`, and what passes between it and its callers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastcells.modes import autocast_dtype
+from fastcells.spec import CellSpec, RecurrentWeights, State
+from fastcells.token_ids import check_range, gather_rows
+
+NOTHING: frozenset[str] = frozenset()
+ASKED_FOR = "asked for"  # the reason for what `impl=` names
+
+
+class LayerWeights(NamedTuple):
+    """Of one layer and direction, in torch.nn's layout."""
+
+    w_ih: Tensor  # [G*H, I]
+    b_ih: Tensor | None  # [G*H]
+    recurrent: RecurrentWeights
+
+
+class StepInput(NamedTuple):
+    """What the steps read beside the state: an input projection, or the rows of W_ih^T that token ids name."""
+
+    x: Tensor  # [T, B, G*H] the input projection; with ids W_ih, [G*H, I]
+    ids: Tensor | None = None  # [T, B] int32 or int64; one outside [0, I) acts as an all-zero input
+    bias: Tensor | None = None  # [G*H] b_ih, with ids
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """T and B."""
+        given = self.x if self.ids is None else self.ids
+        return given.shape[0], given.shape[1]
+
+
+class Steps(NamedTuple):
+    """How time is walked. Each field but `reverse` is an option, which a backend has to support to be given it."""
+
+    reverse: bool = False  # from the last step to the first; `out[t]` stays the output at step t
+    lengths: Tensor | None = None  # int32 [B], from 0 to T: from this step on a row's state stands still
+    resets: Tensor | None = None  # bool [T, B]: true where a step starts from zeros; no matter past a row's length
+
+    @property
+    def options(self) -> frozenset[str]:
+        """The names of the options that are given."""
+        if self.lengths is None and self[2:] == (None,) * len(self[2:]):
+            return NOTHING
+        return frozenset(name for name, value in zip(self._fields[1:], self[1:], strict=True) if value is not None)
+
+    def order(self, T: int) -> range:
+        return range(T - 1, -1, -1) if self.reverse else range(T)
+
+    def mask(self, T: int) -> Tensor | None:
+        """bool [T, B, 1], true where a row's sequence has not ended; None where all have T steps."""
+        if self.lengths is None:
+            return None
+        steps = torch.arange(T, device=self.lengths.device, dtype=self.lengths.dtype)
+        return (steps.unsqueeze(1) < self.lengths).unsqueeze(-1)
+
+
+class Inputs(NamedTuple):
+    """All that a recurrence is given."""
+
+    x: StepInput
+    state: State  # the initial one
+    weights: RecurrentWeights
+    steps: Steps
+
+
+class Trace(NamedTuple):
+    """What a forward pass over the sequence leaves behind."""
+
+    hidden: Tensor  # [T, B, H] h after each step; a row whose sequence has ended holds its last h
+    last: State  # the state after the last step, in memory of its own
+    saved: tuple[Any, ...]  # tensors or None: what `Backend.backward` needs; nothing unless asked for
+    # [T, B, H] what the caller gets: zero past a row's length, in memory that nobody else reads, since he may change it
+    # in place. None where `hidden` has to serve.
+    out: Tensor | None = None
+
+
+class Gradients(NamedTuple):
+    d_x: Tensor  # [T, B, G*H] with respect to the input projection
+    d_gates: Tensor  # [T, B, G*H] with respect to h W_hh^T + b_hh, which gives dW_hh and db_hh
+    d_state: State  # with respect to the initial state
+
+
+class PreviousStates:
+    """A state before each step: those after the steps moved by one, with the initial one ahead.
+
+    parts: what makes it up in the order of time, [T', B, H] each. Who reads it part by part saves the copy that `cat`,
+    [T, B, H], is.
+    """
+
+    def __init__(self, after: Tensor, first: Tensor, steps: Steps) -> None:
+        """after: [T, B, H] state after each step. first: [B, H]."""
+        first = first.unsqueeze(0)
+        self.parts: tuple[Tensor, ...] = (after[1:], first) if steps.reverse else (first, after[:-1])
+        if steps.resets is not None:
+            self.parts = (torch.where(steps.resets.unsqueeze(-1), 0, self.cat),)
+
+    @property
+    def cat(self) -> Tensor:
+        if len(self.parts) > 1:
+            self.parts = (torch.cat(self.parts),)
+        return self.parts[0]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs: `impl` as the user names it, `path` within it, and why, as text."""
+
+    impl: str
+    # torch: "aten", ATen's fused recurrence, "one-hot", the same on the one-hot of token ids, or "recurrence", ours.
+    # cpu: "cpu". Triton: "sequence", one program a batch tile, "split", several that exchange the state, or "step".
+    path: str
+    reason: str
+    plan: Any = field(default=None, repr=False, compare=False)  # the backend's own
+    backend: Backend = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        return f"{self.impl} ({self.path}): {self.reason}"
+
+
+class Call(NamedTuple):
+    """One layer and direction: what a choice depends on."""
+
+    impl: str  # as the user names it
+    spec: CellSpec
+    token_ids: bool
+    T: int
+    B: int
+    w_ih: Tensor  # [G*H, I]
+    w_hh: Tensor  # [G*H, H]
+    options: frozenset[str] = NOTHING  # `Steps.options`, and "proj_size"
+    input_type: type = Tensor
+    padding: float = 1.0  # T * B over the number of tokens, of a packed batch
+
+
+class Backend(ABC):
+    """One way to run cells over time. What it does not list, it declines."""
+
+    name: str  # as in `impl=`
+    cells: frozenset[str] = NOTHING  # `CellSpec.name`
+    options: frozenset[str] = NOTHING  # of `Call.options`
+    dtypes: frozenset[torch.dtype] = frozenset()
+    takes_ids = False  # whether `forward` reads rows of W_ih by token ids itself
+    # Whether a caller who asked for this backend may get `CellSpec.step` in a plain loop instead, where torch's
+    # operators are looked through.
+    may_unroll = False
+
+    def obstacle(self, call: Call) -> str | None:
+        """Why this backend cannot run a call, or None."""
+        if call.spec.name not in self.cells:
+            return f"there is no kernel for {call.spec.name}"
+        dtype = autocast_dtype(call.w_hh) or call.w_hh.dtype
+        if dtype not in self.dtypes:
+            return f"there is no kernel for {dtype}"
+        for option in sorted(call.options - self.options):
+            return f"there is no kernel for {option}"
+        return None
+
+    def advantage(self, call: Call) -> str | None:
+        """Why `impl="auto"` should take this backend for a call that it can run: a measurement; or None."""
+        return None
+
+    @abstractmethod
+    def choose(self, call: Call, reason: str) -> Choice:
+        """The path and the plan for a call that meets no obstacle. reason: ASKED_FOR, or the advantage."""
+
+    def must_unroll(self, choice: Choice, spec: CellSpec, weights: RecurrentWeights, steps: Steps) -> bool:
+        """Whether `forward` does not know this case, and `CellSpec.step` has to run in a plain loop."""
+        return False
+
+    def project(self, choice: Choice, x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
+        """`W_ih x + b_ih` for dense x [..., I] or ids [...]: [..., G*H]. Differentiable."""
+        if x.is_floating_point():
+            return F.linear(x, w_ih, b_ih)
+        check_range(x, w_ih.shape[1])
+        dtype = autocast_dtype(w_ih)
+        if dtype is not None:  # the dtype of the matmul that this stands for
+            w_ih, b_ih = w_ih.to(dtype), None if b_ih is None else b_ih.to(dtype)
+        return gather_rows(x, w_ih, b_ih)
+
+    @abstractmethod
+    def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
+        """All steps, without autograd. save: whether `backward` will follow."""
+
+    @abstractmethod
+    def backward(
+        self,
+        choice: Choice,
+        spec: CellSpec,
+        inputs: Inputs,
+        trace: Trace,
+        previous: PreviousStates,
+        d_hidden: Tensor,
+        d_last: State,
+    ) -> Gradients:
+        """The adjoint of `forward`, without autograd.
+
+        trace: what `forward` left behind, without `last` and `out`. previous: the states h before each step.
+        d_hidden: [T, B, H], zero past a row's length. d_last: with respect to the final state.
+        """
+
+    def weight_gradients(
+        self, spec: CellSpec, trace: Trace, previous: PreviousStates, d_gates: Tensor, needs_w: bool, needs_b: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """dW_hh [G*H, H] and db_hh [G*H], those that are needed: one matmul over all steps."""
+        d_w = None
+        if needs_w:
+            operands = self.operands(spec, trace, previous)
+            d = d_gates.flatten(0, 1).split([rows for rows, _ in operands], 1)
+            parts = [d_i.t() @ h.flatten(0, 1) for d_i, (_, h) in zip(d, operands, strict=True)]
+            d_w = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return d_w, d_gates.sum((0, 1)) if needs_b else None
+
+    def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
+        """What W_hh is multiplied with: [T, B, H] each, with the number of W_hh's rows that it is for."""
+        return [(spec.num_gates * previous.parts[0].shape[-1], previous.cat)]

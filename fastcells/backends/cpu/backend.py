@@ -1,0 +1,124 @@
+"""When C runs a recurrence on the CPU, and how it is called."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcells.backends.base import ASKED_FOR, Backend, Call, Choice, Gradients, Inputs, PreviousStates, Trace
+from fastcells.backends.cpu import library, native, policy, products
+from fastcells.backends.torch.backend import TORCH
+from fastcells.modes import traced
+from fastcells.spec import CellSpec, State
+
+
+class CpuBackend(Backend):
+    """The recurrence in C, float32."""
+
+    name = "cpu"
+    cells = frozenset(native.CELLS)
+    options = frozenset({"lengths", "resets"})
+    dtypes = frozenset({torch.float32})
+
+    def obstacle(self, call: Call) -> str | None:
+        if call.w_hh.device.type != "cpu":
+            return f"the weights are on {call.w_hh.device}"
+        return super().obstacle(call) or native.obstacle()
+
+    def advantage(self, call: Call) -> str | None:
+        if call.T < policy.FEWEST_STEPS_IN_C:
+            return None
+        in_aten = TORCH.choose(call, "").path == "aten"
+        if in_aten and call.padding > policy.MOST_PADDING_IN_C:
+            return None
+        return policy.faster_in_c(
+            call.spec.name,
+            call.T,
+            call.B,
+            call.w_hh.shape[1],
+            training=call.w_hh.requires_grad and torch.is_grad_enabled(),
+            aten=in_aten,
+            instructions=native.instruction_set(),
+        )
+
+    def choose(self, call: Call, reason: str) -> Choice:
+        if reason == ASKED_FOR:
+            reason = f"{reason}; C with {native.instruction_set()} instructions"
+        return Choice("cpu", "cpu", reason, backend=self)
+
+    def project(self, choice: Choice, x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
+        return (products.linear if x.is_floating_point() else products.gather_rows)(x, w_ih, b_ih)
+
+    def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
+        (x, *_), state, (w, b, *_), steps = inputs
+        reverse, lengths, resets = steps
+        lengths, resets = _shim(steps, len(x))
+        if not traced():
+            f = native.forward(spec.name, x, state, w, b, lengths, resets=resets, reverse=reverse, save=save)
+            return Trace(f.hidden, f.last, (f.cells, f.saved), f.out)
+        h0, c0 = (*state, None)[:2]
+        out, hidden, cells, saved, *last = library.cpu_forward(
+            x, h0, c0, w, b, lengths, resets, spec.name, reverse, save
+        )
+        kept = (cells if spec.num_states == 2 else None, saved if spec.num_saved else None)
+        return Trace(hidden if save else out, tuple(last[: spec.num_states]), kept, out)
+
+    def backward(
+        self,
+        choice: Choice,
+        spec: CellSpec,
+        inputs: Inputs,
+        trace: Trace,
+        previous: PreviousStates,
+        d_hidden: Tensor,
+        d_last: State,
+    ) -> Gradients:
+        _, state, (w, *_), (reverse, lengths, resets) = inputs
+        lengths, resets = _shim(inputs.steps, len(d_hidden))
+        kept = (trace.hidden, *trace.saved)
+        if not traced():
+            return native.backward(
+                spec.name, d_hidden, d_last, state, w, lengths, *kept, resets=resets, reverse=reverse
+            )
+        (h0, c0), (d_h_n, d_c_n) = (*state, None)[:2], (*d_last, None)[:2]
+        d_x, d_gates, *d_state = library.cpu_backward(
+            d_hidden, d_h_n, d_c_n, h0, c0, w, lengths, resets, *kept, spec.name, reverse
+        )
+        return Gradients(d_x, d_x if spec.same_gradient else d_gates, tuple(d_state[: spec.num_states]))
+
+    def weight_gradients(
+        self, spec: CellSpec, trace: Trace, previous: PreviousStates, d_gates: Tensor, needs_w: bool, needs_b: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if traced() or not needs_w:
+            return super().weight_gradients(spec, trace, previous, d_gates, needs_w, needs_b)
+        d_gates = d_gates.flatten(0, 1)
+        H = previous.parts[0].shape[-1]
+        parts = [part.flatten(0, 1) for part in previous.parts]
+        if spec.name != "gru_reset_before":
+            d_w, d_b = native.weight_gradients(d_gates, *parts)
+            return d_w, d_b if needs_b else None
+        d_w, d_b = native.weight_gradients(d_gates[:, : 2 * H], *parts)
+        d_w_n, d_b_n = native.weight_gradients(d_gates[:, 2 * H :], _reset_hidden(trace, previous).flatten(0, 1))
+        return torch.cat([d_w, d_w_n]), torch.cat([d_b, d_b_n]) if needs_b else None
+
+    def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
+        if spec.name != "gru_reset_before":
+            return super().operands(spec, trace, previous)
+        H = previous.cat.shape[-1]
+        return [(2 * H, previous.cat), (H, _reset_hidden(trace, previous))]
+
+
+def _shim(steps, T):
+    m = steps.mask(T)
+    r = None if steps.resets is None else steps.resets.unsqueeze(-1)
+    return m, r & m if m is not None and r is not None else r
+
+
+def _reset_hidden(trace: Trace, previous: PreviousStates) -> Tensor:
+    """r * h, [T, B, H], of a reset-before GRU, which saves r first."""
+    saved = trace.saved[1]
+    assert saved is not None
+    return saved[:, :, 0] * previous.cat
+
+
+CPU = CpuBackend()

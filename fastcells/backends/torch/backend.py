@@ -1,0 +1,117 @@
+"""Which of torch's ways runs a call: ATen's fused recurrence, a loop of our own, or the cell's plain steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fastcells.backends.base import Backend, Call, Choice, Gradients, Inputs, PreviousStates, Steps, Trace
+from fastcells.backends.cpu import policy, products
+from fastcells.backends.torch.aten import OPERATORS
+from fastcells.backends.torch.gru import GRU_RESET_AFTER_LOOP, GRU_RESET_BEFORE_LOOP
+from fastcells.backends.torch.loop import Loop
+from fastcells.backends.torch.lstm import LSTM_LOOP
+from fastcells.backends.torch.rnn import RNN_RELU_LOOP, RNN_TANH_LOOP
+from fastcells.modes import compiling, mapped, recording
+from fastcells.spec import CellSpec, RecurrentWeights, State
+
+LOOPS: dict[str, Loop] = {
+    "rnn_tanh": RNN_TANH_LOOP,
+    "rnn_relu": RNN_RELU_LOOP,
+    "gru": GRU_RESET_AFTER_LOOP,
+    "gru_reset_before": GRU_RESET_BEFORE_LOOP,
+    "lstm": LSTM_LOOP,
+}
+
+
+class TorchBackend(Backend):
+    """Runs every cell: one without a loop of its own by `CellSpec.step`."""
+
+    name = "torch"
+    options = frozenset({"lengths", "resets", "proj_size"})
+    may_unroll = True
+
+    def obstacle(self, call: Call) -> str | None:
+        for option in sorted(call.options - self.options):
+            return f"there are no steps with {option}"
+        return None
+
+    def choose(self, call: Call, reason: str) -> Choice:
+        if call.token_ids:
+            return _on_token_ids(call)
+        if call.spec.name not in OPERATORS:
+            return NOT_IN_ATEN.get(call.spec.name, NO_SUCH_CELL)
+        if call.options:
+            for option in ("resets", "lengths"):
+                if option in call.options:
+                    return NOT_IN_ATEN[option]
+        # oneDNN's LSTM layer has no forward-mode derivative.
+        lstm = call.spec.name == "lstm"
+        if mapped() or (lstm and forward_ad._current_level >= 0):
+            return TRANSFORMED
+        # Under torch.compile, not torch.export: oneDNN's LSTM layer fails in AOTAutograd.
+        return COMPILED_LSTM if lstm and torch.is_grad_enabled() and compiling() else ATEN
+
+    def must_unroll(self, choice: Choice, spec: CellSpec, weights: RecurrentWeights, steps: Steps) -> bool:
+        if spec.name not in LOOPS or weights.w_hr is not None or steps.resets is not None:
+            return True
+        return choice is GATHERED_IN_C  # a single step: autograd's own way through it is the shorter one
+
+    def project(self, choice: Choice, x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
+        if choice is GATHERED_IN_C:
+            return products.gather_rows(x, w_ih, b_ih)
+        return super().project(choice, x, w_ih, b_ih)
+
+    def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
+        return LOOPS[spec.name].forward(inputs, save)
+
+    def backward(
+        self,
+        choice: Choice,
+        spec: CellSpec,
+        inputs: Inputs,
+        trace: Trace,
+        previous: PreviousStates,
+        d_hidden: Tensor,
+        d_last: State,
+    ) -> Gradients:
+        return LOOPS[spec.name].backward(inputs, trace, previous, d_hidden, d_last)
+
+    def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
+        return LOOPS[spec.name].operands(spec.num_gates, trace, previous)
+
+
+def _on_token_ids(call: Call) -> Choice:
+    """The rows' gather and our loop, or what is better for a call that is recorded and for a single step."""
+    if call.options or call.spec.name not in OPERATORS or mapped():
+        return TOKEN_IDS
+    if recording() or torch.compiler.is_exporting():
+        return ONE_HOT_RECORDED
+    if call.T > 1 or call.impl != "auto" or torch.compiler.is_compiling():
+        return TOKEN_IDS
+    if call.T * call.B * call.w_ih.numel() <= policy.ONE_HOT_PRODUCT:
+        return ONE_HOT
+    return GATHERED_IN_C if products.serves(call.w_ih) else TOKEN_IDS
+
+
+TORCH = TorchBackend()
+
+
+def _choice(path: str, reason: str) -> Choice:
+    return Choice("torch", path, reason, backend=TORCH)
+
+
+ATEN = _choice("aten", "ATen's fused recurrence expresses this case")
+ONE_HOT = _choice("one-hot", "one step on so few ids costs less through ATen, on their one-hot")
+ONE_HOT_RECORDED = _choice("one-hot", "ATen's recurrence is recorded for any number of steps, ours is not")
+TOKEN_IDS = _choice("recurrence", "token ids gather rows of W_ih^T, ATen would need the one-hot")
+GATHERED_IN_C = _choice("recurrence", "one step: C gathers rows of W_ih^T for token ids, torch does the rest")
+TRANSFORMED = _choice("recurrence", "transforms look through plain steps, ATen's recurrence hides them")
+COMPILED_LSTM = _choice("recurrence", "torch.compile cannot differentiate ATen's LSTM on this device")
+NO_SUCH_CELL = _choice("recurrence", "ATen has no such cell")
+NOT_IN_ATEN = {
+    "gru_reset_before": _choice("recurrence", "ATen has no reset-before GRU"),
+    "resets": _choice("recurrence", "ATen has no resets"),
+    "lengths": _choice("recurrence", "ATen takes lengths in packed form only"),
+}
