@@ -6,11 +6,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-
-pytest.importorskip("expecttest", reason="torch.testing._internal.common_modules imports it")
-
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+import fastcells
+from fastcells import reference
+from tests.support.accuracy import assert_equal_to_rounding
+
+pytest.importorskip("expecttest", reason="torch.testing._internal.common_modules imports it")
 from torch.testing._internal.common_modules import (
     FunctionInput,
     ModuleErrorEnum,
@@ -18,11 +22,6 @@ from torch.testing._internal.common_modules import (
     ModuleInput,
     module_db,
 )
-from torch.utils._pytree import tree_flatten, tree_unflatten
-
-import fastcells
-from fastcells import reference
-from tests.support.accuracy import assert_equal_to_rounding
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -11,18 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-from tests.support.accuracy import rms_error
-from tests.support.shapes import CELLS, EACH_CELL, Case
-
-triton = pytest.importorskip("triton", reason="the kernels are written in Triton")
-
+import triton
 import triton.language as tl  # noqa: F401  the interpreter looks for it in each module
+from torch import Tensor
 
 from fastcells.backends.triton.operators import RULES, recurrence_forward
 from fastcells.kernels.triton import exchange, launch, launch_split, plan, split_forward
+from tests.support.accuracy import rms_error
 from tests.support.concurrent_programs import Concurrent, Deadlock, concurrent_programs
+from tests.support.shapes import CELLS, EACH_CELL, Case
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),

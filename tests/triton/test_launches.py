@@ -9,9 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-pytest.importorskip("triton", reason="the kernels are written in Triton")
-
 from triton import JITFunction
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend

@@ -15,18 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-from tests.support.shapes import CELLS, EACH_CELL, Case, Shape, gradients
-
-triton = pytest.importorskip("triton", reason="the kernels are written in Triton")
-
+import triton
 import triton.language as tl
+from torch import Tensor
 from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
 from fastcells.backends.triton.operators import recurrence_forward
 from fastcells.kernels.triton import exchange, launch, launch_split, launch_step, plan, sequence, split_forward, step
+from tests.support.shapes import CELLS, EACH_CELL, Case, Shape, gradients
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="no interpreter with a GPU: use compute-sanitizer")
 

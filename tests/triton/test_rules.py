@@ -11,13 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.accuracy import error
-
-triton = pytest.importorskip("triton", reason="the rules are written in Triton")
-
 from fastcells import reference
 from fastcells.kernels.triton import gru, lstm, rnn
 from fastcells.kernels.triton.rule import UpdateRule
+from tests.support.accuracy import error
 
 B, I, H = 5, 3, 24  # noqa: E741
 # One step of a few dozen terms in float64: far above its rounding, far below any wrong term.

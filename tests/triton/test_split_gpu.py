@@ -10,18 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.accuracy import rms_error
-from tests.support.shapes import EACH_CELL, Case, Shape
-
-pytest.importorskip("triton", reason="the kernels are written in Triton")
-
 import fastcells
 from fastcells import dispatch
 from fastcells.kernels.triton import plan
 from fastcells.kernels.triton.exchange import EXCHANGES
+from tests.support.accuracy import rms_error
+from tests.support.shapes import EACH_CELL, Case, Shape
 
 pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="programs wait for each other: a GPU runs them at once"),
+    pytest.mark.gpu,  # programs wait for each other: a GPU runs them at once
     pytest.mark.usefixtures("poisoned_memory", "strict_float32"),
 ]
 EACH_EXCHANGE = pytest.mark.parametrize("exchange", EXCHANGES)

@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import triton
 from torch import Tensor, nn
-
-from tests.support.accuracy import error, rms_error
-from tests.support.shapes import CELLS, EACH_CELL, Case
-
-triton = pytest.importorskip("triton", reason="the kernels are written in Triton")
 
 import fastcells
 from fastcells import dispatch, functional
 from fastcells.kernels.triton import plan
+from tests.support.accuracy import error, rms_error
+from tests.support.shapes import CELLS, EACH_CELL, Case
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "strict_float32")
 
@@ -77,7 +75,7 @@ def test_accuracy(case: Case, shape: tuple[int, int, int], dtype: str, impl: str
         assert rms_error(mine, exact) <= 2 * rms_error(base, exact) + eps, f"tensor {i} of {case}"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="TF32 is a GPU's")
+@pytest.mark.gpu  # TF32 is a GPU's
 @EACH_IMPL
 @EACH_CELL
 def test_tf32_against_torchs(case: Case, impl: str, device: torch.device) -> None:

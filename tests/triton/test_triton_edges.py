@@ -10,14 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.accuracy import error
-
-pytest.importorskip("triton", reason="the kernels are written in Triton")
-
 import fastcells
 from fastcells import dispatch, functional
 from fastcells.dispatch import matmul_precision
 from fastcells.kernels.triton import plan
+from tests.support.accuracy import error
 
 INPUT, H = 6, 10
 pytestmark = pytest.mark.usefixtures("strict_float32")

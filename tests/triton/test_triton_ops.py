@@ -6,12 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.accuracy import cotangents
-
-pytest.importorskip("triton", reason="the operators run Triton kernels")
-
 import fastcells
 from fastcells.backends.triton.operators import RULES, recurrence_backward, recurrence_forward
+from tests.support.accuracy import cotangents
 
 pytestmark = pytest.mark.usefixtures("strict_float32")
 T, B, H = 3, 5, 16

@@ -13,18 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-from tests.support.accuracy import rms_error
-from tests.support.shapes import CELLS, EACH_CELL, Case
-from tests.triton.test_triton import arguments, run
-
-triton = pytest.importorskip("triton", reason="the kernels are written in Triton")
-
+import triton
 import triton.language as tl
+from torch import Tensor
 
 from fastcells.backends.triton import operators
 from fastcells.kernels.triton import plan, tiles
+from tests.support.accuracy import rms_error
+from tests.support.shapes import CELLS, EACH_CELL, Case
+from tests.triton.test_triton import arguments, run
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "strict_float32")
 INTERPRETED = pytest.mark.skipif(torch.cuda.is_available(), reason="a tensor core cannot be changed")

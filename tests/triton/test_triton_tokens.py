@@ -10,16 +10,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.support.accuracy import assert_equal_to_rounding, cotangents, error
-from tests.support.shapes import EACH_CELL, Case
-
-pytest.importorskip("triton", reason="the kernels are written in Triton")
-
 import fastcells
 from fastcells.backends.triton import cell
 from fastcells.backends.triton.operators import RULES, recurrence_forward
 from fastcells.backends.triton.tokens import _table_gradient
 from fastcells.kernels.triton import launch, launch_step
+from tests.support.accuracy import assert_equal_to_rounding, cotangents, error
+from tests.support.shapes import EACH_CELL, Case
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "strict_float32")
 T, B, H, V = 4, 5, 24, 7
