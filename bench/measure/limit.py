@@ -48,7 +48,7 @@ def matmuls(case: Case, device: torch.device, product: Product = fastest) -> Cal
     recurrence step by step, and the output layer of a language model. Token ids need no input projection.
 
     None for packed sequences, whose matmuls shrink from step to step, and on a GPU, where a step takes its time from
-    the exchange between multiprocessors: bench.roofline has a model of that.
+    the exchange between multiprocessors: bench.measure.roofline has a model of that.
     """
     if case.packed or device.type != "cpu":
         return None

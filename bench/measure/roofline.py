@@ -1,7 +1,4 @@
-"""The floor of one time step on a GPU, from a model: nobody has measured it.
-
-    python -m bench.roofline                                  # a table over cells, dtypes and shapes
-    python -m bench.roofline --cell GRU --batch 32 --hidden 256 --dtype bfloat16
+"""The floor of one time step on a GPU, from a model: nobody has measured it. `python -m bench.roofline` prints it.
 
 The model is that of a persistent kernel: every program keeps its slice of the recurrent weights in registers, and in
 every step writes its part of h (forward) or of the gates' gradients (backward) and reads everybody's. A step costs
@@ -16,18 +13,16 @@ the backward from H = 1024 on. A constant that has been measured replaces the as
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from bench.cases.case import Case
 from bench.measure.limit import GATES
-from bench.measure.provenance import RESULTS, print_table, require
+from bench.measure.provenance import RESULTS, require
 
 # Bytes of an element, columns of K in one matrix instruction, and instructions for one product.
 DTYPES = {"bfloat16": (2, 16, 1), "float16": (2, 16, 1), "tf32": (4, 8, 1), "strict": (4, 8, 3)}
@@ -161,36 +156,3 @@ def case_floor(case: Case, constants: Constants) -> float | None:
     shapes = (Shape(GATES[case.cell], case.B, case.H, dtype, backward) for backward in passes)
     found = [floor(shape, constants=constants)[0] for shape in shapes]
     return sum(found) if max(found) < math.inf else None
-
-
-def main() -> int:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cell", choices=tuple(GATES), action="append")
-    parser.add_argument("--batch", type=int, action="append")
-    parser.add_argument("--hidden", type=int, action="append")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), action="append")
-    options = parser.parse_args()
-    constants = load_constants()
-    rows: list[dict[str, object]] = []
-    for cell, dtype, H, B in itertools.product(
-        options.cell or ("GRU", "LSTM", "RNN"),
-        options.dtype or ("bfloat16", "tf32"),
-        options.hidden or (128, 256, 512, 1024),
-        options.batch or (32, 128),
-    ):
-        row: dict[str, object] = {"cell": cell, "dtype": dtype, "B": B, "H": H}
-        for name, backward in (("forward", False), ("backward", True)):
-            shape = Shape(GATES[cell], B, H, dtype, backward)
-            for exchange in EXCHANGES:
-                microseconds, cut = floor(shape, exchange, constants)
-                row[f"{name}_{exchange}_us"] = microseconds if cut else "does not fit"
-            row[f"{name}_cut"] = str(cut or "")
-        rows.append(row)
-    print(f"Microseconds of one step of the recurrence, {constants.label}. No GPU was timed for this table.")
-    print_table(rows)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

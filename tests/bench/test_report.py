@@ -12,10 +12,11 @@ import pytest
 
 from bench import report
 from bench.cases.case import CELLS, SLOPE, Case, lesson
-from bench.measure import pictures, roofline
+from bench.measure import pictures
 from bench.measure.duel import Row
 from bench.measure.results_file import derived, read, slug
 from bench.measure.roofline import Constants, Shape, floor, load_constants
+from bench.roofline import main as print_roofline
 
 ORIGIN = {
     **{"kind": "cpu", "device": "A Processor (8)", "driver": "", "threads": "2", "torch": "2", "triton": "3"},
@@ -214,6 +215,6 @@ def test_roofline_says_that_nobody_measured(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["roofline", "--cell", "GRU", "--hidden", "256", "--dtype", "tf32"])
-    assert roofline.main() == 0
+    assert print_roofline() == 0
     printed = capsys.readouterr().out
     assert "modelled" in printed and "No GPU was timed" in printed and "0.859" in printed
