@@ -3,14 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+# A file's tests stay in one process, so that what they share is built once; files start in their order, long ones first.
+PROCESSES := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test test-on soak bench bench-full check compile resolve gpu clean
+.PHONY: train test test-fast test-on soak bench bench-full check compile resolve gpu clean
 
 train: $(STAMP)  ## learn the bundled lyrics: progress, perplexity, generated lines
 	$(BIN)/fastcells train $(ARGS)
 
-test: $(STAMP)  ## every test
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## every test, in a process for each core: ARGS=tests/cpu for those of one folder
+	$(BIN)/python -m pytest $(PROCESSES) $(ARGS)
+
+test-fast: $(STAMP)  ## the tests that are not marked slow: under three minutes, with some of every folder
+	$(BIN)/python -m pytest $(PROCESSES) -m "not slow" $(ARGS)
 
 test-on:  ## every test on another Python, in an environment of its own: PYTHON=python3.12 VENV=.venv-3.12 (GBs, slow)
 	@test "$(VENV)" != .venv || { echo 'give it an environment of its own: VENV=.venv-3.12' >&2; exit 1; }

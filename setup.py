@@ -13,6 +13,7 @@ TEST = [
     "matplotlib",
     "pytest",
     "pytest-benchmark",
+    "pytest-xdist",
     "setuptools",
     "triton>=3.6,<3.9; sys_platform == 'linux'",  # torch's CUDA builds bring it; its interpreter runs on CPU tensors
     "wheel",

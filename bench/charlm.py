@@ -17,10 +17,10 @@ from dataclasses import replace
 
 import torch
 
-from bench.cases import CELLS, lesson
-from bench.duel import Row, measure
-from bench.model import Skipped
-from bench.provenance import origin_line, print_table, provenance
+from bench.cases.case import CELLS, lesson
+from bench.cases.model import Skipped
+from bench.measure.duel import Row, measure
+from bench.measure.provenance import origin_line, print_table, provenance
 from fastcells.dispatch import IMPLEMENTATIONS
 
 COLUMNS = ("cell", "path", "T", "B", "I", "H", "dtype", "ms", "nn_ms", "ratio", "limit_ratio", "rounds")

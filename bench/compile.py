@@ -31,8 +31,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bench.compile_cases import DEVICES, DTYPES, Case, cases, selection
-from bench.provenance import print_table, provenance, write_csv
+from bench.cases.compile_cases import DEVICES, DTYPES, Case, cases, selection
+from bench.measure.provenance import print_table, provenance, write_csv
 from fastcells.backends.triton.operators import RULES
 from fastcells.kernels.triton import launch, launch_split, launch_step, plan
 from fastcells.kernels.triton.rule import UpdateRule

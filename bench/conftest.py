@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.cases import SELECTIONS
-from bench.contenders import chosen, contenders
+from bench.cases.case import SELECTIONS
+from bench.cases.contenders import chosen, contenders
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastcells")
-    group.addoption("--selection", choices=tuple(SELECTIONS), default="short", help="which cases of bench/cases.py")
+    group.addoption("--selection", choices=tuple(SELECTIONS), default="short", help="which of bench.cases.case's cases")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     group.addoption("--contenders", help="names, separated by commas")
     group.addoption("--rounds", type=int, default=20, help="measurements of each contender, at least 2")

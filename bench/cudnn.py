@@ -19,15 +19,15 @@ from pathlib import Path
 
 import torch
 
-from bench.cases import CELLS, Case
-from bench.contenders import torch_nn
-from bench.duel import Row
-from bench.model import Skipped
-from bench.profile import kernels
-from bench.program import program
-from bench.provenance import origin_line, print_table, provenance, write_csv
-from bench.task import Task, matmul_precision
-from bench.timing import compare, summary
+from bench.cases.case import CELLS, Case
+from bench.cases.contenders import torch_nn
+from bench.cases.model import Skipped
+from bench.cases.task import Task, matmul_precision
+from bench.measure.duel import Row
+from bench.measure.profile import kernels
+from bench.measure.program import program
+from bench.measure.provenance import origin_line, print_table, provenance, write_csv
+from bench.measure.timing import compare, summary
 
 LENGTHS = (35, 140)
 FORMATS = (("float32", "tf32"), ("bfloat16", ""), ("float16", ""), ("float32", "strict"))

@@ -22,11 +22,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.downstream_packages import PACKAGES, Package
-from bench.downstream_swap import OUT, SIDE, Ran, Results, load
-from bench.provenance import provenance, write_csv
+from bench.cases.downstream_packages import PACKAGES, Package
+from bench.measure.downstream_swap import OUT, SIDE, Ran, Results, load
+from bench.measure.provenance import provenance, write_csv
 
 HERE = Path(__file__).parent
+CASES = "bench.cases.downstream_cases"
 OURS = ("fastcells", "fastcells-c", "convert")
 TESTED = ("torch.nn", "fastcells", "fastcells-c")
 # A float32 result that torch happens to hit exactly, a scalar loss for one, may be this many roundings off in ours.
@@ -87,13 +88,13 @@ def _pip(command: str, *arguments: str) -> None:
         raise NotHere((done.stderr.strip().splitlines() or [f"pip exited with {done.returncode}"])[-1])
 
 
-def compare_cases(package: Package, version: str, folder: Path, module: str = "bench.downstream_cases") -> list[Row]:
+def compare_cases(package: Package, version: str, folder: Path, module: str = CASES) -> list[Row]:
     """Every case of the package on every side, each in a process of its own."""
     ran: dict[str, dict[str, Ran]] = {}
     for side in ("float64", "torch.nn", *OURS):
         out = folder / f"{package.name}-{side}.pt"
         out.unlink(missing_ok=True)
-        _child(folder, ["-m", "bench.downstream_swap", side, module, package.name, str(out)])
+        _child(folder, ["-m", "bench.measure.downstream_swap", side, module, package.name, str(out)])
         ran[side] = load(out) if out.exists() else {}
     died = Ran("the process died", {}, {})
     rows = []
@@ -150,7 +151,7 @@ def compare_tests(package: Package, version: str, folder: Path) -> list[Row]:
     for side in TESTED:
         out = folder / f"{package.name}-{side}.jsonl"
         out.unlink(missing_ok=True)
-        line = ["-m", "pytest", "-p", "bench.downstream_swap", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
+        line = ["-m", "pytest", "-p", "bench.measure.downstream_swap", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
         where = source(package, folder, version)
         log = _child(folder, [*line, "--tb=short", *package.tests], {SIDE: side, OUT: str(out)}, where)
         lines = [json.loads(text) for text in out.read_text().splitlines()] if out.exists() else []

@@ -5,7 +5,7 @@
 #
 #   PART=tests|table|tune      one part (default: tests and table)
 #   DEVICE=cpu                 a rehearsal without a GPU: Triton's interpreter, tiny shapes, bench/results left alone
-#   TESTS="tests/test_x.py"    which tests
+#   TESTS="tests/triton"        which tests
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -26,7 +26,7 @@ esac
 
 if [ "$device" = cpu ]; then
   export TRITON_INTERPRET=1
-  tiny=--tiny selection=smoke rounds=${ROUNDS:-2} tests=${TESTS:-tests/test_rules.py tests/test_plan.py}
+  tiny=--tiny selection=smoke rounds=${ROUNDS:-2} tests=${TESTS:-tests/triton/test_rules.py tests/triton/test_plan.py}
   contenders=fastcells-auto,fastcells-triton
 else
   tiny='' selection=short rounds=${ROUNDS:-20} tests=${TESTS:-tests}

@@ -19,12 +19,12 @@ from collections.abc import Iterator
 
 import torch
 
-from bench.cases import CELLS, Case
-from bench.duel import Row, complete, measure
-from bench.model import Skipped
-from bench.pictures import grid
-from bench.provenance import RESULTS, origin_line, print_table, provenance, shown, write_csv
-from bench.results_file import case_of, key, number, read
+from bench.cases.case import CELLS, Case
+from bench.cases.model import Skipped
+from bench.measure.duel import Row, complete, measure
+from bench.measure.pictures import grid
+from bench.measure.provenance import RESULTS, origin_line, print_table, provenance, shown, write_csv
+from bench.measure.results_file import case_of, key, number, read
 from fastcells.dispatch import IMPLEMENTATIONS
 
 MODES = ("forward", "forward+backward")

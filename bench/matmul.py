@@ -15,9 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.guard import must_agree
-from bench.provenance import origin_line, print_table, provenance, write_csv
-from bench.timing import calls_per_measurement, compare, summary
+from bench.measure.guard import must_agree
+from bench.measure.provenance import origin_line, print_table, provenance, write_csv
+from bench.measure.timing import calls_per_measurement, compare, summary
 from fastcells.backends.cpu import native
 
 SHAPES = (

@@ -13,7 +13,7 @@ import warnings
 
 import torch
 
-from bench.provenance import print_table, provenance, write_csv
+from bench.measure.provenance import print_table, provenance, write_csv
 from fastcells.charlm import PRESETS, CharLM, Epoch, Vocabulary, bundled_corpus, train
 
 

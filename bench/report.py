@@ -15,11 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import pictures
-from bench.cases import CELLS, Case, generation, lesson
-from bench.duel import Row
-from bench.provenance import RESULTS, ROOT, print_table, write_csv
-from bench.results_file import KEY, derived, key, number, read, slug
+from bench.cases.case import CELLS, Case, generation, lesson
+from bench.measure import pictures
+from bench.measure.duel import Row
+from bench.measure.provenance import RESULTS, ROOT, print_table, write_csv
+from bench.measure.results_file import KEY, derived, key, number, read, slug
 
 SECTION = re.compile(r"(<!-- bench: (\S+) -->\n).*?(<!-- /bench -->)", re.S)
 COLUMNS = (

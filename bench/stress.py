@@ -19,13 +19,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bench.cases import CELLS, Case
-from bench.contenders import contenders, torch_nn
-from bench.duel import prepare
-from bench.guard import GuardError, must_agree, tolerance
-from bench.model import Skipped
-from bench.program import program
-from bench.task import Task, matmul_precision
+from bench.cases.case import CELLS, Case
+from bench.cases.contenders import contenders, torch_nn
+from bench.cases.model import Skipped
+from bench.cases.task import Task, matmul_precision
+from bench.measure.duel import prepare
+from bench.measure.guard import GuardError, must_agree, tolerance
+from bench.measure.program import program
 from fastcells.dispatch import IMPLEMENTATIONS
 
 Check = Callable[[Case, str, torch.device], None]

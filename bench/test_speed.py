@@ -10,12 +10,12 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.cases import Case
-from bench.contenders import as_auto
-from bench.duel import complete, prepare, row
-from bench.model import Skipped
-from bench.task import Task, matmul_precision
-from bench.timing import calls_per_measurement, clock, once
+from bench.cases.case import Case
+from bench.cases.contenders import as_auto
+from bench.cases.model import Skipped
+from bench.cases.task import Task, matmul_precision
+from bench.measure.duel import complete, prepare, row
+from bench.measure.timing import calls_per_measurement, clock, once
 
 WARMUP = 2
 

@@ -22,13 +22,13 @@ from unittest.mock import patch
 
 import torch
 
-from bench.cases import CELLS, Case
-from bench.duel import Row, prepare
-from bench.guard import GuardError
-from bench.model import Skipped
-from bench.provenance import origin_line, print_table, provenance, write_csv
-from bench.task import matmul_precision
-from bench.timing import compare, ratio, summary
+from bench.cases.case import CELLS, Case
+from bench.cases.model import Skipped
+from bench.cases.task import matmul_precision
+from bench.measure.duel import Row, prepare
+from bench.measure.guard import GuardError
+from bench.measure.provenance import origin_line, print_table, provenance, write_csv
+from bench.measure.timing import compare, ratio, summary
 from fastcells.kernels.triton import plan
 
 SPACE = {

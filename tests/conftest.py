@@ -1,4 +1,4 @@
-"""Shared by all tests: the device, and a fixed seed."""
+"""Shared by all tests: Triton's interpreter, the device, a fixed seed, and which tests a GPU is needed for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,20 @@ if not torch.cuda.is_available():
 
 # The shapes here are tiny: a second thread costs more than it gives, most of all when the machine is busy.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` on a machine without one."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """A process for each core; with a GPU one in all, since the split kernels fill the device."""
+    return 1 if torch.cuda.is_available() else None
 
 
 @pytest.fixture(autouse=True)

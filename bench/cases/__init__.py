@@ -1,0 +1,1 @@
+"""What is measured: cases, the tasks made of them, and the contenders."""
