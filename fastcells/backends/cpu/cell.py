@@ -7,7 +7,12 @@ from torch import Tensor
 
 from fastcells.backends.cpu import library, native
 from fastcells.backends.torch.cell import Before, Gradients, State, TorchCell, Trace
+from fastcells.spec import SPECS
 from fastcells.transforms import traced
+
+
+def _lengths(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.sum((0, 2))
 
 
 class CpuCell(TorchCell):
@@ -36,13 +41,15 @@ class CpuCell(TorchCell):
     ) -> Trace:
         reverse = steps.step < 0
         if not traced():
-            f = native.forward(self.name, x, state, w_hh, b_hh, mask, resets=resets, reverse=reverse, save=save)
+            f = native.forward(
+                self.name, x, state, w_hh, b_hh, _lengths(mask), resets=resets, reverse=reverse, save=save
+            )
             return Trace(f.hidden, f.last, tuple(t for t in (f.cells, f.saved) if t is not None), f.out)
         h0, c0 = (*state, None)[:2]
         out, hidden, cells, saved, *last = library.cpu_forward(
-            x, h0, c0, w_hh, b_hh, mask, resets, self.name, reverse, save
+            x, h0, c0, w_hh, b_hh, _lengths(mask), resets, self.name, reverse, save
         )
-        kept = (cells,) * (c0 is not None) + (saved,) * (native.CELLS[self.name].saved > 0)
+        kept = (cells,) * (c0 is not None) + (saved,) * (bool(SPECS[self.name].saved))
         return Trace(hidden if save else out, tuple(last[: self.states]), kept, out)
 
     def backward(
@@ -59,7 +66,7 @@ class CpuCell(TorchCell):
         resets: Tensor | None = None,
     ) -> Gradients:
         cells = saved[0] if self.states == 2 else None
-        gates = saved[-1] if native.CELLS[self.name].saved else None
+        gates = saved[-1] if SPECS[self.name].saved else None
         reverse = steps.step < 0
         if not traced():
             return native.backward(
@@ -68,7 +75,7 @@ class CpuCell(TorchCell):
                 d_last,
                 state,
                 w_hh,
-                mask,
+                _lengths(mask),
                 hidden,
                 cells,
                 gates,
@@ -77,7 +84,7 @@ class CpuCell(TorchCell):
             )
         (h0, c0), (d_h_n, d_c_n) = (*state, None)[:2], (*d_last, None)[:2]
         d_x, d_gates, *d_state = library.cpu_backward(
-            d_hidden, d_h_n, d_c_n, h0, c0, w_hh, mask, resets, hidden, cells, gates, self.name, reverse
+            d_hidden, d_h_n, d_c_n, h0, c0, w_hh, _lengths(mask), resets, hidden, cells, gates, self.name, reverse
         )
         return Gradients(d_x, d_gates if self.name == "gru" else d_x, tuple(d_state[: self.states]))
 

@@ -84,25 +84,31 @@ def written(*outputs: tuple[str, Tensor | None, tuple[int, ...]]) -> list[int]:
     return addresses
 
 
-def mask(name: str, mask: Tensor | None, T: int, B: int) -> Tensor | None:
-    """bool [T, B] or [T, B, 1], or None."""
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device.type != "cpu":
-        shown = f"{mask.dtype} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
+def flags(name: str, t: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """A bool tensor of a shape, or of that shape with a 1 at its end; RuntimeError."""
+    if not isinstance(t, Tensor) or t.dtype != torch.bool or t.device.type != "cpu":
+        shown = f"{t.dtype} on {t.device}" if isinstance(t, Tensor) else type(t).__name__
         raise RuntimeError(f"{name} must be bool on the CPU, got {shown}")
-    if mask.shape not in ((T, B), (T, B, 1)):
-        raise RuntimeError(f"{name} must be {[T, B]}, got {list(mask.shape)}")
-    return in_memory(name, mask.contiguous())
+    if t.shape not in (shape, (*shape, 1)):
+        raise RuntimeError(f"{name} must be {list(shape)}, got {list(t.shape)}")
+    return in_memory(name, t.contiguous())
+
+
+def lengths(name: str, t: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """Integers of a shape, as int64; RuntimeError."""
+    if not isinstance(t, Tensor) or t.shape != shape or t.device.type != "cpu" or not is_token_ids(t):
+        shown = f"{t.dtype} {list(t.shape)} on {t.device}" if isinstance(t, Tensor) else type(t).__name__
+        raise RuntimeError(f"{name} must be integers {list(shape)} on the CPU, got {shown}")
+    return in_memory(name, t.long().contiguous())
 
 
 def pair(
-    state: tuple[Tensor, ...], states: int, shape: tuple[int, int], h: str, c: str
+    state: tuple[Tensor, ...], states: int, h: str = "h", c: str = "c"
 ) -> tuple[Tensor, Tensor | None]:
-    """(h, c), c being None where a cell has but one state."""
+    """(h, c), c being None where a cell has but one state; RuntimeError for another number of them."""
     if len(state) != states:
         raise RuntimeError(f"expected {states} states ({h}, {c}), got {len(state)}")
-    return float32(h, state[0], shape), float32(c, state[1], shape) if states == 2 else None
+    return state[0], state[1] if states == 2 else None
 
 
 def ids(ids: Tensor) -> Tensor:
