@@ -22,29 +22,25 @@ struct update {
     float *reset_hidden, *z; /* what the first phase leaves for the second: r * h, and z */
 };
 
-INLINE void store_h(const struct update *at, vec new, vec old) {
-    store_n(at->h, at->active ? new : old, at->lanes);
-    if (at->out) store_n(at->out, at->active ? new : splat(0.0f), at->lanes);
-}
-
 /* product: h W^T + b of the phase's gates. */
 INLINE void update_vector(enum cell cell, size_t phase, const struct update *at, const vec product[MAX_GATES]) {
     const size_t H = at->H, lanes = at->lanes;
     const float *x = at->x;
-    const vec old = at->reset ? splat(0.0f) : load_n(at->h_prev, lanes);
+    float *saved = at->saved;
+    vec old = at->reset ? splat(0.0f) : load_n(at->h_prev, lanes), new;
     switch (cell) {
-    case RNN_TANH: store_h(at, tanh_of(load_n(x, lanes) + product[0]), old); break;
-    case RNN_RELU: store_h(at, relu(load_n(x, lanes) + product[0]), old); break;
+    case RNN_TANH: new = tanh_of(load_n(x, lanes) + product[0]); break;
+    case RNN_RELU: new = relu(load_n(x, lanes) + product[0]); break;
     case GRU_RESET_AFTER: {
         vec r = sigmoid(load_n(x, lanes) + product[0]);
         vec z = sigmoid(load_n(x + H, lanes) + product[1]);
         vec n = tanh_of(load_n(x + 2 * H, lanes) + r * product[2]);
-        store_h(at, n + z * (old - n), old);
-        if (at->saved) {
-            store_n(at->saved, r, lanes);
-            store_n(at->saved + H, z, lanes);
-            store_n(at->saved + 2 * H, n, lanes);
-            store_n(at->saved + 3 * H, product[2], lanes);
+        new = n + z * (old - n);
+        if (saved) {
+            store_n(saved, r, lanes);
+            store_n(saved + H, z, lanes);
+            store_n(saved + 2 * H, n, lanes);
+            store_n(saved + 3 * H, product[2], lanes);
         }
         break;
     }
@@ -54,15 +50,15 @@ INLINE void update_vector(enum cell cell, size_t phase, const struct update *at,
             vec z = sigmoid(load_n(x + H, lanes) + product[1]);
             store_n(at->reset_hidden, r * old, lanes);
             store_n(at->z, z, lanes);
-            if (at->saved) {
-                store_n(at->saved, r, lanes);
-                store_n(at->saved + H, z, lanes);
+            if (saved) {
+                store_n(saved, r, lanes);
+                store_n(saved + H, z, lanes);
             }
-        } else {
-            vec n = tanh_of(load_n(x + 2 * H, lanes) + product[0]), z = load_n(at->z, lanes);
-            store_h(at, n + z * (old - n), old);
-            if (at->saved) store_n(at->saved + 2 * H, n, lanes);
+            return; /* h follows when r * h has gone through its weights */
         }
+        vec n = tanh_of(load_n(x + 2 * H, lanes) + product[0]);
+        new = n + load_n(at->z, lanes) * (old - n);
+        if (saved) store_n(saved + 2 * H, n, lanes);
         break;
     }
     default: { /* LSTM */
@@ -71,18 +67,20 @@ INLINE void update_vector(enum cell cell, size_t phase, const struct update *at,
         vec g = tanh_of(load_n(x + 2 * H, lanes) + product[2]);
         vec o = sigmoid(load_n(x + 3 * H, lanes) + product[3]);
         vec c_old = at->reset ? splat(0.0f) : load_n(at->c, lanes), c_new = f * c_old + i * g;
-        store_h(at, o * tanh_of(c_new), old);
+        new = o * tanh_of(c_new);
         if (!at->active) c_new = c_old;
         store_n(at->c, c_new, lanes);
-        if (at->saved) {
-            store_n(at->saved, i, lanes);
-            store_n(at->saved + H, f, lanes);
-            store_n(at->saved + 2 * H, g, lanes);
-            store_n(at->saved + 3 * H, o, lanes);
+        if (saved) {
+            store_n(saved, i, lanes);
+            store_n(saved + H, f, lanes);
+            store_n(saved + 2 * H, g, lanes);
+            store_n(saved + 3 * H, o, lanes);
             store_n(at->cells, c_new, lanes);
         }
     }
     }
+    store_n(at->h, at->active ? new : old, lanes);
+    if (at->out) store_n(at->out, at->active ? new : splat(0.0f), lanes);
 }
 
 /* The same for the backward. */
