@@ -41,7 +41,7 @@ CHECKS: dict[str, Callable[[str, Tensor | None, tuple[int, ...]], Tensor]] = {
 
 
 def _for_the_caller(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return like.new_empty(shape)
+    return like.new_empty(*shape)
 
 
 def _kept(like: Tensor, shape: tuple[int, ...]) -> Tensor:

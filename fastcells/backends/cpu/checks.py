@@ -34,11 +34,12 @@ def float32(name: str, t: Tensor | None, shape: tuple[int, ...], *, rows_apart: 
     """A float32 tensor on the CPU, contiguous, or a matrix with contiguous rows that may lie apart; RuntimeError."""
     if not isinstance(t, Tensor):
         raise RuntimeError(f"{name} must be a tensor of shape {list(shape)}, got {type(t).__name__}")
-    if t.shape != shape or t.dtype != torch.float32 or t.device.type != "cpu":
+    if not t.is_cpu or t.dtype is not torch.float32 or t.shape != shape:
         raise RuntimeError(
             f"{name} must be float32 {list(shape)} on the CPU, got {t.dtype} {list(t.shape)} on {t.device}"
         )
-    t = t.resolve_neg()
+    if t.is_neg():
+        t = t.resolve_neg()
     if not (rows_apart and t.layout is torch.strided and t.stride(1) == 1 and t.stride(0) >= t.shape[1]):
         t = t.contiguous()  # raises for a layout that has no strides
     return in_memory(name, t)
@@ -69,10 +70,10 @@ def written(*outputs: tuple[str, Tensor | None, tuple[int, ...]]) -> list[int]:
             continue
         address = t.data_ptr()
         if not (
-            t.dtype is torch.float32
+            t.is_cpu
+            and t.dtype is torch.float32
             and t.shape == shape
             and t.is_contiguous()
-            and t.device.type == "cpu"
             and address % 4 == 0
             and (address != 0 or t.numel() == 0)
         ):
@@ -86,7 +87,7 @@ def written(*outputs: tuple[str, Tensor | None, tuple[int, ...]]) -> list[int]:
 
 def flags(name: str, t: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     """A bool tensor of a shape, or of that shape with a 1 at its end; RuntimeError."""
-    if not isinstance(t, Tensor) or t.dtype != torch.bool or t.device.type != "cpu":
+    if not isinstance(t, Tensor) or t.dtype != torch.bool or not t.is_cpu:
         shown = f"{t.dtype} on {t.device}" if isinstance(t, Tensor) else type(t).__name__
         raise RuntimeError(f"{name} must be bool on the CPU, got {shown}")
     if t.shape not in (shape, (*shape, 1)):
@@ -96,7 +97,7 @@ def flags(name: str, t: Tensor | None, shape: tuple[int, ...]) -> Tensor:
 
 def lengths(name: str, t: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     """Integers of a shape, as int64; RuntimeError."""
-    if not isinstance(t, Tensor) or t.shape != shape or t.device.type != "cpu" or not is_token_ids(t):
+    if not isinstance(t, Tensor) or t.shape != shape or not t.is_cpu or not is_token_ids(t):
         shown = f"{t.dtype} {list(t.shape)} on {t.device}" if isinstance(t, Tensor) else type(t).__name__
         raise RuntimeError(f"{name} must be integers {list(shape)} on the CPU, got {shown}")
     return in_memory(name, t.long().contiguous())
@@ -113,7 +114,7 @@ def pair(
 
 def ids(ids: Tensor) -> Tensor:
     """Integers [N], as int64."""
-    if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.device.type != "cpu" or not is_token_ids(ids):
+    if not isinstance(ids, Tensor) or ids.dim() != 1 or not ids.is_cpu or not is_token_ids(ids):
         shown = f"{ids.dtype} {list(ids.shape)} on {ids.device}" if isinstance(ids, Tensor) else type(ids).__name__
         raise RuntimeError(f"ids must be a vector of integers on the CPU, got {shown}")
     return in_memory("ids", ids.long().contiguous())
