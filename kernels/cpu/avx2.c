@@ -17,7 +17,7 @@ static int supported(void) {
 #define REGISTERS 16
 #define BACKEND avx2
 
-#include "body.h"
+#include "kernels.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -18,7 +18,7 @@ static int supported(void) {
 #define REGISTERS 32
 #define BACKEND avx512
 
-#include "body.h"
+#include "kernels.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

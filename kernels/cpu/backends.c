@@ -1,4 +1,4 @@
-#include "recurrence.h"
+#include "backends.h"
 
 extern const struct backend backend_portable;
 #if defined(__x86_64__)

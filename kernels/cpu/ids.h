@@ -3,22 +3,11 @@
 #ifndef FASTCELLS_IDS_H
 #define FASTCELLS_IDS_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "arguments.h"
 
-struct ids {
-    size_t tokens, rows, vocabulary;
-    const int64_t *ids; /* [tokens], each below the vocabulary */
-    const float *w;     /* gather: [rows, vocabulary] */
-    const float *b;     /* gather: [rows], or NULL */
-    const float *d;     /* scatter: [tokens, rows] */
-    float *out;         /* gather: [tokens, rows] out; scatter: [rows, vocabulary] out */
-    float *sums;        /* scatter: [rows] out, the sum of d over the tokens */
-};
-
-/* The position of the first id outside the vocabulary, or `tokens`. */
-size_t ids_outside(const struct ids *task);
-void ids_gather(const struct ids *task, int threads);
-void ids_scatter(const struct ids *task, int threads);
+/* The position of the first id outside the vocabulary, or `tokens`. The two below need all ids inside. */
+size_t ids_outside(const int64_t *ids, size_t tokens, size_t vocabulary);
+void ids_gather(const struct gather *task, int threads);
+void ids_scatter(const struct scatter *task, int threads); /* the adjoint; sums in the order of the tokens */
 
 #endif

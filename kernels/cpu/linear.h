@@ -3,6 +3,11 @@
    W is packed into panels once a call. A member of the team then takes a block of rows that stays in a core's
    second-level cache, and goes through the panels with it: a panel stays in the first-level cache for as long as the
    rows stream by. Every sum goes along K in parts of fixed length, whatever the number of threads. */
+#ifndef FASTCELLS_LINEAR_H
+#define FASTCELLS_LINEAR_H
+
+#include "arguments.h"
+#include "panels.h"
 
 enum { LINEAR_WIDE = 3 };        /* vectors of columns in a tile */
 enum { BLOCK_FLOATS = 48 << 10 }; /* of x in a block of rows: it shares a second-level cache with a panel */
@@ -50,19 +55,19 @@ static void linear_block(const struct linear_job *job, size_t first_row, size_t 
     const struct linear *task = job->task;
     const size_t K = task->K;
     tile_t products;
-    struct wanted wanted;
+    struct prefetch list;
     for (size_t k = 0; k < K; k += LONGEST) {
-        const size_t terms = K - k < LONGEST ? K - k : LONGEST;
+        const size_t terms = min_size(K - k, LONGEST);
         for (size_t tile = first_tile; tile < end_tile; tile++) {
             const size_t vector = linear_vector(task, tile), count = linear_vector(task, tile + 1) - vector;
             const float *panel = job->panels + (vector * K + k * count) * LANES;
             for (size_t done = 0, some; done < rows; done += some) {
                 const size_t row = first_row + done;
                 some = height(rows, done, ROWS[count]);
-                wanted.count = 0;
+                list.count = 0;
                 for (size_t r = 0; r < some; r++)
-                    want(&wanted, task->out + (row + r) * task->columns + vector * LANES, 1, 0, count);
-                multiply(some, count, products, task->x + row * task->x_step + k, task->x_step, panel, terms, &wanted);
+                    prefetch(&list, task->out + (row + r) * task->columns + vector * LANES, 1, 0, count);
+                gemm_tile(some, count, products, task->x + row * task->x_stride + k, task->x_stride, panel, terms, &list);
                 put_tile(task, products, row, some, vector, count, k == 0);
             }
         }
@@ -75,7 +80,7 @@ static struct grid linear_grid(const struct linear *task, size_t team) {
     struct grid best = {1, 1};
     size_t least = (size_t)-1;
     for (size_t groups = team; groups >= 1; groups--) {
-        const size_t members = team / groups < tiles ? team / groups : tiles;
+        const size_t members = min_size(team / groups, tiles);
         if (groups > heights) continue;
         const size_t work = ceil_div(heights, groups) * ceil_div(tiles, members);
         if (work < least) {
@@ -90,7 +95,8 @@ static void linear_member(void *argument, int member, int members) {
     const struct linear_job *job = argument;
     const struct linear *task = job->task;
     const size_t tiles = linear_tiles(task), me = (size_t)member, team = (size_t)members;
-    for (size_t tile = tiles * me / team; tile < tiles * (me + 1) / team; tile++) {
+    const struct range packed = part_of(tiles, me, team);
+    for (size_t tile = packed.first; tile < packed.end; tile++) {
         const size_t vector = linear_vector(task, tile), width = linear_vector(task, tile + 1) - vector;
         float *panel = job->panels + vector * task->K * LANES;
         for (size_t v = 0; v < width; v++) pack_columns(task, panel + v * LANES, (vector + v) * LANES, width);
@@ -99,7 +105,7 @@ static void linear_member(void *argument, int member, int members) {
     const struct grid grid = linear_grid(task, team);
     if (me >= grid.row_groups * grid.members) return;
     const struct share share = share_of(grid, me, task->rows, tiles);
-    const size_t fitting = BLOCK_FLOATS / (task->K < LONGEST ? task->K : LONGEST), most = fitting > 48 ? fitting : 48;
+    const size_t fitting = BLOCK_FLOATS / min_size(task->K, LONGEST), most = fitting > 48 ? fitting : 48;
     for (size_t done = 0, rows; done < share.rows; done += rows) {
         rows = height(share.rows, done, most);
         linear_block(job, share.first_row + done, rows, share.first_tile, share.first_tile + share.tiles);
@@ -107,13 +113,12 @@ static void linear_member(void *argument, int member, int members) {
 }
 
 static int linear(const struct linear *task, int threads) {
-    const size_t panels = ceil_div(task->columns, LANES) * LANES * task->K;
-    char *memory = scratch(sizeof(struct barrier) + panels * sizeof(float));
-    if (!memory) return -1;
-    struct linear_job job = {.task = task, .barrier = (struct barrier *)memory};
-    barrier_init(job.barrier);
-    job.panels = (float *)(memory + sizeof(struct barrier));
+    struct linear_job job = {.task = task};
+    job.panels = scratch(&job.barrier, 1, ceil_div(task->columns, LANES) * LANES * task->K);
+    if (!job.panels) return -1;
     team_run(threads, linear_member, &job);
-    free(memory);
+    free(job.barrier);
     return 0;
 }
+
+#endif

@@ -1,27 +1,65 @@
-/* The Python module fastcells.kernels._cpu. It takes addresses as integers; ../../fastcells/native.py has checked
-   the tensors behind them. */
+/* The Python module fastcells.kernels._cpu. It takes addresses as integers; fastcells/backends/cpu has checked the
+   tensors behind them. What a kernel takes stands in arguments.h. */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
 
+#include "backends.h"
 #include "ids.h"
-#include "recurrence.h"
 #include "team.h"
 
-/* The next argument, as a size or as an address. An error is left for the caller to see. */
-static size_t size(PyObject *const **args) { return PyLong_AsSize_t(*(*args)++); }
+/* An argument of a kernel, for Python. */
+struct argument {
+    const char *name;
+    const char *kind;  /* "number", "read", "write" or "keep" */
+    const char *type;  /* C's */
+    const char *shape; /* of a tensor */
+    const char *when;
+};
+
+#define NUMBER_ROW(type, name) {#name, "number", #type, "", ""},
+#define READ_ROW(type, name, shape, when) {#name, "read", #type, shape, when},
+#define WRITE_ROW(name, shape, when) {#name, "write", "float", shape, when},
+#define KEEP_ROW(name, shape, when) {#name, "keep", "float", shape, when},
+#define TABLE(name, ARGUMENTS)                                                                                         \
+    static const struct argument name##_arguments[] = {ARGUMENTS(NUMBER_ROW, READ_ROW, WRITE_ROW, KEEP_ROW){NULL}}
+TABLE(forward, FORWARD_ARGUMENTS);
+TABLE(backward, BACKWARD_ARGUMENTS);
+TABLE(weight_grad, WEIGHT_GRAD_ARGUMENTS);
+TABLE(linear, LINEAR_ARGUMENTS);
+TABLE(matvec, MATVEC_ARGUMENTS);
+TABLE(step_in_place, STEP_IN_PLACE_ARGUMENTS);
+TABLE(gather, GATHER_ARGUMENTS);
+TABLE(scatter, SCATTER_ARGUMENTS);
+
+/* The next argument, as a number or as an address. An error is left for the caller to see. */
+static size_t number(PyObject *const **args) { return PyLong_AsSize_t(*(*args)++); }
 static void *address(PyObject *const **args) { return PyLong_AsVoidPtr(*(*args)++); }
 
-static int count_is(Py_ssize_t given, Py_ssize_t wanted) {
-    if (given == wanted) return 1;
-    PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", wanted, given);
+#define READ_NUMBER(type, name) task.name = (type)number(&args);
+#define READ_ADDRESS(type, name, shape, when) task.name = address(&args);
+#define READ_OUTPUT(name, shape, when) task.name = address(&args);
+
+/* Is there every argument, in its place, and with its name where one is given? `positional` may come without. */
+static int complete(const struct argument *arguments, Py_ssize_t positional, PyObject *names) {
+    const Py_ssize_t named = names ? PyTuple_Size(names) : 0;
+    Py_ssize_t count = 0;
+    for (; arguments[count].name; count++) {
+        if (count < positional || count >= positional + named) continue;
+        PyObject *name = PyTuple_GetItem(names, count - positional);
+        if (!name || PyUnicode_CompareWithASCIIString(name, arguments[count].name) == 0) continue;
+        PyErr_Format(PyExc_TypeError, "argument %zd is %s, got %S", count, arguments[count].name, name);
+        return 0;
+    }
+    if (positional + named == count) return 1;
+    PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", count, positional + named);
     return 0;
 }
 
-/* The backend, the cell and the number of threads are what would run past the end of a table. */
+/* What would run past the end of a table: the backend, the cell, and the number of threads. */
 static const struct backend *backend_at(size_t index, size_t cell, size_t threads) {
     if (PyErr_Occurred()) return NULL;
-    if (index < (size_t)backend_count && backends[index]->supported() && cell < CELLS && threads >= 1 &&
+    if (index < (size_t)backend_count && backends[index]->supported() && cell < NUM_CELLS && threads >= 1 &&
         threads <= 4096)
         return backends[index];
     PyErr_Format(PyExc_ValueError, "no backend %zu on this machine, no cell %zu, or not %zu threads", index, cell,
@@ -29,180 +67,105 @@ static const struct backend *backend_at(size_t index, size_t cell, size_t thread
     return NULL;
 }
 
-static PyObject *result(int status) {
-    if (status) return PyErr_NoMemory();
-    Py_RETURN_NONE;
-}
+/* py_NAME(backend, threads, the kernel's arguments, which may be named); CELL: of its task. */
+#define KERNEL(NAME, ARGUMENTS, CELL)                                                                                  \
+    static PyObject *py_##NAME(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {             \
+        (void)self;                                                                                                    \
+        struct NAME task;                                                                                              \
+        if (!complete(NAME##_arguments, count - 2, names)) return NULL;                                                \
+        const size_t backend = number(&args), threads = number(&args);                                                 \
+        ARGUMENTS(READ_NUMBER, READ_ADDRESS, READ_OUTPUT, READ_OUTPUT)                                                 \
+        const struct backend *chosen = backend_at(backend, CELL, threads);                                             \
+        if (!chosen) return NULL;                                                                                      \
+        int status;                                                                                                    \
+        Py_BEGIN_ALLOW_THREADS;                                                                                        \
+        status = chosen->NAME(&task, (int)threads);                                                                    \
+        Py_END_ALLOW_THREADS;                                                                                          \
+        if (status) return PyErr_NoMemory();                                                                           \
+        Py_RETURN_NONE;                                                                                                \
+    }
+KERNEL(forward, FORWARD_ARGUMENTS, (size_t)task.cell)
+KERNEL(backward, BACKWARD_ARGUMENTS, (size_t)task.cell)
+KERNEL(weight_grad, WEIGHT_GRAD_ARGUMENTS, 0)
+KERNEL(linear, LINEAR_ARGUMENTS, 0)
+KERNEL(matvec, MATVEC_ARGUMENTS, 0)
+KERNEL(step_in_place, STEP_IN_PLACE_ARGUMENTS, (size_t)task.cell)
 
-static PyObject *py_forward(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    (void)self;
-    if (!count_is(count, 20)) return NULL;
-    size_t backend = size(&args), cell = size(&args), threads = size(&args);
-    struct forward f = {.cell = (enum cell)cell};
-    f.T = size(&args), f.B = size(&args), f.H = size(&args);
-    f.reverse = size(&args) != 0;
-    f.x = address(&args), f.w = address(&args), f.b = address(&args);
-    f.mask = address(&args), f.resets = address(&args);
-    f.h0 = address(&args), f.c0 = address(&args);
-    f.h = address(&args), f.c = address(&args), f.saved = address(&args), f.out = address(&args);
-    f.h_n = address(&args), f.c_n = address(&args);
-    const struct backend *chosen = backend_at(backend, cell, threads);
-    if (!chosen) return NULL;
-    int status;
-    Py_BEGIN_ALLOW_THREADS;
-    status = chosen->forward(&f, (int)threads);
-    Py_END_ALLOW_THREADS;
-    return result(status);
-}
-
-static PyObject *py_backward(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    (void)self;
-    if (!count_is(count, 22)) return NULL;
-    size_t backend = size(&args), cell = size(&args), threads = size(&args);
-    struct backward b = {.cell = (enum cell)cell};
-    b.T = size(&args), b.B = size(&args), b.H = size(&args);
-    b.reverse = size(&args) != 0;
-    b.w = address(&args), b.mask = address(&args), b.resets = address(&args);
-    b.h0 = address(&args), b.c0 = address(&args);
-    b.h = address(&args), b.c = address(&args), b.saved = address(&args);
-    b.d_out = address(&args), b.d_h_n = address(&args), b.d_c_n = address(&args);
-    b.d_x = address(&args), b.d_gates = address(&args);
-    b.d_h0 = address(&args), b.d_c0 = address(&args);
-    const struct backend *chosen = backend_at(backend, cell, threads);
-    if (!chosen) return NULL;
-    int status;
-    Py_BEGIN_ALLOW_THREADS;
-    status = chosen->backward(&b, (int)threads);
-    Py_END_ALLOW_THREADS;
-    return result(status);
-}
-
-static PyObject *py_weights(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    (void)self;
-    if (!count_is(count, 12)) return NULL;
-    size_t backend = size(&args), threads = size(&args);
-    struct weights w = {.tokens = size(&args)};
-    w.rows = size(&args), w.columns = size(&args), w.d_step = size(&args), w.split = size(&args);
-    w.d = address(&args), w.x[0] = address(&args), w.x[1] = address(&args);
-    w.out = address(&args), w.sums = address(&args);
-    const struct backend *chosen = backend_at(backend, 0, threads);
-    if (!chosen) return NULL;
-    int status;
-    Py_BEGIN_ALLOW_THREADS;
-    status = chosen->weights(&w, (int)threads);
-    Py_END_ALLOW_THREADS;
-    return result(status);
-}
-
-static PyObject *py_linear(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    (void)self;
-    if (!count_is(count, 11)) return NULL;
-    size_t backend = size(&args), threads = size(&args);
-    struct linear l = {.rows = size(&args)};
-    l.K = size(&args), l.columns = size(&args), l.x_step = size(&args);
-    l.transposed = size(&args) != 0;
-    l.x = address(&args), l.w = address(&args), l.b = address(&args), l.out = address(&args);
-    const struct backend *chosen = backend_at(backend, 0, threads);
-    if (!chosen) return NULL;
-    int status;
-    Py_BEGIN_ALLOW_THREADS;
-    status = chosen->linear(&l, (int)threads);
-    Py_END_ALLOW_THREADS;
-    return result(status);
-}
-
-static PyObject *py_single(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    (void)self;
-    if (!count_is(count, 13)) return NULL;
-    size_t backend = size(&args), cell = size(&args), threads = size(&args);
-    struct single s = {.cell = (enum cell)cell};
-    s.H = size(&args), s.I = size(&args);
-    s.x = address(&args);
-    s.id = (int64_t)PyLong_AsLongLong(*args++);
-    s.w_ih = address(&args), s.w_hh = address(&args), s.b_ih = address(&args), s.b_hh = address(&args);
-    s.h = address(&args), s.c = address(&args);
-    const struct backend *chosen = backend_at(backend, cell, threads);
-    if (!chosen) return NULL;
-    if (s.id < 0 ? !s.x && s.I > 0 : (uint64_t)s.id >= s.I) /* a dense x of no elements has no address */
-        return PyErr_Format(PyExc_IndexError, "token id %lld is outside [0, %zu)", (long long)s.id, s.I);
-    int status;
-    Py_BEGIN_ALLOW_THREADS;
-    status = chosen->single(&s, (int)threads);
-    Py_END_ALLOW_THREADS;
-    return result(status);
-}
-
-static PyObject *py_matvec(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    (void)self;
-    if (!count_is(count, 8)) return NULL;
-    size_t backend = size(&args), threads = size(&args), rows = size(&args), columns = size(&args);
-    float *w = address(&args), *x = address(&args), *b = address(&args), *out = address(&args);
-    const struct backend *chosen = backend_at(backend, 0, threads);
-    if (!chosen) return NULL;
-    Py_BEGIN_ALLOW_THREADS;
-    chosen->matvec(out, w, x, b, rows, columns, (int)threads);
-    Py_END_ALLOW_THREADS;
-    Py_RETURN_NONE;
-}
-
-/* tokens, rows, vocabulary and ids, the same for both; 0 if there is an error. */
-static int read_ids(struct ids *task, PyObject *const **args, size_t *threads) {
-    *threads = size(args);
-    task->tokens = size(args), task->rows = size(args), task->vocabulary = size(args);
-    task->ids = address(args);
-    return backend_at((size_t)backend_count - 1, 0, *threads) != NULL;
-}
-
-/* Run `work` unless an id is outside the vocabulary. Its position, or the number of tokens if all are inside. */
-static PyObject *with_ids(const struct ids *task, size_t threads, void (*work)(const struct ids *, int)) {
-    size_t outside;
-    if (PyErr_Occurred()) return NULL;
-    Py_BEGIN_ALLOW_THREADS;
-    outside = ids_outside(task);
-    if (outside == task->tokens) work(task, (int)threads);
-    Py_END_ALLOW_THREADS;
-    return PyLong_FromSize_t(outside);
-}
-
-static PyObject *py_gather(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    (void)self;
-    size_t threads;
-    struct ids task = {0};
-    if (!count_is(count, 8) || !read_ids(&task, &args, &threads)) return NULL;
-    task.w = address(&args), task.b = address(&args), task.out = address(&args);
-    return with_ids(&task, threads, ids_gather);
-}
-
-static PyObject *py_scatter(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    (void)self;
-    size_t threads;
-    struct ids task = {0};
-    if (!count_is(count, 8) || !read_ids(&task, &args, &threads)) return NULL;
-    task.d = address(&args), task.out = address(&args), task.sums = address(&args);
-    return with_ids(&task, threads, ids_scatter);
-}
+/* py_NAME(threads, the arguments) -> position of an id outside the vocabulary, or the number of tokens. */
+#define IDS_KERNEL(NAME, ARGUMENTS)                                                                                    \
+    static PyObject *py_##NAME(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {             \
+        (void)self;                                                                                                    \
+        struct NAME task;                                                                                              \
+        if (!complete(NAME##_arguments, count - 1, names)) return NULL;                                                \
+        const size_t threads = number(&args);                                                                          \
+        ARGUMENTS(READ_NUMBER, READ_ADDRESS, READ_OUTPUT, READ_OUTPUT)                                                 \
+        if (!backend_at((size_t)backend_count - 1, 0, threads)) return NULL;                                           \
+        size_t outside;                                                                                                \
+        Py_BEGIN_ALLOW_THREADS;                                                                                        \
+        outside = ids_outside(task.ids, task.tokens, task.vocabulary);                                                 \
+        if (outside == task.tokens) ids_##NAME(&task, (int)threads);                                                   \
+        Py_END_ALLOW_THREADS;                                                                                          \
+        return PyLong_FromSize_t(outside);                                                                             \
+    }
+IDS_KERNEL(gather, GATHER_ARGUMENTS)
+IDS_KERNEL(scatter, SCATTER_ARGUMENTS)
 
 static PyObject *py_activations(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
-    if (!count_is(count, 5)) return NULL;
-    size_t backend = size(&args);
+    if (count != 5) return PyErr_Format(PyExc_TypeError, "expected 5 arguments, got %zd", count);
+    size_t backend = number(&args);
     float *x = address(&args), *sigmoid = address(&args), *tanh = address(&args);
-    size_t n = size(&args);
+    size_t n = number(&args);
     const struct backend *chosen = backend_at(backend, 0, 1);
     if (!chosen) return NULL;
     chosen->activations(x, sigmoid, tanh, n);
     Py_RETURN_NONE;
 }
 
+/* ---- what there is ---- */
+
+/* Append `item`, a new reference or NULL, to `list`, which becomes NULL after an error. */
+static void append(PyObject **list, PyObject *item) {
+    if (!item || !*list || PyList_Append(*list, item)) Py_CLEAR(*list);
+    Py_XDECREF(item);
+}
+
 static PyObject *py_backends(PyObject *self, PyObject *ignored) {
     (void)self, (void)ignored;
-    PyObject *names = PyList_New(0);
-    for (int i = 0; names && i < backend_count; i++) {
-        PyObject *entry = Py_BuildValue("(sO)", backends[i]->name, backends[i]->supported() ? Py_True : Py_False);
-        if (!entry || PyList_Append(names, entry)) Py_CLEAR(names);
-        Py_XDECREF(entry);
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && i < backend_count; i++)
+        append(&list, Py_BuildValue("(sO)", backends[i]->name, backends[i]->supported() ? Py_True : Py_False));
+    return list;
+}
+
+static PyObject *py_cells(PyObject *self, PyObject *ignored) {
+    (void)self, (void)ignored;
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && i < NUM_CELLS; i++) {
+        const struct cell_facts *c = &CELL_FACTS[i];
+        append(&list, Py_BuildValue("(snnnO)", c->name, (Py_ssize_t)c->gates, (Py_ssize_t)c->states,
+                                    (Py_ssize_t)c->num_saved, c->same_gradient ? Py_True : Py_False));
     }
-    return names;
+    return list;
+}
+
+static PyObject *py_arguments(PyObject *self, PyObject *ignored) {
+    (void)self, (void)ignored;
+#define ENTRY(NAME) {#NAME, NAME##_arguments}
+    static const struct {
+        const char *kernel;
+        const struct argument *arguments;
+    } tables[] = {ENTRY(forward), ENTRY(backward),      ENTRY(weight_grad), ENTRY(linear),
+                  ENTRY(matvec),  ENTRY(step_in_place), ENTRY(gather),      ENTRY(scatter)};
+    PyObject *found = PyDict_New();
+    for (size_t i = 0; found && i < sizeof tables / sizeof *tables; i++) {
+        PyObject *list = PyList_New(0);
+        for (const struct argument *a = tables[i].arguments; list && a->name; a++)
+            append(&list, Py_BuildValue("(sssss)", a->name, a->kind, a->type, a->shape, a->when));
+        if (!list || PyDict_SetItemString(found, tables[i].kernel, list)) Py_CLEAR(found);
+        Py_XDECREF(list);
+    }
+    return found;
 }
 
 static PyObject *py_team(PyObject *self, PyObject *ignored) {
@@ -210,29 +173,26 @@ static PyObject *py_team(PyObject *self, PyObject *ignored) {
     return PyUnicode_FromString(team_kind());
 }
 
+#define METHOD(NAME, FLAGS, DOC) {#NAME, (PyCFunction)(void (*)(void))py_##NAME, FLAGS, DOC}
+#define KERNEL_METHOD(NAME) METHOD(NAME, METH_FASTCALL | METH_KEYWORDS, #NAME "(backend, threads, *arguments()[" #NAME "])")
+#define IDS_METHOD(NAME)                                                                                               \
+    METHOD(NAME, METH_FASTCALL | METH_KEYWORDS, #NAME "(threads, *arguments()[" #NAME                                  \
+                                                      "]) -> position of an id outside, or tokens")
+
 static PyMethodDef methods[] = {
-    {"forward", (PyCFunction)(void (*)(void))py_forward, METH_FASTCALL,
-     "forward(backend, cell, threads, T, B, H, reverse, x, w, b, mask, resets, h0, c0, h, c, saved, out, "
-     "h_n, c_n)"},
-    {"backward", (PyCFunction)(void (*)(void))py_backward, METH_FASTCALL,
-     "backward(backend, cell, threads, T, B, H, reverse, w, mask, resets, h0, c0, h, c, saved, d_out, d_h_n, d_c_n, d_x, "
-     "d_gates, d_h0, d_c0)"},
-    {"weights", (PyCFunction)(void (*)(void))py_weights, METH_FASTCALL,
-     "weights(backend, threads, tokens, rows, columns, d_step, split, d, x, x_rest, out, sums)"},
-    {"linear", (PyCFunction)(void (*)(void))py_linear, METH_FASTCALL,
-     "linear(backend, threads, rows, K, columns, x_step, transposed, x, w, b, out)"},
-    {"single", (PyCFunction)(void (*)(void))py_single, METH_FASTCALL,
-     "single(backend, cell, threads, H, I, x, id, w_ih, w_hh, b_ih, b_hh, h, c)"},
-    {"matvec", (PyCFunction)(void (*)(void))py_matvec, METH_FASTCALL,
-     "matvec(backend, threads, rows, columns, w, x, b, out)"},
-    {"gather", (PyCFunction)(void (*)(void))py_gather, METH_FASTCALL,
-     "gather(threads, tokens, rows, vocabulary, ids, w, b, out) -> position of an id outside, or tokens"},
-    {"scatter", (PyCFunction)(void (*)(void))py_scatter, METH_FASTCALL,
-     "scatter(threads, tokens, rows, vocabulary, ids, d, out, sums) -> position of an id outside, or tokens"},
-    {"activations", (PyCFunction)(void (*)(void))py_activations, METH_FASTCALL,
-     "activations(backend, x, sigmoid, tanh, n)"},
-    {"backends", py_backends, METH_NOARGS, "backends() -> [(name, whether this machine has it), ...], the best first"},
-    {"team", py_team, METH_NOARGS, "team() -> where threads come from: 'openmp' or 'threads'"},
+    KERNEL_METHOD(forward),
+    KERNEL_METHOD(backward),
+    KERNEL_METHOD(weight_grad),
+    KERNEL_METHOD(linear),
+    KERNEL_METHOD(matvec),
+    KERNEL_METHOD(step_in_place),
+    IDS_METHOD(gather),
+    IDS_METHOD(scatter),
+    METHOD(activations, METH_FASTCALL, "activations(backend, x, sigmoid, tanh, n)"),
+    METHOD(backends, METH_NOARGS, "backends() -> [(name, whether this machine has it), ...], the best first"),
+    METHOD(cells, METH_NOARGS, "cells() -> [(name, gates, states, num_saved, same_gradient), ...], by number"),
+    METHOD(arguments, METH_NOARGS, "arguments() -> {kernel: [(name, kind, type, shape, when), ...]}: see arguments.h"),
+    METHOD(team, METH_NOARGS, "team() -> where threads come from: 'openmp' or 'threads'"),
     {NULL, NULL, 0, NULL},
 };
 

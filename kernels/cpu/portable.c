@@ -11,4 +11,4 @@
 
 static int supported(void) { return 1; }
 
-#include "body.h"
+#include "kernels.h"

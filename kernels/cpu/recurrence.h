@@ -1,100 +1,89 @@
-/* The recurrence of one layer and one direction on the CPU, float32.
-
-   Letters: T time, B batch, H hidden, G gates (in torch's order). All tensors are contiguous and need no alignment
-   beyond that of a float. The equations stand in ../rnn.py, ../gru.py and ../lstm.py. */
+/* What the forward and the backward of a recurrence share: their weights, their team, and where sequences start and
+   end. Members that share rows tell each other what the next product needs by writing the output tensors themselves,
+   with a barrier after each phase. Every sum has one order, whatever the number of threads. */
 #ifndef FASTCELLS_RECURRENCE_H
 #define FASTCELLS_RECURRENCE_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "cells.h"
+#include "panels.h"
 
-enum cell { RNN_TANH, RNN_RELU, GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, CELLS };
+enum { MAX_PHASES = 2 };
 
-/* What is saved per element of the hidden state for the backward, besides h and c themselves:
-   GRU reset-after r z n h_n, where h_n is the recurrent product; reset-before r z n; LSTM i f g o. */
-static inline size_t gates_of(enum cell cell) { return cell <= RNN_RELU ? 1 : cell == LSTM ? 4 : 3; }
-static inline size_t saved_of(enum cell cell) {
-    return cell <= RNN_RELU ? 0 : cell == GRU_RESET_BEFORE ? 3 : 4;
+static inline size_t phases_of(enum cell cell) {
+    return CELL_FACTS[cell].first_gates < CELL_FACTS[cell].gates ? 2 : 1;
 }
 
-struct forward {
-    enum cell cell;
-    size_t T, B, H;
-    int reverse;          /* whether time is walked from T-1 to 0 */
-    const float *x;       /* [T, B, G, H] input projection with b_ih */
-    const float *w;       /* [G, H, H] recurrent weight */
-    const float *b;       /* [G, H] recurrent bias, or NULL */
-    const uint8_t *mask;  /* [T, B] 0 where the state stands still, or NULL */
-    const uint8_t *resets; /* [T, B] not 0 where a step starts from a state of zeros, or NULL; the mask goes first */
-    const float *h0, *c0; /* [B, H] initial state; c, here and below, of an LSTM only */
-    float *h, *c;         /* [T, B, H] out: state after each step; c only where saved is given */
-    float *out;           /* [T, B, H] out: h once more, 0 where the mask is 0; or NULL */
-    float *saved;         /* [T, B, saved, H] out, or NULL */
-    float *h_n, *c_n;     /* [B, H] out: final state */
+/* Whether the sequence of a row goes on at step t, and whether it starts from zeros there. */
+INLINE int is_active(const int64_t *lengths, size_t t, size_t row) { return !lengths || (int64_t)t < lengths[row]; }
+INLINE int is_reset(const int64_t *lengths, const uint8_t *resets, size_t t, size_t B, size_t row) {
+    return resets && resets[t * B + row] && is_active(lengths, t, row);
+}
+
+/* How a team shares a recurrence. */
+struct division {
+    struct panels panels[MAX_PHASES]; /* the weights of each phase */
+    struct grid grid;
+    struct barrier *barriers; /* one for each group of rows; the last one for all */
 };
 
-struct backward {
-    enum cell cell;
-    size_t T, B, H;
-    int reverse;
-    const float *w;
-    const uint8_t *mask, *resets;
-    const float *h0, *c0, *h, *c, *saved; /* as in the forward */
-    const float *d_out;                   /* [T, B, H] gradient of every h */
-    const float *d_h_n, *d_c_n;           /* [B, H] gradient of the final state */
-    float *d_x;                           /* [T, B, G, H] out: gradient of the input projection */
-    float *d_gates; /* [T, B, G, H] out: gradient of h W^T + b; of a reset-after GRU only, d_x itself otherwise */
-    float *d_h0, *d_c0; /* [B, H] out: gradient of the initial state */
+/* vectors: of columns in a tile. */
+static inline void divide(struct division *d, enum cell cell, size_t B, size_t H, size_t vectors, size_t members) {
+    const size_t G = CELL_FACTS[cell].gates, first_gates = CELL_FACTS[cell].first_gates;
+    d->panels[0] = (struct panels){H, 0, first_gates, vectors, d->panels[0].data};
+    d->panels[1] = (struct panels){H, first_gates, G - first_gates, vectors, d->panels[1].data};
+    d->grid = choose_grid(members, B, tiles_of(&d->panels[0]), G * H * H);
+}
+
+static inline size_t busy_members(const struct division *d) { return d->grid.row_groups * d->grid.members; }
+
+/* Memory for a division among `threads`, and `floats` more, which it returns; NULL where memory does not suffice.
+   free(d->barriers) ends it. */
+static inline float *division_scratch(struct division *d, enum cell cell, size_t H, int threads, size_t floats) {
+    const size_t weights = panels_size(H, CELL_FACTS[cell].gates);
+    float *memory = scratch(&d->barriers, (size_t)threads + 1, weights + floats);
+    if (!memory) return NULL;
+    d->panels[0].data = memory;
+    d->panels[1].data = memory + panels_size(H, CELL_FACTS[cell].first_gates);
+    return memory + weights;
+}
+
+/* A member's part. */
+struct part {
+    struct share share;
+    size_t tile_columns;
+    struct barrier *group; /* of those with the same rows */
+    unsigned group_members;
 };
 
-/* The gradients of a weight matrix [rows, columns] and of the bias beside it: sums over tokens of d^T x and of d. */
-struct weights {
-    size_t tokens, rows, columns;
-    size_t d_step;     /* from a row of d to the next */
-    const float *d;    /* [tokens, rows] gradient of the product's result */
-    size_t split;      /* the rows of x lie in two pieces, this many in the first */
-    const float *x[2]; /* [split, columns] and [tokens - split, columns] */
-    float *out;        /* [rows, columns] out */
-    float *sums;       /* [rows] out */
+/* Pack this member's part of the weights and wait for the others. Returns 0 for a member that has nothing to do. */
+static inline int take_part(struct part *part, const struct division *d, size_t B, const float *w,
+                            void (*pack)(const struct panels *, const float *restrict, size_t), int member,
+                            int members) {
+    const size_t tiles = tiles_of(&d->panels[0]), busy = busy_members(d), me = (size_t)member;
+    if (me >= busy) return 0;
+    const struct range packed = part_of(tiles, me, busy);
+    for (size_t tile = packed.first; tile < packed.end; tile++) {
+        for (size_t phase = 0; phase < MAX_PHASES && d->panels[phase].gates; phase++) pack(&d->panels[phase], w, tile);
+    }
+    part->share = share_of(d->grid, me, B, tiles);
+    part->tile_columns = d->panels[0].vectors * LANES;
+    part->group = &d->barriers[me / d->grid.members];
+    part->group_members = (unsigned)d->grid.members;
+    barrier_wait(&d->barriers[members], (unsigned)busy);
+    return 1;
+}
+
+/* A tile of rows and columns in one step. */
+struct tile {
+    size_t t, row, rows, column, vectors;
 };
 
-/* A matrix product along the second dimension of x: a linear layer, or the gradient of its input. */
-struct linear {
-    size_t rows, K, columns;
-    size_t x_step;    /* from a row of x to the next */
-    const float *x;   /* [rows, K] */
-    int transposed;   /* how W lies */
-    const float *w;   /* [columns, K], or [K, columns] where transposed */
-    const float *b;   /* [columns] or NULL */
-    float *out;       /* [rows, columns] out */
-};
+/* b: [G, H], or NULL. */
+INLINE vec bias(const float *b, size_t H, size_t gate, size_t column, size_t lanes) {
+    return b ? load_n(b + gate * H + column, lanes) : splat(0.0f);
+}
 
-/* One step of one sequence, in place. */
-struct single {
-    enum cell cell;
-    size_t H, I;
-    int64_t id;     /* token id below I, or -1 for a dense x */
-    const float *x; /* [I], or NULL for an id */
-    const float *w_ih, *w_hh, *b_ih, *b_hh; /* [G, H, I], [G, H, H], and [G, H] each or NULL */
-    float *h, *c;                           /* [H] in and out */
-};
-
-/* The recurrences on one set of vector instructions. */
-struct backend {
-    const char *name;
-    int (*supported)(void);
-    int (*forward)(const struct forward *, int threads); /* 0, or -1 where memory does not suffice */
-    int (*backward)(const struct backward *, int threads);
-    int (*weights)(const struct weights *, int threads);
-    int (*linear)(const struct linear *, int threads);
-    int (*single)(const struct single *, int threads);
-    /* out [rows] = w [rows, columns] x [columns] + b [rows] or NULL */
-    void (*matvec)(float *out, const float *w, const float *x, const float *b, size_t rows, size_t columns, int threads);
-    void (*activations)(const float *x, float *sigmoid, float *tanh, size_t n); /* for tests of their accuracy */
-};
-
-/* The best first; the last one runs everywhere. */
-extern const struct backend *const backends[];
-extern const int backend_count;
+INLINE float *at_or_null(float *p, size_t offset) { return p ? p + offset : NULL; }
+INLINE const float *const_at_or_null(const float *p, size_t offset) { return p ? p + offset : NULL; }
 
 #endif

@@ -2,6 +2,18 @@
    is defined; everything is static.
 
    Strictly IEEE: NaN and infinity go through, gradual underflow is kept. No -ffast-math anywhere. */
+#ifndef FASTCELLS_VECTOR_H
+#define FASTCELLS_VECTOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
@@ -27,6 +39,9 @@ INLINE void store_n(float *p, vec v, size_t n) {
     else
         store_part(p, v, n);
 }
+
+/* Lanes of the vector at a column that lie within the columns. */
+INLINE size_t lanes_at(size_t columns, size_t column) { return columns - column < LANES ? columns - column : LANES; }
 
 INLINE vec splat(float s) {
     /* As an integer: adding 0 is nothing then, where for floats -0 + 0 = 0 would have to be computed. */
@@ -112,3 +127,5 @@ INLINE vec tanh_of(vec x) {
 }
 
 INLINE vec relu(vec x) { return where(x < 0.0f, splat(0.0f), x); } /* NaN goes through */
+
+#endif

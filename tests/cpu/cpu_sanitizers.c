@@ -13,8 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backends.h"
 #include "ids.h"
-#include "recurrence.h"
 #include "team.h"
 
 #ifndef OVERRUN
@@ -113,7 +113,7 @@ static void naive_step(const struct forward *f, const double *x, const double *p
     }
     for (size_t j = 0; j < H; j++) {
         double p[4] = {0};
-        for (size_t g = 0; g < gates_of(f->cell); g++) {
+        for (size_t g = 0; g < CELL_FACTS[f->cell].gates; g++) {
             const double *from = f->cell == GRU_RESET_BEFORE && g == 2 ? reset : h;
             p[g] = recurrent(f, from, g, j) + product[g * H + j];
         }
@@ -137,7 +137,7 @@ static void naive_step(const struct forward *f, const double *x, const double *p
 /* The sum of all outputs times their gradients. hidden: [T, B, H]; last_h, last_c: [B, H]; all out. */
 static double naive_forward(const struct forward *f, const struct backward *b, const struct nudge *by, double *hidden,
                             double *last_h, double *last_c) {
-    const size_t T = f->T, B = f->B, H = f->H, GH = gates_of(f->cell) * H;
+    const size_t T = f->T, B = f->B, H = f->H, GH = CELL_FACTS[f->cell].gates * H;
     const int keep = holding;
     double loss = 0.0, *x = doubles(GH), *product = doubles(GH), *new_h = doubles(H), *reset = doubles(H);
     for (size_t i = 0; i < B * H; i++) {
@@ -153,7 +153,8 @@ static double naive_forward(const struct forward *f, const struct backward *b, c
                 x[k] = moved((double)f->x[token * GH + k], by->x, token * GH + k, by->step);
                 product[k] = moved(0.0, by->product, token * GH + k, by->step);
             }
-            if (!f->mask || f->mask[token]) {
+            const int active = !f->lengths || (int64_t)t < f->lengths[row];
+            if (active) {
                 if (f->resets && f->resets[token]) {
                     memset(h, 0, H * sizeof *h);
                     memset(last_c + row * H, 0, H * sizeof *last_c);
@@ -163,8 +164,8 @@ static double naive_forward(const struct forward *f, const struct backward *b, c
             }
             memcpy(hidden + token * H, h, H * sizeof *h);
             /* The gradient of an output behind the end of a sequence does not count. */
-            for (size_t k = 0; b && (!f->mask || f->mask[token]) && k < H; k++)
-                loss += h[k] * (double)b->d_out[token * H + k];
+            for (size_t k = 0; b && active && k < H; k++)
+                loss += h[k] * (double)b->d_hidden[token * H + k];
         }
     }
     for (size_t i = 0; b && i < B * H; i++)
@@ -225,21 +226,21 @@ static int run_forward(const void *kernel, const void *task, int threads) {
 static int run_backward(const void *kernel, const void *task, int threads) {
     return ((const struct backend *)kernel)->backward(task, threads);
 }
-static int run_weights(const void *kernel, const void *task, int threads) {
-    return ((const struct backend *)kernel)->weights(task, threads);
+static int run_weight_grad(const void *kernel, const void *task, int threads) {
+    return ((const struct backend *)kernel)->weight_grad(task, threads);
 }
 
 static void recurrence_case(const struct backend *backend, enum cell cell, size_t T, size_t B, size_t H) {
-    const size_t G = gates_of(cell), S = saved_of(cell), plane = B * H, all = T * plane;
+    const size_t G = CELL_FACTS[cell].gates, S = CELL_FACTS[cell].num_saved, plane = B * H, all = T * plane;
     const int lstm = cell == LSTM, save = below(4) > 0;
     const double scale = 1.0 / sqrt((double)H); /* so that states stay near 1 */
     struct forward f = {.cell = cell, .T = T, .B = B, .H = H, .reverse = (int)below(2)};
     f.x = floats(all * G, 1.0), f.w = floats(G * H * H, scale), f.b = below(3) ? floats(G * H, 1.0) : NULL;
     f.h0 = floats(plane, 1.0), f.c0 = lstm ? floats(plane, 1.0) : NULL;
     if (below(2)) {
-        uint8_t *mask = bytes(T * B);
-        for (size_t i = 0; i < T * B; i++) mask[i] = below(3) > 0;
-        f.mask = mask;
+        int64_t *lengths = bytes(B * sizeof *lengths);
+        for (size_t i = 0; i < B; i++) lengths[i] = (int64_t)below(T + 3) - 1; /* below 0 and above T, too */
+        f.lengths = lengths;
     }
     if (below(2)) {
         uint8_t *resets = bytes(T * B);
@@ -247,13 +248,14 @@ static void recurrence_case(const struct backend *backend, enum cell cell, size_
         f.resets = resets;
     }
     snprintf(where, sizeof where, "%s, cell %d, T %zu, B %zu, H %zu%s%s%s%s%s", backend->name, cell, T, B, H,
-             f.reverse ? ", reverse" : "", f.b ? ", bias" : "", f.mask ? ", mask" : "", f.resets ? ", resets" : "",
+             f.reverse ? ", reverse" : "", f.b ? ", bias" : "", f.lengths ? ", lengths" : "", f.resets ? ", resets" : "",
              save ? ", save" : "");
+    const int apart = f.lengths || save || below(2); /* otherwise `out` serves as `hidden` */
     struct output forward_outputs[] = {
-        {"h", &f.h, all},
-        {"c", &f.c, lstm && save ? all : 0},
+        {"out", &f.out, !apart || below(2) ? all : 0},
+        {"hidden", &f.hidden, apart ? all : 0},
+        {"cells", &f.cells, lstm && save ? all : 0},
         {"saved", &f.saved, save ? all * S : 0},
-        {"out", &f.out, below(2) ? all : 0},
         {"h_n", &f.h_n, plane},
         {"c_n", &f.c_n, lstm ? plane : 0},
     };
@@ -262,18 +264,18 @@ static void recurrence_case(const struct backend *backend, enum cell cell, size_
     struct nudge by = {0};
     double *hidden = doubles(all), *h = doubles(plane), *c = doubles(plane);
     naive_forward(&f, NULL, &by, hidden, h, c);
-    for (size_t i = 0; i < all; i++) check("h", i, (double)f.h[i], hidden[i], fabs(hidden[i]));
+    for (size_t i = 0; f.hidden && i < all; i++) check("hidden", i, (double)f.hidden[i], hidden[i], fabs(hidden[i]));
     for (size_t i = 0; f.out && i < all; i++) {
-        const double expected = !f.mask || f.mask[i / H] ? hidden[i] : 0.0;
+        const double expected = !f.lengths || (int64_t)(i / plane) < f.lengths[i / H % B] ? hidden[i] : 0.0;
         check("out", i, (double)f.out[i], expected, fabs(expected));
     }
     for (size_t i = 0; i < plane; i++) check("h_n", i, (double)f.h_n[i], h[i], fabs(h[i]));
     for (size_t i = 0; lstm && i < plane; i++) check("c_n", i, (double)f.c_n[i], c[i], fabs(c[i]));
     if (!save) return;
 
-    struct backward b = {.cell = cell, .T = T, .B = B, .H = H, .reverse = f.reverse, .w = f.w, .mask = f.mask};
-    b.resets = f.resets, b.h0 = f.h0, b.c0 = f.c0, b.h = f.h, b.c = f.c, b.saved = f.saved;
-    b.d_out = floats(all, 1.0), b.d_h_n = floats(plane, 1.0), b.d_c_n = lstm ? floats(plane, 1.0) : NULL;
+    struct backward b = {.cell = cell, .T = T, .B = B, .H = H, .reverse = f.reverse, .w = f.w, .lengths = f.lengths};
+    b.resets = f.resets, b.h0 = f.h0, b.c0 = f.c0, b.hidden = f.hidden, b.cells = f.cells, b.saved = f.saved;
+    b.d_hidden = floats(all, 1.0), b.d_h_n = floats(plane, 1.0), b.d_c_n = lstm ? floats(plane, 1.0) : NULL;
     struct output backward_outputs[] = {
         {"d_x", &b.d_x, all * G},
         {"d_gates", &b.d_gates, cell == GRU_RESET_AFTER ? all * G : 0},
@@ -289,27 +291,28 @@ static void recurrence_case(const struct backend *backend, enum cell cell, size_
 
 /* ---- the other kernels ---- */
 
-static void weights_case(const struct backend *backend, size_t tokens, size_t rows, size_t columns) {
+static void weight_grad_case(const struct backend *backend, size_t tokens, size_t rows, size_t columns) {
     const size_t step = rows + below(3);
-    struct weights w = {.tokens = tokens, .rows = rows, .columns = columns, .d_step = step, .split = below(tokens + 1)};
+    struct weight_grad w = {.tokens = tokens, .rows = rows, .columns = columns, .d_stride = step};
+    w.split = below(tokens + 1);
     w.d = floats((tokens - 1) * step + rows, 1.0);
-    w.x[0] = floats(w.split * columns, 1.0), w.x[1] = floats((tokens - w.split) * columns, 1.0);
-    snprintf(where, sizeof where, "%s, weights, %zu tokens, %zu rows, %zu columns", backend->name, tokens, rows,
+    w.x = floats(w.split * columns, 1.0), w.x_rest = floats((tokens - w.split) * columns, 1.0);
+    snprintf(where, sizeof where, "%s, weight_grad, %zu tokens, %zu rows, %zu columns", backend->name, tokens, rows,
              columns);
-    struct output outputs[] = {{"out", &w.out, rows * columns}, {"sums", &w.sums, rows}};
-    run_threads(outputs, 2, run_weights, backend, &w);
+    struct output outputs[] = {{"d_w", &w.d_w, rows * columns}, {"d_b", &w.d_b, rows}};
+    run_threads(outputs, 2, run_weight_grad, backend, &w);
     const double scale = sqrt((double)tokens);
     for (size_t r = 0; r < rows; r++) {
         double sum = 0.0;
         for (size_t k = 0; k < tokens; k++) sum += (double)w.d[k * step + r];
-        check("sums", r, (double)w.sums[r], sum, scale);
+        check("d_b", r, (double)w.d_b[r], sum, scale);
         for (size_t j = 0; j < columns; j++) {
             sum = 0.0;
             for (size_t k = 0; k < tokens; k++) {
-                const float *x = k < w.split ? w.x[0] + k * columns : w.x[1] + (k - w.split) * columns;
+                const float *x = k < w.split ? w.x + k * columns : w.x_rest + (k - w.split) * columns;
                 sum += (double)w.d[k * step + r] * (double)x[j];
             }
-            check("out", r * columns + j, (double)w.out[r * columns + j], sum, scale);
+            check("d_w", r * columns + j, (double)w.d_w[r * columns + j], sum, scale);
         }
     }
 }
@@ -319,8 +322,8 @@ static int run_linear(const void *kernel, const void *task, int threads) {
 }
 
 static void linear_case(const struct backend *backend, size_t rows, size_t K, size_t columns) {
-    struct linear l = {.rows = rows, .K = K, .columns = columns, .x_step = K + below(3), .transposed = (int)below(2)};
-    l.x = floats((rows - 1) * l.x_step + K, 1.0), l.w = floats(K * columns, 1.0);
+    struct linear l = {.rows = rows, .K = K, .columns = columns, .x_stride = K + below(3), .transposed = (int)below(2)};
+    l.x = floats((rows - 1) * l.x_stride + K, 1.0), l.w = floats(K * columns, 1.0);
     l.b = below(2) ? floats(columns, 1.0) : NULL;
     snprintf(where, sizeof where, "%s, linear, %zu rows, %zu terms, %zu columns%s", backend->name, rows, K, columns,
              l.transposed ? ", transposed" : "");
@@ -330,20 +333,20 @@ static void linear_case(const struct backend *backend, size_t rows, size_t K, si
         for (size_t j = 0; j < columns; j++) {
             double sum = l.b ? (double)l.b[j] : 0.0;
             for (size_t k = 0; k < K; k++)
-                sum += (double)l.x[r * l.x_step + k] * (double)l.w[l.transposed ? k * columns + j : j * K + k];
+                sum += (double)l.x[r * l.x_stride + k] * (double)l.w[l.transposed ? k * columns + j : j * K + k];
             check("out", r * columns + j, (double)l.out[r * columns + j], sum, sqrt((double)K));
         }
     }
 }
 
-static void single_case(const struct backend *backend, enum cell cell, size_t H, size_t I) {
-    const size_t G = gates_of(cell);
-    struct single s = {.cell = cell, .H = H, .I = I, .id = below(2) ? (int64_t)below(I) : -1};
-    s.x = s.id < 0 ? floats(I, 1.0) : NULL;
+static void step_in_place_case(const struct backend *backend, enum cell cell, size_t H, size_t I) {
+    const size_t G = CELL_FACTS[cell].gates;
+    struct step_in_place s = {.cell = cell, .H = H, .I = I, .id = below(2) ? below(I) : I};
+    s.x = s.id == I ? floats(I, 1.0) : NULL;
     s.w_ih = floats(G * H * I, 1.0 / sqrt((double)I)), s.w_hh = floats(G * H * H, 1.0 / sqrt((double)H));
     s.b_ih = below(2) ? floats(G * H, 1.0) : NULL, s.b_hh = below(2) ? floats(G * H, 1.0) : NULL;
-    snprintf(where, sizeof where, "%s, single, cell %d, H %zu, I %zu, id %lld", backend->name, cell, H, I,
-             (long long)s.id);
+    snprintf(where, sizeof where, "%s, step_in_place, cell %d, H %zu, I %zu, id %zu", backend->name, cell, H, I,
+             s.id);
     const float *h0 = floats(H, 1.0), *c0 = floats(H, 1.0);
     const struct forward f = {.cell = cell, .T = 1, .B = 1, .H = H, .w = s.w_hh, .b = s.b_hh};
     double *x = doubles(G * H), *zero = doubles(G * H), *h = doubles(H), *c = doubles(H);
@@ -352,7 +355,7 @@ static void single_case(const struct backend *backend, enum cell cell, size_t H,
         zero[k] = 0.0;
         x[k] = s.b_ih ? (double)s.b_ih[k] : 0.0;
         for (size_t i = 0; i < I; i++)
-            x[k] += (double)s.w_ih[k * I + i] * (s.x ? (double)s.x[i] : (double)(i == (size_t)s.id));
+            x[k] += (double)s.w_ih[k * I + i] * (s.x ? (double)s.x[i] : (double)(i == s.id));
     }
     for (size_t k = 0; k < H; k++) h[k] = (double)h0[k], c[k] = (double)c0[k];
     naive_step(&f, x, zero, h, c, new_h, reset);
@@ -360,22 +363,23 @@ static void single_case(const struct backend *backend, enum cell cell, size_t H,
         s.h = unwritten(H), s.c = cell == LSTM ? unwritten(H) : NULL;
         memcpy(s.h, h0, H * sizeof *s.h);
         if (s.c) memcpy(s.c, c0, H * sizeof *s.c);
-        if (backend->single(&s, threads)) FAIL("out of memory");
+        if (backend->step_in_place(&s, threads)) FAIL("out of memory");
         for (size_t k = 0; k < H; k++) check("h", k, (double)s.h[k], new_h[k], 1.0);
         for (size_t k = 0; s.c && k < H; k++) check("c", k, (double)s.c[k], c[k], fmax(1.0, fabs(c[k])));
     }
 }
 
 static void matvec_case(const struct backend *backend, size_t rows, size_t columns) {
-    const float *w = floats(rows * columns, 1.0), *x = floats(columns, 1.0), *b = below(2) ? floats(rows, 1.0) : NULL;
+    struct matvec m = {.rows = rows, .columns = columns, .w = floats(rows * columns, 1.0), .x = floats(columns, 1.0)};
+    m.b = below(2) ? floats(rows, 1.0) : NULL;
     snprintf(where, sizeof where, "%s, matvec, %zu rows, %zu columns", backend->name, rows, columns);
     for (int threads = 1; threads <= MOST_THREADS; threads++) {
-        float *out = unwritten(rows);
-        backend->matvec(out, w, x, b, rows, columns, threads);
+        m.out = unwritten(rows);
+        if (backend->matvec(&m, threads)) FAIL("out of memory");
         for (size_t r = 0; r < rows; r++) {
-            double sum = b ? (double)b[r] : 0.0;
-            for (size_t k = 0; k < columns; k++) sum += (double)w[r * columns + k] * (double)x[k];
-            check("out", r, (double)out[r], sum, sqrt((double)columns));
+            double sum = m.b ? (double)m.b[r] : 0.0;
+            for (size_t k = 0; k < columns; k++) sum += (double)m.w[r * columns + k] * (double)m.x[k];
+            check("out", r, (double)m.out[r], sum, sqrt((double)columns));
         }
     }
 }
@@ -394,10 +398,10 @@ static int run_scatter(const void *kernel, const void *task, int threads) {
 static void ids_case(size_t tokens, size_t rows, size_t vocabulary) {
     int64_t *ids = bytes(tokens * sizeof *ids);
     for (size_t i = 0; i < tokens; i++) ids[i] = (int64_t)below(vocabulary);
-    struct ids task = {.tokens = tokens, .rows = rows, .vocabulary = vocabulary, .ids = ids};
+    struct gather task = {.tokens = tokens, .rows = rows, .vocabulary = vocabulary, .ids = ids};
     task.w = floats(rows * vocabulary, 1.0), task.b = below(2) ? floats(rows, 1.0) : NULL;
     snprintf(where, sizeof where, "ids, %zu tokens, %zu rows, %zu words", tokens, rows, vocabulary);
-    if (ids_outside(&task) != tokens) FAIL("an id is said to be outside");
+    if (ids_outside(ids, tokens, vocabulary) != tokens) FAIL("an id is said to be outside");
     struct output gathered[] = {{"out", &task.out, tokens * rows}};
     run_threads(gathered, 1, run_gather, NULL, &task);
     for (size_t i = 0; i < tokens * rows; i++) {
@@ -407,23 +411,24 @@ static void ids_case(size_t tokens, size_t rows, size_t vocabulary) {
         check("gathered", i, (double)task.out[i], expected, 1.0);
     }
 
-    task.d = floats(tokens * rows, 1.0);
-    struct output scattered[] = {{"out", &task.out, rows * vocabulary}, {"sums", &task.sums, rows}};
-    run_threads(scattered, 2, run_scatter, NULL, &task);
+    struct scatter adjoint = {.tokens = tokens, .rows = rows, .vocabulary = vocabulary, .ids = ids};
+    adjoint.d = floats(tokens * rows, 1.0);
+    struct output scattered[] = {{"d_w", &adjoint.d_w, rows * vocabulary}, {"d_b", &adjoint.d_b, rows}};
+    run_threads(scattered, 2, run_scatter, NULL, &adjoint);
     double *out = doubles(rows * vocabulary), *sums = doubles(rows);
     memset(out, 0, rows * vocabulary * sizeof *out), memset(sums, 0, rows * sizeof *sums);
     for (size_t i = 0; i < tokens * rows; i++) {
         const size_t row = i % rows;
-        out[row * vocabulary + (size_t)ids[i / rows]] += (double)task.d[i], sums[row] += (double)task.d[i];
+        out[row * vocabulary + (size_t)ids[i / rows]] += (double)adjoint.d[i], sums[row] += (double)adjoint.d[i];
     }
     for (size_t i = 0; i < rows * vocabulary; i++)
-        check("scattered", i, (double)task.out[i], out[i], sqrt((double)tokens));
-    for (size_t i = 0; i < rows; i++) check("sums", i, (double)task.sums[i], sums[i], sqrt((double)tokens));
+        check("d_w", i, (double)adjoint.d_w[i], out[i], sqrt((double)tokens));
+    for (size_t i = 0; i < rows; i++) check("d_b", i, (double)adjoint.d_b[i], sums[i], sqrt((double)tokens));
 
     const size_t at = below(tokens);
     const int64_t outside[] = {-1, (int64_t)vocabulary, INT64_MIN, INT64_MAX};
     ids[at] = outside[below(4)];
-    if (ids_outside(&task) != at) FAIL("id %lld is not found outside", (long long)ids[at]);
+    if (ids_outside(ids, tokens, vocabulary) != at) FAIL("id %lld is not found outside", (long long)ids[at]);
 }
 
 static void activations_case(const struct backend *backend, size_t n) {
@@ -477,15 +482,15 @@ static const size_t SHAPES[][3] = {
 };
 
 static void run_all(const struct backend *backend) {
-    for (enum cell cell = 0; cell < CELLS; cell++) {
+    for (enum cell cell = 0; cell < NUM_CELLS; cell++) {
         for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++, release(0))
             recurrence_case(backend, cell, SHAPES[i][0], SHAPES[i][1], SHAPES[i][2]);
         for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0))
             recurrence_case(backend, cell, 1 + below(6), 1 + below(20), 1 + below(80));
-        for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0)) single_case(backend, cell, 1 + below(80), 1 + below(40));
+        for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0)) step_in_place_case(backend, cell, 1 + below(80), 1 + below(40));
     }
     for (size_t i = 0; i < 6 * RANDOM_SHAPES; i++, release(0))
-        weights_case(backend, 1 + below(300), 1 + below(70), 1 + below(120));
+        weight_grad_case(backend, 1 + below(300), 1 + below(70), 1 + below(120));
     for (size_t i = 0; i < 6 * RANDOM_SHAPES; i++, release(0))
         linear_case(backend, 1 + below(100), 1 + below(80), 1 + below(90));
     linear_case(backend, 5, 2070, 3), release(0); /* a sum in several parts, two of them through memory */

@@ -125,8 +125,8 @@ def test_any_number_of_threads_gives_the_same_bits(case: Case, instructions: str
         for count in (1, 2, 3, 4, 1, 4):
             torch.set_num_threads(count)
             # The input projection is torch's and has an order of its own for each number of threads.
-            c, T, B, H = native.CELLS[case.spec.name], 6, 13, 130
-            x, state, w, b = torch.linspace(-2, 2, T * B * c.gates * H).view(T, B, -1), args[1:-4], args[-3], args[-1]
+            G, T, B, H = case.spec.num_gates, 6, 13, 130
+            x, state, w, b = torch.linspace(-2, 2, T * B * G * H).view(T, B, -1), args[1:-4], args[-3], args[-1]
             out = native.forward(case.spec.name, x, tuple(state), w, b, None, save=True)
             kept = (out.hidden, out.cells, out.saved)
             back = native.backward(case.spec.name, d[0], tuple(d[1:]), tuple(state), w, None, *kept)
@@ -293,18 +293,15 @@ def test_compile_and_opcheck(case: Case) -> None:
         assert error(*outs) <= 16 * EPS
     for a, b in zip(*(torch.autograd.grad(outs, leaves, d) for outs in (eager, compiled)), strict=True):
         assert error(a, b) <= 64 * EPS * max(1.0, b.abs().max().item())
-    c = native.CELLS[case.spec.name]
-    x, h, w, b = (
-        torch.randn(3, 4, c.gates * 9),
-        torch.randn(4, 9),
-        torch.randn(c.gates * 9, 9),
-        torch.randn(c.gates * 9),
-    )
-    second = torch.randn(4, 9) if c.states == 2 else None
-    mask = torch.ones(3, 4, 1, dtype=torch.bool)
-    torch.library.opcheck(library.cpu_forward, (x, h, second, w, b, mask, mask[..., 0], case.spec.name, False, True))
-    _, hidden, cells, saved, *_ = library.cpu_forward(x, h, second, w, None, None, None, case.spec.name, True, True)
-    kept = (hidden, cells if c.states == 2 else None, saved if c.saved else None)
+    spec = case.spec
+    G = spec.num_gates
+    x, h, w, b = torch.randn(3, 4, G * 9), torch.randn(4, 9), torch.randn(G * 9, 9), torch.randn(G * 9)
+    second = torch.randn(4, 9) if spec.num_states == 2 else None
+    lengths, resets = torch.tensor([3, 0, 7, 2]), torch.ones(3, 4, dtype=torch.bool)
+    for save in (False, True):
+        torch.library.opcheck(library.cpu_forward, (x, h, second, w, b, lengths, resets, spec.name, False, save))
+    _, hidden, cells, saved, *_ = library.cpu_forward(x, h, second, w, None, None, None, spec.name, True, True)
+    kept = (hidden, cells if spec.num_states == 2 else None, saved if spec.num_saved else None)
     torch.library.opcheck(
         library.cpu_backward,
         (torch.randn(3, 4, 9), h, second, h, second, w, None, None, *kept, case.spec.name, True),

@@ -158,6 +158,11 @@ def ids_of(count: int, vocabulary: int) -> Tensor:
     return torch.randint(vocabulary, (count,)).to(dtype) if vocabulary else torch.zeros(0, dtype=dtype)
 
 
+def lengths_of(T: int, B: int) -> Tensor:
+    """Below 0 and above T, too."""
+    return torch.randint(-1, T + 2, (B,)).to(random.choice([torch.int8, torch.int16, torch.int32, torch.int64]))
+
+
 def double(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(double, value))
@@ -218,12 +223,12 @@ class Forward(Call):
         "x": (2,),
         "w": (0, 1),
         "b": (0,),
-        "mask": (0, 1),
+        "lengths": (0,),
         "resets": (0, 1),
         "h0": (0, 1),
         "c0": (0, 1),
     }
-    optional = ("b", "mask", "resets")
+    optional = ("b", "lengths", "resets")
 
     def __init__(self, grad: bool = False) -> None:
         super().__init__()
@@ -234,7 +239,7 @@ class Forward(Call):
             "x": torch.randn(T, B, G * H),
             "w": torch.randn(G * H, H) * max(H, 1) ** -0.5,
             "b": torch.randn(G * H) if random.random() < 0.7 else None,
-            "mask": None if random.random() < 0.5 else torch.rand(T, B) < 0.7,
+            "lengths": None if random.random() < 0.5 else lengths_of(T, B),
             "resets": None if random.random() < 0.5 else torch.rand(T, B) < 0.3,
             "h0": torch.randn(B, H),
         }
@@ -242,35 +247,40 @@ class Forward(Call):
             self.arguments["c0"] = torch.randn(B, H)
         if not grad and random.random() < 0.1 and T * B * H:
             self.arguments["x"].view(-1)[random.randrange(T * B * G * H)] = random.choice([float("nan"), float("inf")])
-        if self.arguments["mask"] is not None and random.random() < 0.5:
-            self.arguments["mask"] = self.arguments["mask"].unsqueeze(-1)
+        if self.arguments["resets"] is not None and random.random() < 0.5:
+            self.arguments["resets"] = self.arguments["resets"].unsqueeze(-1)
 
     def state(self, a: Arguments) -> tuple[Any, ...]:
         return (a["h0"], a["c0"])[: self.spec.num_states] if "c0" in a else (a["h0"],)
 
     def forward(self, a: Arguments) -> native.Forward:
         options = {"resets": a["resets"], "reverse": self.reverse, "save": self.save}
-        return native.forward(self.spec.name, a["x"], self.state(a), a["w"], a["b"], a["mask"], **options)
+        return native.forward(self.spec.name, a["x"], self.state(a), a["w"], a["b"], a["lengths"], **options)
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
         out = self.forward(a)
         return {"out": out.out, "hidden": out.hidden, "h_n": out.last[0], "c_n": out.last[-1]}
 
     def in_float64(self, a: Arguments) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Every state and the last one; the output of `unroll` is 0 where the mask is false, ours holds the state."""
+        """Every state and the last one; the output of `unroll` is 0 past a row's length, ours holds the state."""
         if not len(a["x"]):
             return a["x"].new_zeros(0, *a["h0"].shape), self.state(a)
-        resets = None if a["resets"] is None else a["resets"].bool()
+        resets = None if a["resets"] is None else a["resets"].bool().view(*a["x"].shape[:2])
         steps = Steps(self.reverse, a["lengths"], resets)
         out, last = unroll(self.spec, a["x"], self.state(a), RecurrentWeights(a["w"], a["b"]), steps)
         return out, last
 
+    @staticmethod
+    def mask(a: Arguments) -> Tensor | None:
+        """bool [T, B, 1]"""
+        return None if a["lengths"] is None else torch.arange(len(a["x"])).view(-1, 1, 1) < a["lengths"].view(1, -1, 1)
+
     def expect(self, a: Arguments) -> dict[str, Tensor]:
         out, last = self.in_float64(a)
-        held, h = out.clone(), a["h0"]
+        held, h, mask = out.clone(), a["h0"], self.mask(a)
         for t in range(len(out))[:: -1 if self.reverse else 1]:
-            if a["mask"] is not None:
-                held[t] = torch.where(a["mask"][t].bool().view(-1, 1), out[t], h)
+            if mask is not None:
+                held[t] = torch.where(mask[t], out[t], h)
             h = held[t]
         return {"out": out, "hidden": held, "h_n": last[0]} | ({"c_n": last[1]} if len(last) == 2 else {})
 
@@ -302,7 +312,7 @@ class Backward(Forward):
         super().spoil(wrong)
         a = self.arguments
         # What the forward left behind belongs to its inputs: other values would be another derivative.
-        for name in ("hidden", "cells", "saved", "w", "h0", "c0", "mask", "resets"):
+        for name in ("hidden", "cells", "saved", "w", "h0", "c0", "lengths", "resets"):
             t = a.get(name)
             if any(c.startswith((f"{name} zeros", f"{name} expanded", f"{name} flipped")) for c in self.changes) and (
                 not any(c.startswith(f"{name} WRONG") for c in self.changes)
@@ -312,7 +322,7 @@ class Backward(Forward):
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
         d_last = (a["d_h_n"], a["d_c_n"]) if "d_c_n" in a else (a["d_h_n"],)
-        rest = (a["w"], a["mask"], a["hidden"], a["cells"], a["saved"])
+        rest = (a["w"], a["lengths"], a["hidden"], a["cells"], a["saved"])
         options = {"resets": a["resets"], "reverse": self.reverse}
         out = native.backward(self.spec.name, a["d_hidden"], d_last, self.state(a), *rest, **options)
         d_b = out.d_gates.sum((0, 1))

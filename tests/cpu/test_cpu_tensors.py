@@ -112,7 +112,7 @@ def test_a_gradient_of_zeros_without_memory(layer: Any) -> None:
     assert x.grad is not None and not x.grad.any()
 
 
-def test_a_mask_of_zeros_without_memory_is_a_mask() -> None:
+def test_lengths_of_zero_without_memory_are_lengths() -> None:
     x, h0, w = torch.randn(3, 2, 8), torch.randn(2, 8), torch.randn(8, 8)
-    mask: Tensor = torch._efficientzerotensor((3, 2), dtype=torch.bool)
-    assert torch.equal(native.forward("rnn_tanh", x, (h0,), w, None, mask).last[0], h0)
+    lengths: Tensor = torch._efficientzerotensor((2,), dtype=torch.int64)
+    assert torch.equal(native.forward("rnn_tanh", x, (h0,), w, None, lengths).last[0], h0)

@@ -16,14 +16,14 @@ class CpuBackend(Backend):
     """The recurrence in C, float32."""
 
     name = "cpu"
-    cells = frozenset(native.CELLS)
+    cells = frozenset(native._NUMBERS)
     options = frozenset({"lengths", "resets"})
     dtypes = frozenset({torch.float32})
 
     def obstacle(self, call: Call) -> str | None:
         if call.w_hh.device.type != "cpu":
             return f"the weights are on {call.w_hh.device}"
-        return super().obstacle(call) or native.obstacle()
+        return native.obstacle() or super().obstacle(call)
 
     def advantage(self, call: Call) -> str | None:
         if call.T < policy.FEWEST_STEPS_IN_C:
@@ -52,7 +52,6 @@ class CpuBackend(Backend):
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         (x, *_), state, (w, b, *_), steps = inputs
         reverse, lengths, resets = steps
-        lengths, resets = _shim(steps, len(x))
         if not traced():
             f = native.forward(spec.name, x, state, w, b, lengths, resets=resets, reverse=reverse, save=save)
             return Trace(f.hidden, f.last, (f.cells, f.saved), f.out)
@@ -74,7 +73,6 @@ class CpuBackend(Backend):
         d_last: State,
     ) -> Gradients:
         _, state, (w, *_), (reverse, lengths, resets) = inputs
-        lengths, resets = _shim(inputs.steps, len(d_hidden))
         kept = (trace.hidden, *trace.saved)
         if not traced():
             return native.backward(
@@ -106,12 +104,6 @@ class CpuBackend(Backend):
             return super().operands(spec, trace, previous)
         H = previous.cat.shape[-1]
         return [(2 * H, previous.cat), (H, _reset_hidden(trace, previous))]
-
-
-def _shim(steps, T):
-    m = steps.mask(T)
-    r = None if steps.resets is None else steps.resets.unsqueeze(-1)
-    return m, r & m if m is not None and r is not None else r
 
 
 def _reset_hidden(trace: Trace, previous: PreviousStates) -> Tensor:

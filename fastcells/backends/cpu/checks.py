@@ -34,11 +34,12 @@ def float32(name: str, t: Tensor | None, shape: tuple[int, ...], *, rows_apart: 
     """A float32 tensor on the CPU, contiguous, or a matrix with contiguous rows that may lie apart; RuntimeError."""
     if not isinstance(t, Tensor):
         raise RuntimeError(f"{name} must be a tensor of shape {list(shape)}, got {type(t).__name__}")
-    if t.shape != shape or t.dtype != torch.float32 or t.device.type != "cpu":
+    if not t.is_cpu or t.dtype is not torch.float32 or t.shape != shape:
         raise RuntimeError(
             f"{name} must be float32 {list(shape)} on the CPU, got {t.dtype} {list(t.shape)} on {t.device}"
         )
-    t = t.resolve_neg()
+    if t.is_neg():
+        t = t.resolve_neg()
     if not (rows_apart and t.layout is torch.strided and t.stride(1) == 1 and t.stride(0) >= t.shape[1]):
         t = t.contiguous()  # raises for a layout that has no strides
     return in_memory(name, t)
@@ -69,10 +70,10 @@ def written(*outputs: tuple[str, Tensor | None, tuple[int, ...]]) -> list[int]:
             continue
         address = t.data_ptr()
         if not (
-            t.dtype is torch.float32
+            t.is_cpu
+            and t.dtype is torch.float32
             and t.shape == shape
             and t.is_contiguous()
-            and t.device.type == "cpu"
             and address % 4 == 0
             and (address != 0 or t.numel() == 0)
         ):
@@ -84,30 +85,34 @@ def written(*outputs: tuple[str, Tensor | None, tuple[int, ...]]) -> list[int]:
     return addresses
 
 
-def mask(name: str, mask: Tensor | None, T: int, B: int) -> Tensor | None:
-    """bool [T, B] or [T, B, 1], or None."""
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device.type != "cpu":
-        shown = f"{mask.dtype} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
+def flags(name: str, t: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """A bool tensor of a shape, or of that shape with a 1 at its end; RuntimeError."""
+    if not isinstance(t, Tensor) or t.dtype != torch.bool or not t.is_cpu:
+        shown = f"{t.dtype} on {t.device}" if isinstance(t, Tensor) else type(t).__name__
         raise RuntimeError(f"{name} must be bool on the CPU, got {shown}")
-    if mask.shape not in ((T, B), (T, B, 1)):
-        raise RuntimeError(f"{name} must be {[T, B]}, got {list(mask.shape)}")
-    return in_memory(name, mask.contiguous())
+    if t.shape not in (shape, (*shape, 1)):
+        raise RuntimeError(f"{name} must be {list(shape)}, got {list(t.shape)}")
+    return in_memory(name, t.contiguous())
 
 
-def pair(
-    state: tuple[Tensor, ...], states: int, shape: tuple[int, int], h: str, c: str
-) -> tuple[Tensor, Tensor | None]:
-    """(h, c), c being None where a cell has but one state."""
+def lengths(name: str, t: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """Integers of a shape, as int64; RuntimeError."""
+    if not isinstance(t, Tensor) or t.shape != shape or not t.is_cpu or not is_token_ids(t):
+        shown = f"{t.dtype} {list(t.shape)} on {t.device}" if isinstance(t, Tensor) else type(t).__name__
+        raise RuntimeError(f"{name} must be integers {list(shape)} on the CPU, got {shown}")
+    return in_memory(name, t.long().contiguous())
+
+
+def pair(state: tuple[Tensor, ...], states: int, h: str = "h", c: str = "c") -> tuple[Tensor, Tensor | None]:
+    """(h, c), c being None where a cell has but one state; RuntimeError for another number of them."""
     if len(state) != states:
         raise RuntimeError(f"expected {states} states ({h}, {c}), got {len(state)}")
-    return float32(h, state[0], shape), float32(c, state[1], shape) if states == 2 else None
+    return state[0], state[1] if states == 2 else None
 
 
 def ids(ids: Tensor) -> Tensor:
     """Integers [N], as int64."""
-    if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.device.type != "cpu" or not is_token_ids(ids):
+    if not isinstance(ids, Tensor) or ids.dim() != 1 or not ids.is_cpu or not is_token_ids(ids):
         shown = f"{ids.dtype} {list(ids.shape)} on {ids.device}" if isinstance(ids, Tensor) else type(ids).__name__
         raise RuntimeError(f"ids must be a vector of integers on the CPU, got {shown}")
     return in_memory("ids", ids.long().contiguous())

@@ -13,38 +13,20 @@ import torch
 from torch import Tensor
 
 from fastcells.backends.base import Gradients
-from fastcells.backends.cpu import buffers
+from fastcells.backends.cpu import arguments, buffers
 from fastcells.backends.cpu import checks as check
+from fastcells.backends.cpu.arguments import Tensors, _cpu
+from fastcells.spec import SPECS
 
-try:
-    from fastcells.kernels import _cpu  # type: ignore[attr-defined]
-except ImportError:  # built only where there was a C compiler
-    _cpu = None
-
-
-class Cell(NamedTuple):
-    """A cell as kernels/cpu/recurrence.h knows it."""
-
-    number: int
-    gates: int
-    states: int
-    saved: int  # values per hidden unit and token, besides h and c
-
-
-CELLS = {
-    "rnn_tanh": Cell(0, 1, 1, 0),
-    "rnn_relu": Cell(1, 1, 1, 0),
-    "gru": Cell(2, 3, 1, 4),
-    "gru_reset_before": Cell(3, 3, 1, 3),
-    "lstm": Cell(4, 4, 2, 4),
-}
+# C's number of each cell.
+_NUMBERS: dict[str, int] = {} if _cpu is None else {name: i for i, (name, *_) in enumerate(_cpu.cells())}
 # Multiplications that are worth another thread: starting a team costs a few microseconds, in which one does this many.
 WORK_OF_A_THREAD = 1 << 18
 MOST_THREADS = 256  # as many as kernels/cpu/team.c starts by itself
 
 
 class Forward(NamedTuple):
-    out: Tensor  # [T, B, H] for the caller: zero where the mask is false, in memory that `backward` does not read
+    out: Tensor  # [T, B, H] for the caller: zero past a row's length, in memory that `backward` does not read
     hidden: Tensor  # [T, B, H] the state after each step; `out` itself where nothing tells them apart
     cells: Tensor | None  # [T, B, H], for a cell with a c, if saved
     saved: Tensor | None  # [T, B, saved, H]
@@ -90,7 +72,7 @@ def forward(
     state: tuple[Tensor, ...],
     w: Tensor,
     b: Tensor | None,
-    mask: Tensor | None,
+    lengths: Tensor | None,
     *,
     resets: Tensor | None = None,
     reverse: bool = False,
@@ -99,41 +81,19 @@ def forward(
     """All steps of one layer in one direction.
 
     x: [T, B, G*H], the input projection with its bias. state: (h0,) or (h0, c0), each [B, H]. w: [G*H, H]. b: [G*H].
-    mask: bool [T, B] or [T, B, 1], false where the state stands still. resets: bool of the same shape, true where a
-    step starts from zeros. All else float32; any strides.
+    lengths: integers [B]; from step lengths[b] on, the state of row b stands still. resets: bool [T, B], true where a
+    step starts from zeros; past a row's length they mean nothing. All else float32; any strides.
     save: whether `backward` will follow.
 
     Raises:
         RuntimeError: a tensor has another shape, dtype or device; the message names it. MemoryError.
     """
-    c = CELLS[cell]
-    T, B, H = check.sizes(x, w)
-    x, w = check.float32("x", x, (T, B, c.gates * H)), check.float32("w", w, (c.gates * H, H))
-    b = None if b is None else check.float32("b", b, (c.gates * H,))
-    mask, resets = check.mask("mask", mask, T, B), check.mask("resets", resets, T, B)
-    h0, c0 = check.pair(state, c.states, (B, H), "h0", "c0")
-    out = x.new_empty(T, B, H)
-    hidden = buffers.empty(T, B, H) if save or mask is not None else out
-    h_n, c_n = x.new_empty(B, H), None if c0 is None else x.new_empty(B, H)
-    cells = buffers.empty(T, B, H) if save and c0 is not None else None
-    saved = buffers.empty(T, B, c.saved, H) if save and c.saved else None
-    if hidden.numel():
-        all_steps, state_shape = (T, B, H), (B, H)
-        outputs = check.written(
-            ("hidden", hidden, all_steps),
-            ("cells", cells, all_steps),
-            ("saved", saved, (T, B, c.saved, H)),
-            ("out", None if out is hidden else out, all_steps),
-            ("h_n", h_n, state_shape),
-            ("c_n", c_n, state_shape),
-        )
-        inputs = _addresses(x, w, b, mask, resets, h0, c0)
-        _cpu.forward(_instructions, c.number, _threads(T * B * w.numel()), T, B, H, reverse, *inputs, *outputs)
-    else:
-        h_n.copy_(h0)
-        if c_n is not None and c0 is not None:
-            c_n.copy_(c0)
-    return Forward(out, hidden, cells, saved, (h_n,) if c_n is None else (h_n, c_n))
+    h0, c0 = check.pair(state, len(SPECS[cell].states), "h0", "c0")
+    given = {"x": x, "h0": h0, "c0": c0, "w": w, "b": b, "lengths": lengths, "resets": resets}
+    written = recur("forward", cell, given, reverse, save)
+    out, hidden, cells, saved, h_n, c_n = written.values()
+    assert out is not None and h_n is not None
+    return Forward(out, out if hidden is None else hidden, cells, saved, (h_n,) if c_n is None else (h_n, c_n))
 
 
 def backward(
@@ -142,7 +102,7 @@ def backward(
     d_last: tuple[Tensor, ...],
     state: tuple[Tensor, ...],
     w: Tensor,
-    mask: Tensor | None,
+    lengths: Tensor | None,
     hidden: Tensor,
     cells: Tensor | None,
     saved: Tensor | None,
@@ -157,30 +117,41 @@ def backward(
     Raises:
         as `forward`.
     """
-    c = CELLS[cell]
-    T, B, H = check.sizes(d_hidden, w)
-    w, d_hidden = check.float32("w", w, (c.gates * H, H)), check.float32("d_hidden", d_hidden, (T, B, H))
-    hidden = check.float32("hidden", hidden, (T, B, H))
-    mask, resets = check.mask("mask", mask, T, B), check.mask("resets", resets, T, B)
-    h0, c0 = check.pair(state, c.states, (B, H), "h0", "c0")
-    d_h_n, d_c_n = check.pair(d_last, c.states, (B, H), "d_h_n", "d_c_n")
-    cells = check.float32("cells", cells, (T, B, H)) if c.states == 2 else None
-    saved = check.float32("saved", saved, (T, B, c.saved, H)) if c.saved else None
-    d_x = buffers.empty(T, B, c.gates * H)
-    d_gates = buffers.empty(T, B, c.gates * H) if cell == "gru" else None
-    d_h0, d_c0 = hidden.new_empty(B, H), None if c0 is None else hidden.new_empty(B, H)
-    if hidden.numel():
-        gates, state_shape = (T, B, c.gates * H), (B, H)
-        outputs = check.written(
-            ("d_x", d_x, gates), ("d_gates", d_gates, gates), ("d_h0", d_h0, state_shape), ("d_c0", d_c0, state_shape)
-        )
-        inputs = _addresses(w, mask, resets, h0, c0, hidden, cells, saved, d_hidden, d_h_n, d_c_n)
-        _cpu.backward(_instructions, c.number, _threads(T * B * w.numel()), T, B, H, reverse, *inputs, *outputs)
-    else:
-        d_h0.copy_(d_h_n)
-        if d_c0 is not None and d_c_n is not None:
-            d_c0.copy_(d_c_n)
+    states = len(SPECS[cell].states)
+    (h0, c0), (d_h_n, d_c_n) = check.pair(state, states, "h0", "c0"), check.pair(d_last, states, "d_h_n", "d_c_n")
+    given = {"d_hidden": d_hidden, "d_h_n": d_h_n, "d_c_n": d_c_n, "h0": h0, "c0": c0, "w": w}
+    given |= {"lengths": lengths, "resets": resets, "hidden": hidden, "cells": cells, "saved": saved}
+    written = recur("backward", cell, given, reverse)
+    d_x, d_gates, d_h0, d_c0 = written.values()
+    assert d_x is not None and d_h0 is not None
     return Gradients(d_x, d_x if d_gates is None else d_gates, (d_h0,) if d_c0 is None else (d_h0, d_c0))
+
+
+# What the last state, or the gradient of the first, is where there is no step.
+_WITHOUT_STEPS = {
+    "forward": (("h_n", "h0"), ("c_n", "c0")),
+    "backward": (("d_h0", "d_h_n"), ("d_c0", "d_c_n")),
+}
+
+
+def recur(kernel: str, cell: str, given: Tensors, reverse: bool, save: bool = False) -> Tensors:
+    """`forward` or `backward` with the tensors by their names in arguments.h. What C has written, None if nothing."""
+    T, B, H = check.sizes(given["x"] if kernel == "forward" else given["d_hidden"], given["w"])
+    shapes = arguments.shapes(cell, T, B, H)
+    plan = arguments.recurrence(kernel, cell, save, save or given["lengths"] is not None)
+    read = plan.read(given, shapes)
+    assert read[0] is not None
+    outputs = plan.allocate(read[0], shapes)
+    written = {name: t for name, t, _ in outputs}
+    if T and B and H:
+        addresses = _addresses(*read) + check.written(*outputs)
+        threads = _threads(T * B * plan.gates * H * H)
+        getattr(_cpu, kernel)(_instructions, threads, _NUMBERS[cell], T, B, H, reverse, *addresses)
+    else:
+        for last, first in _WITHOUT_STEPS[kernel]:
+            if (to := written[last]) is not None and (source := given[first]) is not None:
+                to.copy_(source)
+    return written
 
 
 def step_in_place(
@@ -194,13 +165,13 @@ def step_in_place(
     Raises:
         as `forward`. IndexError: an id outside [0, I).
     """
-    c = CELLS[cell]
+    spec = SPECS[cell]
     w_ih, w_hh, b_ih, b_hh = weights
     (rows, I), (_, H) = check.matrix("w_ih", w_ih), check.matrix("w_hh", w_hh)  # noqa: E741
-    w_ih, w_hh = check.float32("w_ih", w_ih, (c.gates * H, I)), check.float32("w_hh", w_hh, (c.gates * H, H))
+    gates = len(spec.gates) * H
+    w_ih, w_hh = check.float32("w_ih", w_ih, (gates, I)), check.float32("w_hh", w_hh, (gates, H))
     b_ih, b_hh = (None if b is None else check.float32(n, b, (rows,)) for n, b in (("b_ih", b_ih), ("b_hh", b_hh)))
-    if len(state) != c.states:
-        raise RuntimeError(f"expected {c.states} states, got {len(state)}")
+    h, c = check.pair(state, len(spec.states))
     for s in state:
         if check.float32("state", s, (H,)).data_ptr() != s.data_ptr():
             raise RuntimeError(f"a state that changes in place must be contiguous, got strides {s.stride()}")
@@ -209,18 +180,9 @@ def step_in_place(
         raise IndexError(f"token id {x} is outside [0, {I})")
     if H == 0:
         return
-    addresses = _addresses(w_ih, w_hh, b_ih, b_hh) + check.written(*(("state", s, (H,)) for s in state))
-    _cpu.single(
-        _instructions,
-        c.number,
-        _threads(w_hh.numel()),
-        H,
-        I,
-        0 if dense is None else dense.data_ptr(),
-        x if dense is None else -1,
-        *addresses,
-        *(0,) * (2 - c.states),
-    )
+    addresses = _addresses(dense, w_ih, w_hh, b_ih, b_hh) + check.written(("h", h, (H,)), ("c", c, (H,)))
+    token = x if isinstance(x, int) else I
+    _cpu.step_in_place(_instructions, _threads(w_hh.numel()), _NUMBERS[cell], H, I, token, *addresses)
 
 
 def matvec(w: Tensor, x: Tensor, b: Tensor | None) -> Tensor:
@@ -276,12 +238,12 @@ def weight_gradients(d: Tensor, *pieces: Tensor) -> tuple[Tensor, Tensor]:
     x = check.float32("x", x, (split, columns))
     rest = None if rest is None else check.float32("the rest of x", rest, (left, columns))
     d = check.float32("d", d, (N, rows), rows_apart=True)
-    out, sums = x.new_empty(rows, columns), x.new_empty(rows)
+    d_w, d_b = x.new_empty(rows, columns), x.new_empty(rows)
     if d.numel() == 0 or columns == 0:
-        return out.zero_(), torch.sum(d.detach(), 0, out=sums)
-    addresses = _addresses(d, x, rest) + check.written(("out", out, (rows, columns)), ("sums", sums, (rows,)))
-    _cpu.weights(_instructions, _threads(N * rows * columns), N, rows, columns, d.stride(0), split, *addresses)
-    return out, sums
+        return d_w.zero_(), torch.sum(d.detach(), 0, out=d_b)
+    addresses = _addresses(d, x, rest) + check.written(("d_w", d_w, (rows, columns)), ("d_b", d_b, (rows,)))
+    _cpu.weight_grad(_instructions, _threads(N * rows * columns), N, rows, columns, d.stride(0), split, *addresses)
+    return d_w, d_b
 
 
 def gather(ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -306,10 +268,10 @@ def scatter(ids: Tensor, d: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
     """
     ids, (N, G) = check.ids(ids), check.matrix("d", d)
     d = check.float32("d", d, (len(ids), G))
-    out, sums = d.new_empty(G, vocabulary), d.new_empty(G)
-    addresses = _addresses(ids, d) + check.written(("out", out, (G, vocabulary)), ("sums", sums, (G,)))
+    d_w, d_b = d.new_empty(G, vocabulary), d.new_empty(G)
+    addresses = _addresses(ids, d) + check.written(("d_w", d_w, (G, vocabulary)), ("d_b", d_b, (G,)))
     check.inside(ids, vocabulary, _cpu.scatter(_few_threads(d), N, G, vocabulary, *addresses))
-    return out, sums
+    return d_w, d_b
 
 
 def _addresses(*tensors: Tensor | None) -> list[int]:

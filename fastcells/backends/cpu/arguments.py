@@ -1,0 +1,114 @@
+"""The arguments of the C recurrences, as kernels/cpu/arguments.h lists them: the tensors, their shapes, their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fastcells.backends.cpu import buffers, checks
+from fastcells.spec import SPECS
+
+try:
+    from fastcells.kernels import _cpu as _cpu  # type: ignore[attr-defined]
+except ImportError:  # built only where there was a C compiler
+    _cpu = None
+
+Shapes = dict[str, tuple[int, ...]]
+Tensors = dict[str, Tensor | None]
+
+
+class Argument(NamedTuple):
+    """A row of arguments.h, which says what the words mean."""
+
+    name: str
+    kind: str  # number, read, write or keep
+    type: str
+    shape: str
+    when: str
+
+
+TABLES: dict[str, list[Argument]] = (
+    {} if _cpu is None else {kernel: [Argument(*row) for row in rows] for kernel, rows in _cpu.arguments().items()}
+)
+CHECKS: dict[str, Callable[[str, Tensor | None, tuple[int, ...]], Tensor]] = {
+    "float": checks.float32,
+    "uint8_t": checks.flags,
+    "int64_t": checks.lengths,
+}
+
+
+def _for_the_caller(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return like.new_empty(*shape)
+
+
+def _kept(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return buffers.empty(*shape)
+
+
+ALLOCATE = {"write": _for_the_caller, "keep": _kept}
+
+
+class Recurrence:
+    """What `forward` or `backward` reads and writes for one cell, in the order of C.
+
+    save: whether the forward keeps what the backward needs. apart: whether states are not the outputs.
+    """
+
+    def __init__(self, kernel: str, cell: str, save: bool, apart: bool) -> None:
+        spec = SPECS[cell]
+        self.gates = len(spec.gates)
+        facts = {
+            "two_states": len(spec.states) == 2,
+            "has_saved": bool(spec.saved),
+            "other_gradient": not spec.same_gradient,
+            "optional": True,
+            "save": save,
+            "apart": apart,
+        }
+        rows = [(a, all(facts[condition] for condition in a.when.split())) for a in TABLES[kernel]]
+        self.reads = [
+            (a.name, CHECKS[a.type] if present else None, a.shape, "optional" in a.when)
+            for a, present in rows
+            if a.kind == "read"
+        ]
+        self.writes = [
+            (a.name, ALLOCATE[a.kind] if present else None, a.shape) for a, present in rows if a.kind in ALLOCATE
+        ]
+
+    def read(self, given: Tensors, shapes: Shapes) -> list[Tensor | None]:
+        """The tensors as C reads them; RuntimeError. None where the cell has no such tensor, whatever is given."""
+        return [
+            None if check is None or (optional and given[name] is None) else check(name, given[name], shapes[shape])
+            for name, check, shape, optional in self.reads
+        ]
+
+    def allocate(self, like: Tensor, shapes: Shapes) -> list[tuple[str, Tensor | None, tuple[int, ...]]]:
+        """What C writes: name, tensor or None, shape."""
+        return [
+            (name, None if new is None else new(like, shapes[shape]), shapes[shape]) for name, new, shape in self.writes
+        ]
+
+
+@cache
+def recurrence(kernel: str, cell: str, save: bool, apart: bool) -> Recurrence:
+    """One for all calls of a kind."""
+    return Recurrence(kernel, cell, save, apart)
+
+
+def shapes(cell: str, T: int, B: int, H: int) -> Shapes:
+    """Those of arguments.h, by their names there."""
+    spec = SPECS[cell]
+    gates, saved = len(spec.gates) * H, len(spec.saved)
+    return {
+        "B": (B,),
+        "T B": (T, B),
+        "B H": (B, H),
+        "T B H": (T, B, H),
+        "T B G*H": (T, B, gates),
+        "T B S H": (T, B, saved, H),
+        "G*H": (gates,),
+        "G*H H": (gates, H),
+    }

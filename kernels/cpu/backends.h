@@ -1,0 +1,24 @@
+/* The kernels, once for each set of vector instructions. */
+#ifndef FASTCELLS_BACKENDS_H
+#define FASTCELLS_BACKENDS_H
+
+#include "arguments.h"
+
+/* The kernels return 0, or -1 where memory does not suffice. */
+struct backend {
+    const char *name;
+    int (*supported)(void);
+    int (*forward)(const struct forward *, int threads);
+    int (*backward)(const struct backward *, int threads);
+    int (*weight_grad)(const struct weight_grad *, int threads);
+    int (*linear)(const struct linear *, int threads);
+    int (*step_in_place)(const struct step_in_place *, int threads);
+    int (*matvec)(const struct matvec *, int threads);
+    void (*activations)(const float *x, float *sigmoid, float *tanh, size_t n); /* for tests of their accuracy */
+};
+
+/* The best first; the last one runs everywhere. */
+extern const struct backend *const backends[];
+extern const int backend_count;
+
+#endif

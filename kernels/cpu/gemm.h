@@ -1,0 +1,115 @@
+/* The product of a tile: a few rows of the batch times a few vectors of columns, whose sums stay in registers. */
+#ifndef FASTCELLS_GEMM_H
+#define FASTCELLS_GEMM_H
+
+#include "team.h"
+#include "vector.h"
+
+enum { MAX_WIDTH = 4 }; /* vectors of a tile: the gates of one vector of columns, or columns of one gate */
+enum { MAX_ROWS = 8 };
+enum { MAX_PREFETCH = 320 }; /* lines: the widest tile's rows times what an LSTM or GRU reads and writes of each */
+enum { PART = 512 };         /* terms of a product's sum that are added up one after another */
+
+/* Rows of a tile by its width: accumulators, weights and a broadcast in registers. */
+static const size_t ROWS[MAX_WIDTH + 1] = {
+    0,
+    8,
+    REGISTERS >= 32 ? 8 : 6,
+    REGISTERS >= 32 ? 8 : 4,
+    REGISTERS >= 32 ? 6 : 3,
+};
+
+typedef float tile_t[MAX_ROWS][MAX_WIDTH][LANES] __attribute__((aligned(64)));
+
+/* Lines of memory to prefetch in the course of a product. All at once they would be more than a core keeps track of,
+   and it would wait for the first ones. */
+struct prefetch {
+    size_t count;
+    const float *line[MAX_PREFETCH];
+};
+
+/* Add to the list what the update of a tile reads or writes: `planes` planes of a row, H apart, for `vectors` vectors
+   of columns. */
+static inline void prefetch(struct prefetch *list, const float *row, size_t planes, size_t H, size_t vectors) {
+    enum { LINE = CACHE_LINE / sizeof(float) };
+    for (size_t plane = 0; plane < planes; plane++) {
+        for (size_t i = 0; i < vectors * LANES && list->count < MAX_PREFETCH; i += LINE)
+            list->line[list->count++] = row + plane * H + i;
+    }
+}
+
+/* One term of the sums of a tile: acc[r][v] += a[r * row_step] * w[v] */
+INLINE void add_term(size_t rows, size_t width, vec acc[MAX_ROWS][MAX_WIDTH], const float *restrict a, size_t row_step,
+                     const float *restrict w) {
+    vec columns[MAX_WIDTH];
+    UNROLL for (size_t v = 0; v < width; v++) columns[v] = load(w + v * LANES);
+    UNROLL for (size_t r = 0; r < rows; r++) {
+        vec s = splat(a[r * row_step]);
+        UNROLL for (size_t v = 0; v < width; v++) acc[r][v] += s * columns[v];
+    }
+}
+
+/* out[r][v] (+)= sum over k of a[r * row_step + k * k_step] * panel[k][v], prefetching `lines` lines on the way; the
+   last eighth of it leaves them time to arrive. */
+INLINE void gemm_part(size_t rows, size_t width, tile_t out, const float *restrict a, size_t row_step, size_t k_step,
+                      const float *restrict panel, size_t K, int add, const float *const *line, size_t lines) {
+    vec acc[MAX_ROWS][MAX_WIDTH];
+    UNROLL for (size_t r = 0; r < rows; r++) {
+        UNROLL for (size_t v = 0; v < width; v++) acc[r][v] = splat(0.0f);
+    }
+    const size_t terms_a_line = lines ? (K - K / 8) / lines : 0;
+    size_t k = 0;
+    for (size_t i = 0; i < lines; i++) {
+        __builtin_prefetch(line[i]);
+        for (const size_t end = k + terms_a_line; k < end; k++)
+            add_term(rows, width, acc, a + k * k_step, row_step, panel + k * width * LANES);
+    }
+    for (; k < K; k++) add_term(rows, width, acc, a + k * k_step, row_step, panel + k * width * LANES);
+    UNROLL for (size_t r = 0; r < rows; r++) {
+        UNROLL for (size_t v = 0; v < width; v++) store(out[r][v], add ? load(out[r][v]) + acc[r][v] : acc[r][v]);
+    }
+}
+
+/* One function for each size of a tile. */
+#define GEMM_PART(rows, width)                                                                                         \
+    static __attribute__((noinline)) void gemm_part_##rows##_##width(                                                  \
+        tile_t out, const float *a, size_t row_step, size_t k_step, const float *panel, size_t K, int add,             \
+        const float *const *line, size_t lines) {                                                                      \
+        gemm_part(rows, width, out, a, row_step, k_step, panel, K, add, line, lines);                                  \
+    }
+#define GEMM_PARTS(width)                                                                                              \
+    GEMM_PART(1, width)                                                                                                \
+    GEMM_PART(2, width)                                                                                                \
+    GEMM_PART(3, width)                                                                                                \
+    GEMM_PART(4, width)                                                                                                \
+    GEMM_PART(5, width)                                                                                                \
+    GEMM_PART(6, width)                                                                                                \
+    GEMM_PART(7, width)                                                                                                \
+    GEMM_PART(8, width)
+GEMM_PARTS(1)
+GEMM_PARTS(2)
+GEMM_PARTS(3)
+GEMM_PARTS(4)
+
+typedef void (*gemm_part_fn)(tile_t, const float *, size_t, size_t, const float *, size_t, int, const float *const *,
+                             size_t);
+#define GEMM_PART_NAMES(width)                                                                                         \
+    {gemm_part_1_##width, gemm_part_2_##width, gemm_part_3_##width, gemm_part_4_##width,                               \
+     gemm_part_5_##width, gemm_part_6_##width, gemm_part_7_##width, gemm_part_8_##width}
+static const gemm_part_fn GEMM_PART_OF[MAX_WIDTH][MAX_ROWS] = {GEMM_PART_NAMES(1), GEMM_PART_NAMES(2),
+                                                               GEMM_PART_NAMES(3), GEMM_PART_NAMES(4)};
+
+/* out[r][v] = sum over k of a[r][k] * panel[k][v]. Long sums are taken in parts, so that rounding errors do not pile
+   up along K. */
+static inline void gemm_tile(size_t rows, size_t width, tile_t out, const float *a, size_t a_stride, const float *panel,
+                             size_t K, const struct prefetch *list) {
+    const gemm_part_fn part = GEMM_PART_OF[width - 1][rows - 1];
+    size_t fetched = 0;
+    for (size_t k = 0; k < K; k += PART) {
+        const size_t terms = K - k < PART ? K - k : PART, upto = list->count * (k + terms) / K;
+        part(out, a + k, a_stride, 1, panel + k * width * LANES, terms, k > 0, list->line + fetched, upto - fetched);
+        fetched = upto;
+    }
+}
+
+#endif

@@ -1,0 +1,98 @@
+/* The division of work: who in a team does what. A member owns some rows of the batch and some tiles of columns. */
+#ifndef FASTCELLS_GRID_H
+#define FASTCELLS_GRID_H
+
+#include <stdlib.h>
+
+#include "gemm.h"
+
+/* Barriers, and floats on cache lines of their own, for the duration of a call; NULL where memory does not suffice.
+   free(*barriers) ends it. */
+static inline float *scratch(struct barrier **barriers, size_t count, size_t floats) {
+    void *memory;
+    if (posix_memalign(&memory, CACHE_LINE, count * sizeof(struct barrier) + floats * sizeof(float))) return NULL;
+    *barriers = memory;
+    for (size_t i = 0; i < count; i++) barrier_init(*barriers + i);
+    return (float *)(*barriers + count);
+}
+
+static inline size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+static inline size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+
+/* Things from `first` up to `end`. */
+struct range {
+    size_t first, end;
+};
+
+/* A member's part of `count` things, in parts that differ by one at most. */
+static inline struct range part_of(size_t count, size_t member, size_t members) {
+    return (struct range){count * member / members, count * (member + 1) / members};
+}
+
+/* The team as a grid: `row_groups` groups of `members` each. */
+struct grid {
+    size_t row_groups, members;
+};
+
+/* The split with the least work on the busiest member. Without a barrier if that costs nothing, but with the fewest
+   weights a member where they are large: what stays in a core's own cache is read at full speed. */
+static inline struct grid choose_grid(size_t team, size_t B, size_t tiles, size_t weights) {
+    enum { BARRIER = 6000 }; /* multiplications that one does in the time of a barrier, with a single row */
+    const size_t tile_weights = weights / tiles;
+    struct grid best = {1, 1};
+    size_t least = (size_t)-1;
+    for (size_t groups = 1; groups <= team && groups <= B; groups++) {
+        const size_t members = min_size(team / groups, tiles);
+        size_t work = ceil_div(B, groups) * ceil_div(tiles, members) * tile_weights;
+        if (members > 1) work += work / 16 + BARRIER;
+        if (weights * sizeof(float) / members > (size_t)512 << 10) work += work / 8;
+        if (work < least) {
+            least = work;
+            best = (struct grid){groups, members};
+        }
+    }
+    return best;
+}
+
+/* What one member owns. */
+struct share {
+    size_t first_row, rows;   /* of the batch */
+    size_t first_tile, tiles; /* of the columns */
+};
+
+static inline struct share share_of(struct grid grid, size_t member, size_t B, size_t tiles) {
+    const struct range rows = part_of(B, member / grid.members, grid.row_groups);
+    const struct range columns = part_of(tiles, member % grid.members, grid.members);
+    return (struct share){rows.first, rows.end - rows.first, columns.first, columns.end - columns.first};
+}
+
+/* Copy a share of a plane [B, H]. */
+static inline void copy_share(const struct share *share, size_t H, size_t tile_columns, float *to, const float *from) {
+    const size_t column = share->first_tile * tile_columns, end = (share->first_tile + share->tiles) * tile_columns;
+    const size_t count = min_size(end, H) - min_size(column, H);
+    for (size_t row = share->first_row; row < share->first_row + share->rows; row++)
+        memcpy(to + row * H + column, from + row * H + column, count * sizeof(float));
+}
+
+/* Rows in tiles of nearly the same height, none above `most`. */
+static inline size_t height(size_t rows, size_t done, size_t most) {
+    const size_t left = rows - done;
+    return ceil_div(left, ceil_div(left, most));
+}
+
+/* Vectors of columns in a tile where a tile has one gate: as wide as keeps all members of a team busy. */
+static inline size_t tile_width(size_t H, size_t team) {
+    const size_t vectors = ceil_div(H, LANES);
+    size_t best = 1, least = (size_t)-1;
+    for (size_t width = MAX_WIDTH; width > 0; width--) {
+        size_t work = ceil_div(ceil_div(vectors, width), team) * width * 16;
+        work += work * (MAX_WIDTH - width) / 32; /* a narrow tile loads more for the same work */
+        if (work < least) {
+            least = work;
+            best = width;
+        }
+    }
+    return best;
+}
+
+#endif
