@@ -3,7 +3,7 @@
 from fastcells import functional, reference
 from fastcells.backends.base import Choice
 from fastcells.cells import GRUCell, LSTMCell, RNNCell
-from fastcells.convert import convert, to_torch
+from fastcells.convert import convert, from_torch, to_torch
 from fastcells.dispatch import explain
 from fastcells.errors import CannotRun
 from fastcells.layers import GRU, LSTM, RNN
@@ -21,6 +21,7 @@ __all__ = [
     "RNNCell",
     "convert",
     "explain",
+    "from_torch",
     "functional",
     "reference",
     "to_torch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TypeVar
 
 from torch import nn
@@ -36,8 +37,18 @@ def convert(model: Module) -> Module:
     return model
 
 
+def from_torch(model: Module) -> Module:
+    """A copy of a model with fastcells modules in place of torch.nn's recurrent ones; `model` stays as it is.
+
+    The copy has Parameters of its own, with the same values. `convert` does the same in place.
+    """
+    return convert(copy.deepcopy(model))
+
+
 def to_torch(model: Module) -> Module:
     """The way back from `convert`: fastcells modules become torch.nn's, for export or for a machine without us.
+
+    In place, and returns `model`; of a copy, `to_torch(copy.deepcopy(model))`.
 
     Raises:
         ValueError: a GRU with `reset_after=False`, which torch does not have. Nothing is changed then.

@@ -97,6 +97,14 @@ def test_tree() -> None:
     assert all(p is parameters[name] for name, p in model.named_parameters())
 
 
+def test_from_torch_leaves_the_model_alone() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.GRU(4, 5))
+    copied, x = fastcells.from_torch(model), torch.randn(6, 2, 3)
+    assert type(model[1]) is nn.GRU and type(copied[1]) is fastcells.GRU
+    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in copied.parameters()}
+    torch.testing.assert_close(copied(x), model(x))
+
+
 @BOTH_WAYS
 def test_optimizer_goes_on(back: bool) -> None:
     model = fastcells.convert(Tree()) if back else Tree()
