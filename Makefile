@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-# A file's tests stay in one process, so that what they share is built once; files start in their order, long ones first.
+# Tests of a file stay in one process, so that what they share is built once.
 PROCESSES := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: train test test-fast test-on soak bench bench-full check compile resolve gpu clean
