@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-# A file's tests stay in one process, so that what they share is built once; files start in their order, long ones first.
+# A file is one process's, so that what its tests share is built once. Files start in the order of their paths.
 PROCESSES := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: train test test-fast test-on soak bench bench-full check compile resolve gpu clean

@@ -2,7 +2,7 @@
 
     python -m bench.downstream --install DIR [--packages NAME ...] [--no-tests] [--write]
 
-Installs what is missing into DIR (never torch), runs every package's cases of `bench.downstream_cases` and the
+Installs what is missing into DIR (never torch), runs every package's cases of `bench.cases.downstream_cases` and the
 recurrent part of its own tests, and prints a table. Exit status 1 if any result of ours is not torch.nn's.
 """
 

@@ -1,9 +1,9 @@
 """One run of another package's code or tests: recurrent classes put in torch.nn's place, and what each call meets.
 
-A child process of `bench.downstream`. `python -m bench.downstream_swap SIDE MODULE PACKAGE OUT` runs the cases that a
-module has for a package and saves what they returned; `pytest -p bench.downstream_swap` runs a package's own tests,
-with side and file in FASTCELLS_DOWNSTREAM_SIDE and FASTCELLS_DOWNSTREAM_OUT. The names of torch.nn are changed before
-the package is imported, so that its base classes, its `isinstance` and its tables of classes see ours.
+A child process of `bench.downstream`. `python -m bench.measure.downstream_swap SIDE MODULE PACKAGE OUT` runs the cases
+that a module has for a package and saves what they returned; `pytest -p bench.measure.downstream_swap` runs a package's
+own tests, with side and file in FASTCELLS_DOWNSTREAM_SIDE and FASTCELLS_DOWNSTREAM_OUT. The names of torch.nn are
+changed before the package is imported, so that its base classes, its `isinstance` and its tables of classes see ours.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.idiom_isolated import TABLE
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

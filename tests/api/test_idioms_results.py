@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -63,6 +64,7 @@ def _changed(change: str, apart: bool) -> Callable[..., Any]:
 
 
 @plan_of(CHANGES, ("mul_", "h_n"), ("all",))
+@pytest.mark.slow
 def test_in_place_then_backward(subject: Any, idiom: str) -> None:
     assert_as_lenient(lambda apart: _changed(idiom, apart), subject)
 

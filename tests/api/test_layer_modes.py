@@ -62,6 +62,7 @@ def test_transforms(own: str) -> None:
 @pytest.mark.parametrize(
     ("own", "backend"), [*itertools.product(["dense", *OWN], ["eager", "aot_eager"]), ("reset_before", "inductor")]
 )
+@pytest.mark.slow
 def test_compile(own: str, backend: str) -> None:
     torch._dynamo.reset()
     module, x = own_case(own) if own in OWN else (pair("GRU")[1], some(T, B, I))

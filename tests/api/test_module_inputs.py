@@ -158,11 +158,13 @@ def check_gradients(info: ModuleInfo, packed: bool, training: bool, **extra: boo
 
 @TRAINING
 @pytest.mark.parametrize(("info", "packed"), CASES)
+@pytest.mark.slow
 def test_gradients(info: ModuleInfo, packed: bool, training: bool) -> None:
     check_gradients(info, packed, training)
 
 
 @TRAINING
 @RESET_BEFORE
+@pytest.mark.slow
 def test_reset_before_gradients(info: ModuleInfo, packed: bool, training: bool) -> None:
     check_gradients(info, packed, training, reset_after=False)

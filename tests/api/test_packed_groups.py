@@ -17,6 +17,8 @@ from fastcells import packed
 from fastcells.backends.cpu import native
 from tests.support.accuracy import assert_equal_to_rounding, cotangents
 
+pytestmark = pytest.mark.slow
+
 V, H = 11, 7
 # (layer, options): dense and ids of each are run by the implementations below.
 LAYERS: dict[str, tuple[type[fastcells.layers.Layer], dict[str, Any]]] = {

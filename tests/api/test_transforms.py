@@ -22,6 +22,8 @@ import fastcells
 from fastcells import reference
 from tests.support.accuracy import assert_equal_to_rounding, cotangents
 
+pytestmark = pytest.mark.slow
+
 B, I, H, LONG, SHORT = 3, 5, 6, 40, 3  # noqa: E741
 LAYERS: dict[str, Callable[..., fastcells.layers.Layer]] = {
     "RNN": lambda **kw: fastcells.RNN(I, H, **kw),

@@ -112,6 +112,7 @@ JACOBIANS: dict[str, Callable[[Subject], list[Tensor]]] = {
 
 @pytest.mark.parametrize("idiom", JACOBIANS)
 @each(SIZED)
+@pytest.mark.slow
 def test_jacobian(kind: Kind, given: str, size: Size, dtype: torch.dtype, idiom: str) -> None:
     s = Subject(kind, given, size, dtype)
     assert_equal_to_rounding(JACOBIANS[idiom](s), s.jacobian(s.xs[0]))
@@ -129,6 +130,7 @@ def test_forward_mode(kind: Kind, given: str, size: Size, dtype: torch.dtype) ->
 
 
 @each(CASES)
+@pytest.mark.slow
 def test_second_derivatives(kind: Kind, given: str) -> None:
     s = Subject(kind, given, SMALL, torch.float64)
     b = s.p[s.bias]
@@ -141,6 +143,7 @@ def test_second_derivatives(kind: Kind, given: str) -> None:
 
 
 @each(SIZED)
+@pytest.mark.slow
 def test_samples(kind: Kind, given: str, size: Size, dtype: torch.dtype) -> None:
     """vmap over inputs: outputs, gradients of each sample, and a plain backward through the mapped outputs."""
     s = Subject(kind, given, size, dtype)

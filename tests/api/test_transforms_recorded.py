@@ -43,6 +43,8 @@ from tests.support.transform_cases import (
     wrapped,
 )
 
+pytestmark = pytest.mark.slow
+
 F32, F64 = torch.float32, torch.float64
 
 

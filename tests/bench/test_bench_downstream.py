@@ -11,6 +11,8 @@ from bench import downstream
 from bench.downstream import NotHere, Package, compare_cases, compare_tests, verdict
 from bench.measure.downstream_swap import Ran
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = """
 from abc import ABC
 from torch import nn

@@ -27,11 +27,12 @@ from fastcells.kernels.triton import plan
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_suite_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own, as `make bench` does: JSON, then CSV, for every implementation."""
     path = tmp_path / "run.json"
     command = [sys.executable, "-m", "pytest", "bench", "--selection", "smoke", "--rounds", "2", "-k", "GRU and T3-B2"]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_INTERPRET", "PYTEST_XDIST"))}
     done = subprocess.run(
         [*command, f"--benchmark-json={path}"], cwd=ROOT, env=environment, capture_output=True, text=True
     )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton", reason="the kernels are written in Triton")
 
 ROOT = Path(__file__).parents[2]

@@ -138,6 +138,7 @@ def test_a_slower_machine_is_no_regression() -> None:
     assert {r["mark"] for r in report.compare(rows, slow)} == {""}
 
 
+@pytest.mark.slow
 def test_pictures_are_the_same_file_for_the_same_numbers(tmp_path: Path) -> None:
     rows = derived(some_rows())
     for draw in (*report.PICTURES.values(), pictures.grid):

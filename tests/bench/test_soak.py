@@ -13,7 +13,7 @@ from fastcells.backends.cpu import native
 if not Path("/proc/self/statm").exists():
     pytest.skip("no /proc: resident memory cannot be read here", allow_module_level=True)
 
-pytestmark = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))]
 
 
 def soak(*options: str) -> subprocess.CompletedProcess[str]:

@@ -154,6 +154,7 @@ def test_nan_loss_keeps_the_last_good_weights(corpus: Path, tmp_path: Path, caps
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.slow
 def test_a_signal_keeps_what_was_learned(name: str, corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "fastcells", "train", str(corpus), "--out", str(run), *SMALL]
@@ -173,6 +174,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "fastcells", *arguments]
 
 
+@pytest.mark.slow
 def test_a_terminal_without_the_characters(tmp_path: Path) -> None:
     """An ASCII terminal shows Chinese escaped; it does not end the training."""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
@@ -182,6 +184,7 @@ def test_a_terminal_without_the_characters(tmp_path: Path) -> None:
     assert b"\\u6211\\u4eec" in done.stdout  # the prefix that means "we"
 
 
+@pytest.mark.slow
 def test_a_reader_who_goes_does_not_end_the_training(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(command("train", str(corpus), "--out", str(run), *SMALL), stdout=subprocess.PIPE)

@@ -283,6 +283,7 @@ def test_outputs_are_tensors_of_their_own() -> None:
 
 
 @EACH_CELL
+@pytest.mark.slow
 def test_compile_and_opcheck(case: Case) -> None:
     args = arguments(case, (3, 4, 9))
     leaves = [a.requires_grad_() for a in args]

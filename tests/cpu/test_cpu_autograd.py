@@ -83,6 +83,7 @@ def test_outputs_changed_in_place_before_backward(case: Case, ids: bool, masks: 
 
 
 @EACH_CELL
+@pytest.mark.slow
 def test_outputs_changed_in_place_after_compiling(case: Case) -> None:
     args = arguments(case, False)
     lengths = torch.tensor([6, 0, 3, 5, 1])
@@ -109,6 +110,7 @@ def test_outputs_changed_in_place_after_compiling(case: Case) -> None:
 @pytest.mark.parametrize("absent", ["", "b_ih", "b_hh", "both"])
 @DENSE_OR_IDS
 @EACH_CELL
+@pytest.mark.slow
 def test_absent_inputs_crossed_with_what_needs_a_gradient(case: Case, ids: bool, absent: str, masks: str) -> None:
     """Each input alone, all but one, and all: the same gradients as torch's operators, None where these have None."""
     args: list[Tensor | None] = [*arguments(case, ids)]

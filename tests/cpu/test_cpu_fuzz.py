@@ -645,6 +645,7 @@ needs_c = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.ob
 
 
 @needs_c
+@pytest.mark.slow
 def test_random_calls(tmp_path: Path) -> None:
     done = fuzz(0, CALLS, tmp_path)
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"

@@ -126,6 +126,7 @@ check("a team again")
 
 
 @pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit or "while it runs")
+@pytest.mark.slow
 def test_fewer_threads_than_asked_for(limit: str) -> None:
     environment = {**os.environ, **dict([limit.split("=")] if limit else [])}
     command = [sys.executable, "-c", FEWER + LIMITS[limit]]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 KERNELS = Path(__file__).parents[2] / "kernels" / "cpu"
 DRIVER = Path(__file__).with_name("cpu_sanitizers.c")
 SOURCES = sorted(path for path in KERNELS.glob("*.c") if path.name != "module.c")

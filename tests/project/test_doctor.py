@@ -28,6 +28,7 @@ def test_report(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("which", ["forward", "gradients"])
+@pytest.mark.slow
 def test_a_fault_is_seen(which: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     gru = functional.gru
 

@@ -22,6 +22,7 @@ from tests.support.concurrent_programs import Concurrent, Deadlock, concurrent_p
 from tests.support.shapes import CELLS, EACH_CELL, Case
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("poisoned_memory"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="no interpreter with a GPU; test_triton.py runs there"),
 ]

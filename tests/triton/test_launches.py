@@ -81,6 +81,7 @@ def forward_launches(name: str, path: str, T: int, *, tokens: bool, given: bool,
 @pytest.mark.parametrize("tokens", [False, True], ids=["dense", "ids"])
 @pytest.mark.parametrize("T", [2, 9])
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+@pytest.mark.slow
 def test_a_layers_forward(name: str, T: int, tokens: bool, device: torch.device) -> None:
     """At most three launches beyond the input projection's matmul, or W_ih's transposition; whatever T and B.
 

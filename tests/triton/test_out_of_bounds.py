@@ -25,7 +25,10 @@ from fastcells.backends.triton.operators import recurrence_forward
 from fastcells.kernels.triton import exchange, launch, launch_split, launch_step, plan, sequence, split_forward, step
 from tests.support.shapes import CELLS, EACH_CELL, Case, Shape, gradients
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="no interpreter with a GPU: use compute-sanitizer")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="no interpreter with a GPU: use compute-sanitizer"),
+]
 
 NUMBER = 48  # the bit of an address from which on the number of the tensor stands
 STEPS = 3

@@ -55,6 +55,7 @@ def run(case: Case, args: list[Tensor], dtype: torch.dtype, cotangents: list[Ten
 @EACH_DTYPE
 @EACH_SHAPE
 @EACH_CELL
+@pytest.mark.slow
 def test_accuracy(case: Case, shape: tuple[int, int, int], dtype: str, impl: str, device: torch.device) -> None:
     """Dense and ids, even and ragged, both directions in turn: forward and every gradient."""
     T, B, H = shape
@@ -101,6 +102,7 @@ def test_large_inputs_give_no_nan(case: Case, impl: str, device: torch.device) -
 
 @EACH_IMPL
 @EACH_CELL
+@pytest.mark.slow
 def test_padding_may_hold_nan(case: Case, impl: str, device: torch.device) -> None:
     args = arguments(case, (4, 3, 24), device, ids=False)
     lengths = torch.tensor([4, 0, 2], device=device)
@@ -132,6 +134,7 @@ def test_second_derivatives(case: Case, impl: str, device: torch.device) -> None
 
 @EACH_IMPL
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+@pytest.mark.slow
 def test_layers(name: str, impl: str, device: torch.device) -> None:
     """A stack of two bidirectional layers on ids, packed: the layers reach the kernels."""
     ours = getattr(fastcells, name)(INPUT, 16, 2, bidirectional=True, impl=impl).to(device)

@@ -32,6 +32,7 @@ def test_float32_precision_follows_torchs_switch() -> None:
 
 @EACH_IMPL
 @pytest.mark.parametrize("name", ["RNNCell", "GRUCell", "LSTMCell", "RNN", "GRU", "LSTM"])
+@pytest.mark.slow
 def test_autocast(name: str, impl: str, device: torch.device) -> None:
     """Cells and layers run in the lower precision, as a module in that precision does."""
     module = getattr(fastcells, name)(INPUT, H, impl=impl).to(device)

@@ -10,7 +10,7 @@ import fastcells
 from fastcells.backends.triton.operators import RULES, recurrence_backward, recurrence_forward
 from tests.support.accuracy import cotangents
 
-pytestmark = pytest.mark.usefixtures("strict_float32")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("strict_float32")]
 T, B, H = 3, 5, 16
 EACH_RULE = pytest.mark.parametrize("rule", RULES)
 EACH_PATH = pytest.mark.parametrize("path", ["sequence", "step"])

@@ -23,7 +23,7 @@ from tests.support.accuracy import rms_error
 from tests.support.shapes import CELLS, EACH_CELL, Case
 from tests.triton.test_triton import arguments, run
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory", "strict_float32")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("poisoned_memory", "strict_float32")]
 INTERPRETED = pytest.mark.skipif(torch.cuda.is_available(), reason="a tensor core cannot be changed")
 MODES = ["ieee", "tf32", "tf32x3"]
 EACH_MODE = pytest.mark.parametrize("mode", MODES)

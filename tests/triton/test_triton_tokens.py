@@ -21,7 +21,7 @@ from fastcells.kernels.triton import launch, launch_step
 from tests.support.accuracy import assert_equal_to_rounding, cotangents, error
 from tests.support.shapes import EACH_CELL, Case
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory", "strict_float32")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("poisoned_memory", "strict_float32")]
 T, B, H, V = 4, 5, 24, 7
 NO_IDS = [-1, V, -(2**31), 2**31 - 1]
 EACH_IMPL = pytest.mark.parametrize("impl", ["triton", "triton-step"])
