@@ -450,7 +450,7 @@ class Step(Call):
         x = a["w_ih"][:, a["x"]] if isinstance(a["x"], int) else a["w_ih"] @ a["x"]
         x = x if a["b_ih"] is None else x + a["b_ih"]
         state = tuple(a[name][None] for name in ("h", "c")[: self.spec.num_states])
-        new = self.spec.step(x[None], state, a["w_hh"], a["b_hh"])
+        new = self.spec.step(x[None], state, RecurrentWeights(a["w_hh"], a["b_hh"]))
         return {name: s[0] for name, s in zip(("h", "c"), new, strict=False)}
 
 
