@@ -16,7 +16,7 @@ def test_the_implementation_that_is_meant() -> None:
     for subject in [*ALL, *TRITON, CELL_IN_TRITON]:
         found = fastcells.explain(subject.module(True), subject.given(True).x)
         assert found.path == subject.path, f"{subject}: {found}"
-    assert {s.kind for s in IMPLS if s.path == "c" and s.impl == "auto"} == set(ABOVE)
+    assert {s.kind for s in IMPLS if s.path == "cpu" and s.impl == "auto"} == set(ABOVE)
 
 
 def test_a_fault_is_seen() -> None:

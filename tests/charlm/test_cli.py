@@ -48,7 +48,7 @@ def test_train_then_generate(corpus: Path, tmp_path: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "corpus" in out and "220 characters" in out
     # What runs, at the shape that is trained: [batch, steps], not a single character.
-    assert ("runs on cpu (c): C with" if native.obstacle() is None else "runs on torch (recurrence)") in out
+    assert ("runs on cpu (cpu): C with" if native.obstacle() is None else "runs on torch (recurrence)") in out
     assert "perplexity" in out and "tokens/s" in out and "  - we" in out
     assert "\r" not in out  # plain lines: the output is not a terminal
     assert main(["generate", str(tmp_path / "run"), "--prefix", "the ", "--length", "7"]) == 0

@@ -103,11 +103,11 @@ THREE = ("GRU", "LSTM", "RNN")
 
 
 def above(kind: str) -> Subject:
-    return Subject(kind, "auto", "c", T=ABOVE[kind][0], B=ABOVE[kind][1])
+    return Subject(kind, "auto", "cpu", T=ABOVE[kind][0], B=ABOVE[kind][1])
 
 
 def in_c(kind: str, layout: str = DENSE, **options: Any) -> Subject:
-    return Subject(kind, "cpu", "c", layout, T=5, options=options)
+    return Subject(kind, "cpu", "cpu", layout, T=5, options=options)
 
 
 # Each implementation of each layer, at a shape below and one above the switch.
@@ -122,7 +122,7 @@ IMPLS = [
 OPTIONAL = [
     *(in_c(kind, bias=False) for kind in THREE),
     *(in_c(kind, "ids", bias=False) for kind in ("GRU", "LSTM")),
-    *(Subject(kind, "auto", "c", "ids", T=6) for kind in THREE),
+    *(Subject(kind, "auto", "cpu", "ids", T=6) for kind in THREE),
     *(Subject(kind, "torch", "recurrence", "ids") for kind in ("GRU", "LSTM-proj")),
 ]
 # What the layer does around them.
@@ -150,7 +150,7 @@ CELLS = [
     Subject(kind, impl, path, layout)
     for kind in ("GRUCell", "LSTMCell", "RNNCell")
     for impl, path, layout in (
-        ("auto", "aten", DENSE), ("auto", "aten", "unbatched"), ("auto", "one-hot", "ids"), ("cpu", "c", DENSE),
+        ("auto", "aten", DENSE), ("auto", "aten", "unbatched"), ("auto", "one-hot", "ids"), ("cpu", "cpu", DENSE),
     )
 ]  # fmt: skip
 CELL_IN_TRITON = Subject("GRUCell", "triton-step", "step")
