@@ -124,6 +124,15 @@ def store_tiles(ptr, stride, tile, mask, tiles):
 
 
 @triton.jit
+def load_weights(w_ptr, row, col, mask, H, GATES: tl.constexpr):
+    """Every gate's weights at the rows and columns of its [H, H]."""
+    w = ()
+    for g in tl.static_range(GATES):
+        w += (tl.load(w_ptr + (g * H + row) * H + col, mask=mask, other=0.0),)
+    return w
+
+
+@triton.jit
 def load_state(h_ptr, c_ptr, at, tile, mask, STATES: tl.constexpr):
     """(h,) or (h, c) as float32, from element `at` on; c_ptr is not looked at where STATES is 1."""
     state = (tl.load(h_ptr + at + tile, mask=mask, other=0.0).to(tl.float32),)
@@ -141,7 +150,7 @@ def store_state(h_ptr, c_ptr, at, tile, mask, state, STATES: tl.constexpr):
 
 
 @triton.jit
-def keep_ended(active, new, old, N: tl.constexpr):
+def freeze_finished(active, new, old, N: tl.constexpr):
     """`new` in the rows whose sequence goes on, `old` in the others."""
     tiles = ()
     for i in tl.static_range(N):
@@ -150,7 +159,7 @@ def keep_ended(active, new, old, N: tl.constexpr):
 
 
 @triton.jit
-def zero_ended(active, tiles, N: tl.constexpr):
+def zero_finished(active, tiles, N: tl.constexpr):
     """The tiles in the rows whose sequence goes on, 0 in the others."""
     kept = ()
     for i in tl.static_range(N):
@@ -159,20 +168,18 @@ def zero_ended(active, tiles, N: tl.constexpr):
 
 
 @triton.jit
-def load_ids(ids_ptr, at, row, row_mask, TOKENS: tl.constexpr):
+def load_ids(ids_ptr, at, row, row_mask):
     """The token ids of one step, [BLOCK_B, 1]: from element `at` on, -1 where masked; without ids nothing is read."""
-    return tl.load(ids_ptr + at + row, mask=row_mask, other=-1) if TOKENS else row
+    return tl.load(ids_ptr + at + row, mask=row_mask, other=-1) if ids_ptr is not None else row
 
 
 @triton.jit
-def load_input(
-    x_ptr, ids, b_ih, at, tile, cols, mask, V, H, GATES: tl.constexpr, N: tl.constexpr, TOKENS: tl.constexpr
-):
-    """The first N gates' input projections: from element `at` on, or the rows of the table that the ids name.
+def load_input(x_ptr, ids_ptr, ids, b_ih, at, tile, cols, mask, V, H, GATES: tl.constexpr, N: tl.constexpr):
+    """The first N gates' input projections: from element `at` on, or, given ids, the rows of the table that they name.
 
     An id outside [0, V), as padding may hold, acts as an all-zero input and is never read.
     """
-    if TOKENS:
+    if ids_ptr is not None:
         known = (ids >= 0) & (ids < V)
         rows = tl.where(known, ids, 0).to(tl.int64) * (GATES * H)
         read = load_tiles(x_ptr + rows, H, cols[None, :], mask & known, N)
@@ -185,12 +192,12 @@ def load_input(
 
 
 @triton.jit
-def bias_tiles(b_ptr, cols, H, N: tl.constexpr, FIRST: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """Bias of the gates FIRST to FIRST + N, each [1, BLOCK_H] float32; 0 without a bias."""
+def load_bias(b_ptr, cols, H, N: tl.constexpr):
+    """Bias of the first N gates, each [1, BLOCK_H] float32; 0 without a bias."""
     tiles = ()
     for g in tl.static_range(N):
-        if HAS_BIAS:
-            b = tl.load(b_ptr + (FIRST + g) * H + cols, mask=cols < H, other=0.0).to(tl.float32)
+        if b_ptr is not None:
+            b = tl.load(b_ptr + g * H + cols, mask=cols < H, other=0.0).to(tl.float32)
         else:
             b = tl.zeros_like(cols).to(tl.float32)
         tiles += (b[None, :],)

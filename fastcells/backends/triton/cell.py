@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fastcells.backends.torch.cell import Before, Gradients, State, TorchCell, Trace
-from fastcells.backends.triton.operators import RULES, recurrence_backward, recurrence_forward
+from fastcells.backends.triton.operators import recurrence_backward, recurrence_forward
+from fastcells.kernels.triton.rules import RULES
 
 
 class TritonCell(TorchCell):
@@ -43,7 +44,7 @@ class TritonCell(TorchCell):
         """`forward`, where the kernels gather the input projection themselves."""
         h0, c0 = _pair(state)
         hidden, cells, saved, h_n, c_n = recurrence_forward(
-            x, h0, c0, w_hh, b_hh, _lengths(mask), self.rule.name, self.path, steps.step < 0, save, ids, b_ih
+            x, h0, c0, w_hh, b_hh, _lengths(mask), self.rule.spec.name, self.path, steps.step < 0, save, ids, b_ih
         )
         return Trace(hidden, (h_n,) if c0 is None else (h_n, c_n), (cells, saved))
 
@@ -69,17 +70,17 @@ class TritonCell(TorchCell):
             w_hh,
             hidden,
             None if c0 is None else cells,
-            gates if self.rule.saved else None,
+            gates if self.rule.spec.saved else None,
             _lengths(mask),
-            self.rule.name,
+            self.rule.spec.name,
             self.path,
             steps.step < 0,
         )
         d_state = (d_h0,) if c0 is None else (d_h0, d_c0)
-        return Gradients(d_x, d_x if self.rule.same_gradient else d_gates, d_state)
+        return Gradients(d_x, d_x if self.rule.spec.same_gradient else d_gates, d_state)
 
     def weight_gradient(self, d_gates: Tensor, before: Before, saved: tuple[Tensor, ...]) -> Tensor:
-        if self.rule.reset is None:
+        if self.rule.reset_hidden is None:
             return super().weight_gradient(d_gates, before, saved)
         reset = saved[1][:, :, 0] * before.whole
         return self.plain.weight_gradient(d_gates, before, (reset, reset, reset))
