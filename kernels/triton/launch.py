@@ -185,8 +185,9 @@ def block_arguments(blocks: Blocks) -> Arguments:
     }
 
 
-def tiles(B: int, H: int, blocks: Blocks) -> tuple[int, int]:
+def num_tiles(blocks: Blocks, state: tuple[Tensor, ...]) -> tuple[int, int]:
     """How many tiles there are of the batch and of the hidden columns."""
+    B, H = state[0].shape
     return triton.cdiv(B, blocks.batch), triton.cdiv(H, blocks.hidden)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fastcells.kernels.triton.launch import Backward, BackwardPass, Forward, ForwardPass, block_arguments, tiles
+from fastcells.kernels.triton.launch import Backward, BackwardPass, Forward, ForwardPass, block_arguments, num_tiles
 from fastcells.kernels.triton.plan import Blocks
 from fastcells.kernels.triton.sequence import sequence_backward_kernel, sequence_forward_kernel
 
 
 def sequence_forward(forward: ForwardPass, blocks: Blocks) -> Forward:
     out = forward.results()
-    sequence_forward_kernel[tiles(*forward.state[0].shape, blocks)[:1]](
+    sequence_forward_kernel[num_tiles(blocks, forward.state)[:1]](
         **forward.sequence_arguments(out), **block_arguments(blocks)
     )
     return out
@@ -18,7 +18,7 @@ def sequence_forward(forward: ForwardPass, blocks: Blocks) -> Forward:
 def sequence_backward(backward: BackwardPass, blocks: Blocks) -> Backward:
     """The adjoint of `sequence_forward`."""
     out = backward.results()
-    sequence_backward_kernel[tiles(*backward.state[0].shape, blocks)[:1]](
+    sequence_backward_kernel[num_tiles(blocks, backward.state)[:1]](
         **backward.sequence_arguments(out), **block_arguments(blocks)
     )
     return out

@@ -18,8 +18,9 @@ from fastcells.kernels.triton.launch import (
     BackwardPass,
     Forward,
     ForwardPass,
+    Pass,
     block_arguments,
-    tiles,
+    num_tiles,
 )
 from fastcells.kernels.triton.plan import Split
 from fastcells.kernels.triton.split_backward import split_backward_kernel
@@ -37,10 +38,10 @@ def split_forward(forward: ForwardPass, split: Split) -> Forward:
     second = forward.rule.reset_hidden is not None
     mailboxes = _mailbox(EXCHANGES[split.exchange], (2 if second else 1, size), like=forward.w)
     out = forward.results(hidden=_part(mailboxes[0], (T, B, H)))
-    split_forward_kernel[_grid(B, H, split)](
+    split_forward_kernel[_grid(split, forward)](
         **forward.sequence_arguments(out),
         reset_hidden_ptr=_part(mailboxes[1], (T, B, H)) if second else None,
-        **_arguments(B, H, split, like=forward.w),
+        **_arguments(split, forward),
         **_options(split),
     )
     return out
@@ -48,12 +49,12 @@ def split_forward(forward: ForwardPass, split: Split) -> Forward:
 
 def split_backward(backward: BackwardPass, split: Split) -> Backward:
     """The adjoint of `split_forward`, split in the same way; the programs exchange the gates' gradients."""
-    T, B, H = backward.d_hidden.shape
-    mailbox = _mailbox(EXCHANGES[split.exchange], (T, B, backward.rule.spec.num_gates, H), like=backward.d_hidden)
+    (T, B, H), gates = backward.d_hidden.shape, backward.rule.spec.num_gates
+    mailbox = _mailbox(EXCHANGES[split.exchange], (T, B, gates, H), like=backward.d_hidden)
     out = backward.results(d_gates=mailbox)
-    split_backward_kernel[_grid(B, H, split)](
+    split_backward_kernel[_grid(split, backward)](
         **backward.sequence_arguments(out),
-        **_arguments(B, H, split, like=backward.w),
+        **_arguments(split, backward),
         **_options(split),
     )
     return out
@@ -72,18 +73,18 @@ def _part(mailbox: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return part.set_(mailbox.untyped_storage(), view.storage_offset(), view.shape, view.stride())
 
 
-def _grid(B: int, H: int, split: Split) -> tuple[int, int]:
+def _grid(split: Split, given: Pass) -> tuple[int, int]:
     """Column tiles, and groups of programs: never more of them than batch tiles."""
-    batch_tiles, column_tiles = tiles(B, H, split.blocks)
+    batch_tiles, column_tiles = num_tiles(split.blocks, given.state)
     return column_tiles, min(split.groups, batch_tiles)
 
 
-def _arguments(B: int, H: int, split: Split, like: Tensor) -> Arguments:
+def _arguments(split: Split, given: Pass) -> Arguments:
     """Of both kernels, because they are split."""
-    exchange, inner = EXCHANGES[split.exchange], split.blocks.inner
-    make = like.new_empty if exchange.prefilled else like.new_zeros  # a mailbox with a sentinel does without counters
+    exchange, inner, H = EXCHANGES[split.exchange], split.blocks.inner, given.w.shape[1]
+    make = given.w.new_empty if exchange.prefilled else given.w.new_zeros  # a sentinel does without counters
     return {
-        "counter_ptr": make(tiles(B, H, split.blocks)[0], COUNTER_LINE, dtype=torch.int32),
+        "counter_ptr": make(num_tiles(split.blocks, given.state)[0], COUNTER_LINE, dtype=torch.int32),
         "PUBLISH": exchange.publish,
         "ARRIVE": exchange.arrive,
         "WAIT": exchange.wait,

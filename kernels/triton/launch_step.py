@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from fastcells.kernels.triton.launch import Backward, BackwardPass, Forward, ForwardPass, block_arguments, tiles
+from fastcells.kernels.triton.launch import Backward, BackwardPass, Forward, ForwardPass, block_arguments, num_tiles
 from fastcells.kernels.triton.plan import StepBlocks
 from fastcells.kernels.triton.step import reset_hidden_kernel, step_forward_kernel
 from fastcells.kernels.triton.step_backward import step_backward_kernel
@@ -20,11 +20,11 @@ NONE = -1  # in place of a step's number, where there is no such step
 
 def step_forward(forward: ForwardPass, blocks: StepBlocks) -> Forward:
     """One launch a step (two for a cell with a second product)."""
-    T, (B, H), rule = forward.x.steps, forward.state[0].shape, forward.rule
+    T, rule = forward.x.steps, forward.rule
     out = forward.results()
     carry = torch.stack([s.float() for s in forward.state])
     carry_new = torch.empty_like(carry)
-    grid = tiles(B, H, blocks)
+    grid = num_tiles(blocks, forward.state)
     shared = {
         "reset_hidden_ptr": None if rule.reset_hidden is None else torch.empty_like(forward.state[0]),
         "BLOCK_K": blocks.inner,
@@ -47,13 +47,13 @@ def step_forward(forward: ForwardPass, blocks: StepBlocks) -> Forward:
 
 def step_backward(backward: BackwardPass, blocks: StepBlocks) -> Backward:
     """The adjoint of `step_forward`: one launch a step (two for a cell with a second product), and one at the end."""
-    (T, B, H), rule = backward.d_hidden.shape, backward.rule
+    T, rule = len(backward.d_hidden), backward.rule
     out = backward.results()
     carry = torch.stack([d.float() for d in backward.d_last])
     carry_new = torch.empty_like(carry)
     num_gates = rule.spec.num_gates
     step = partial(
-        step_backward_kernel[tiles(B, H, blocks)],
+        step_backward_kernel[num_tiles(blocks, backward.state)],
         **backward.step_arguments(out),
         THROUGH=num_gates if rule.reset_hidden is None else num_gates - 1,
         BLOCK_K=blocks.inner,

@@ -18,13 +18,22 @@ from fastcells.kernels.triton.tiles import (
     load_input,
     load_state,
     load_tiles,
-    load_weights,
+    offsets,
     owned,
     product,
     store_state,
     store_tiles,
     zero_finished,
 )
+
+
+@triton.jit
+def load_weights(w_ptr, row, col, mask, H, GATES: tl.constexpr):
+    """Every gate's weights at the rows and columns of its [H, H]."""
+    w = ()
+    for g in tl.static_range(GATES):
+        w += (tl.load(w_ptr + (g * H + row) * H + col, mask=mask, other=0.0),)
+    return w
 
 
 @triton.jit(do_not_specialize=["T", "B"])
@@ -57,11 +66,7 @@ def sequence_forward_kernel(
     PRECISION: tl.constexpr,
 ):
     first_row, batch, rows, cols, mask = owned(tl.program_id(0), 0, B, H, BLOCK_B, BLOCK_H)
-    first, plane = first_row * H, batch * H  # its first element in a [B, H] plane, and the size of a plane
-    row = tl.arange(0, BLOCK_B)[:, None]
-    tile = row * H + cols[None, :]
-    x_tile = row * (GATES * H) + cols[None, :]
-    saved_tile = row * (SAVED * H) + cols[None, :]
+    first, plane, row, tile, x_tile, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
     weight_mask = (cols < H)[:, None] & (cols < H)[None, :]
     # w[g][k, n] multiplies h[k] into column n.
     w = load_weights(w_ptr, cols[None, :], cols[:, None], weight_mask, H, GATES)
@@ -129,12 +134,9 @@ def sequence_backward_kernel(
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    element: tl.constexpr = w_ptr.dtype.element_ty
     first_row, batch, rows, cols, mask = owned(tl.program_id(0), 0, B, H, BLOCK_B, BLOCK_H)
-    first, plane = first_row * H, batch * H  # its first element in a [B, H] plane, and the size of a plane
-    row = tl.arange(0, BLOCK_B)[:, None]
-    tile = row * H + cols[None, :]
-    x_tile = row * (GATES * H) + cols[None, :]
-    saved_tile = row * (SAVED * H) + cols[None, :]
+    first, plane, _, tile, x_tile, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
     weight_mask = (cols < H)[:, None] & (cols < H)[None, :]
     # w[g][n, k] takes the gradient of column n back to h[k].
     w = load_weights(w_ptr, cols[:, None], cols[None, :], weight_mask, H, GATES)
@@ -156,7 +158,6 @@ def sequence_backward_kernel(
             prev = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
         else:
             prev = load_state(h_ptr, c_ptr, at + (plane if REVERSE else -plane), tile, mask, STATES)
-        element: tl.constexpr = w_ptr.dtype.element_ty
         if BACKWARD_LAST_GATE is None:
             d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new)
         else:

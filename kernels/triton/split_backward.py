@@ -50,6 +50,8 @@ def step_inputs(
 def split_backward_kernel(
     w_ptr,  # [GATES, H, H]
     lengths_ptr,  # [B] int32: how many steps each row has; or None
+    counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
+    d_gates_ptr,  # [T, B, GATES, H] out, and mailbox: gradient of the recurrent products
     h0_ptr,  # [B, H] initial state
     c0_ptr,  # [B, H], as all c pointers for a cell with a c only
     h_ptr,  # [T, B, H] state after each step
@@ -59,19 +61,17 @@ def split_backward_kernel(
     d_h_n_ptr,  # [B, H] gradient of the final state
     d_c_n_ptr,  # [B, H]
     d_x_ptr,  # [T, B, GATES, H] out: gradient of the input projection; None where it is d_gates
-    d_gates_ptr,  # [T, B, GATES, H] out, and mailbox: gradient of the recurrent products
     d_h0_ptr,  # [B, H] out: gradient of the initial state
     d_c0_ptr,  # [B, H] out
-    counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
     T,
     B,
     H,
+    BACKWARD: tl.constexpr,
+    BACKWARD_LAST_GATE: tl.constexpr,  # the second product's rule, or None
     PUBLISH: tl.constexpr,
     ARRIVE: tl.constexpr,
     WAIT: tl.constexpr,
     GATHER: tl.constexpr,
-    BACKWARD: tl.constexpr,
-    BACKWARD_LAST_GATE: tl.constexpr,  # the second product's rule, or None
     GATES: tl.constexpr,
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
@@ -83,6 +83,8 @@ def split_backward_kernel(
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    element: tl.constexpr = w_ptr.dtype.element_ty
+    through: tl.constexpr = GATES if BACKWARD_LAST_GATE is None else GATES - 1  # gates whose product reads h itself
     # Aligned rows are loaded several elements at once if the compiler knows that they are. In others each element has
     # its own mask and address; a constant H folds most of these, which else fill registers until they spill.
     H = KNOWN_H if KNOWN_H else H // 8 * 8
@@ -123,8 +125,6 @@ def split_backward_kernel(
             weight_mask = (n < H)[:, None] & (cols < H)[None, :]
             gate = w_ptr + (zero + g * H) * H
             w += (tl.load(gate + n[:, None] * H + column, mask=weight_mask, other=0.0),)
-    element: tl.constexpr = w_ptr.dtype.element_ty
-    through: tl.constexpr = GATES if BACKWARD_LAST_GATE is None else GATES - 1  # gates whose product reads h itself
     everyone = tl.num_programs(0)
     # As in the forward pass, all programs of a group walk the same tiles in the same order.
     for batch_tile in range(tl.program_id(1), tl.cdiv(B, BLOCK_B), tl.num_programs(1)):

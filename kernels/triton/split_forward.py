@@ -36,15 +36,15 @@ def split_forward_kernel(
     w_ptr,  # [GATES, H, H] recurrent weight
     b_ptr,  # [GATES, H] recurrent bias, or None
     lengths_ptr,  # [B] int32: how many steps each row has; or None
+    counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
+    reset_hidden_ptr,  # [T, B, H] mailbox: operand of the second product, for a cell with one
     h0_ptr,  # [B, H] initial state
     c0_ptr,  # [B, H], as all c pointers for a cell with a c only
     h_ptr,  # [T, B, H] out, and mailbox: state after each step
     c_ptr,  # [T, B, H] out
-    reset_hidden_ptr,  # [T, B, H] mailbox: operand of the second product, for a cell with one
     saved_ptr,  # [T, B, SAVED, H] out, or None
     h_n_ptr,  # [B, H] out: final state
     c_n_ptr,  # [B, H] out
-    counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
     T,
     B,
     H,

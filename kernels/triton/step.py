@@ -20,6 +20,7 @@ from fastcells.kernels.triton.tiles import (
     load_ids,
     load_input,
     load_tiles,
+    offsets,
     owned,
     product,
     store_state,
@@ -59,6 +60,31 @@ def gate_products(
     return products
 
 
+@triton.jit
+def input_of_step(
+    x_ptr,  # as the kernels' pointers
+    ids_ptr,
+    b_ih_ptr,
+    t,
+    first_row,
+    batch,
+    row,
+    row_mask,
+    cols,
+    mask,
+    x_tile,
+    V,
+    H,
+    GATES: tl.constexpr,
+    N: tl.constexpr,
+):
+    """The first N gates' input projections of step t."""
+    ids = load_ids(ids_ptr, t * batch + first_row, row, row_mask)
+    b_ih = load_bias(b_ih_ptr, cols, H, N)
+    at = t * (batch * H) + first_row * H
+    return load_input(x_ptr, ids_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, N)
+
+
 @triton.jit(do_not_specialize=["t", "before", "B"])
 def reset_hidden_kernel(
     x_ptr,  # [T, B, GATES, H]; given ids [V, GATES, H]
@@ -84,14 +110,9 @@ def reset_hidden_kernel(
     PRECISION: tl.constexpr,
 ):
     first_row, batch, rows, cols, mask = owned(tl.program_id(0), tl.program_id(1), B, H, BLOCK_B, BLOCK_H)
-    first, plane = first_row * H, batch * H  # its first element in a [B, H] plane, and the size of a plane
-    at = t * plane + first
-    row, row_mask = tl.arange(0, BLOCK_B)[:, None], (rows < B)[:, None]
-    tile = row * H + cols[None, :]
-    x_tile = row * (GATES * H) + cols[None, :]
-    ids = load_ids(ids_ptr, t * batch + first_row, row, row_mask)
-    b_ih = load_bias(b_ih_ptr, cols, H, 1)
-    x = load_input(x_ptr, ids_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, 1)
+    first, plane, row, tile, x_tile, _ = offsets(first_row, batch, cols, H, GATES, 0, BLOCK_B)
+    row_mask = (rows < B)[:, None]
+    x = input_of_step(x_ptr, ids_ptr, b_ih_ptr, t, first_row, batch, row, row_mask, cols, mask, x_tile, V, H, GATES, 1)
     h_before = tl.where(before < 0, h0_ptr, h_ptr + before * plane) + first
     product = gate_products(h_before, w_ptr, row_mask, cols, H, 0, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
     h = (product[0] + load_bias(b_ptr, cols, H, 1)[0],)
@@ -129,14 +150,11 @@ def step_forward_kernel(
     PRECISION: tl.constexpr,
 ):
     first_row, batch, rows, cols, mask = owned(tl.program_id(0), tl.program_id(1), B, H, BLOCK_B, BLOCK_H)
-    first, plane = first_row * H, batch * H  # its first element in a [B, H] plane, and the size of a plane
-    at = t * plane + first
-    row, row_mask = tl.arange(0, BLOCK_B)[:, None], (rows < B)[:, None]
-    tile = row * H + cols[None, :]
-    x_tile = row * (GATES * H) + cols[None, :]
-    ids = load_ids(ids_ptr, t * batch + first_row, row, row_mask)
-    b_ih = load_bias(b_ih_ptr, cols, H, GATES)
-    x = load_input(x_ptr, ids_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, GATES)
+    first, plane, row, tile, x_tile, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
+    row_mask = (rows < B)[:, None]
+    x = input_of_step(
+        x_ptr, ids_ptr, b_ih_ptr, t, first_row, batch, row, row_mask, cols, mask, x_tile, V, H, GATES, GATES
+    )
     state = load_tiles(carry_ptr + first, plane, tile, mask, STATES)
     h_before = tl.where(before < 0, h0_ptr, h_ptr + before * plane) + first
     through: tl.constexpr = GATES - 1 if reset_hidden_ptr is not None else GATES  # gates whose product reads h itself
@@ -153,7 +171,8 @@ def step_forward_kernel(
     if lengths_ptr is not None:
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
         new = freeze_finished((t < length)[:, None], new, state, STATES)
+    at = t * plane + first
     store_tiles(carry_new_ptr + first, plane, tile, mask, new)
     store_state(h_ptr, c_ptr, at, tile, mask, new, STATES)
     if saved_ptr is not None:
-        store_tiles(saved_ptr + at * SAVED, H, row * (SAVED * H) + cols[None, :], mask, saved)
+        store_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, saved)

@@ -8,6 +8,7 @@ from fastcells.kernels.triton.tiles import (
     freeze_finished,
     load_state,
     load_tiles,
+    offsets,
     owned,
     product,
     store_tiles,
@@ -77,9 +78,8 @@ def step_backward_kernel(
     PRECISION: tl.constexpr,
 ):
     first_row, batch, rows, cols, mask = owned(tl.program_id(0), tl.program_id(1), B, H, BLOCK_B, BLOCK_H)
-    first, plane = first_row * H, batch * H  # its first element in a [B, H] plane, and the size of a plane
-    row, row_mask = tl.arange(0, BLOCK_B)[:, None], (rows < B)[:, None]
-    tile = row * H + cols[None, :]
+    first, plane, _, tile, gate_tile, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
+    row_mask = (rows < B)[:, None]
     d_state = load_tiles(d_carry_ptr + first, plane, tile, mask, STATES)
     if HAS_LATER:
         d_products = d_gates_ptr + (later * plane + first) * GATES
@@ -92,7 +92,6 @@ def step_backward_kernel(
     else:
         at = t * plane + first
         d_gates_step = d_gates_ptr + at * GATES
-        gate_tile = row * (GATES * H) + cols[None, :]
         active = mask
         if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
@@ -100,7 +99,7 @@ def step_backward_kernel(
         if PART != 2:  # the second launch finds it added already
             d_out = tl.load(d_out_ptr + at + tile, mask=active, other=0.0).to(tl.float32)
             d_state = (d_state[0] + d_out,) + d_state[1:]
-        saved = load_tiles(saved_ptr + at * SAVED, H, row * (SAVED * H) + cols[None, :], mask, SAVED)
+        saved = load_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, SAVED)
         if before < 0:
             prev = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
         else:

@@ -24,6 +24,21 @@ def owned(batch_tile, column_tile, B, H, BLOCK_B: tl.constexpr, BLOCK_H: tl.cons
 
 
 @triton.jit
+def offsets(first_row, batch, cols, H, GATES: tl.constexpr, SAVED: tl.constexpr, BLOCK_B: tl.constexpr):
+    """Where a program's part of a plane lies: (first, plane, row, tile, x_tile, saved_tile).
+
+    first: its first element in a [B, H] plane, of which plane is the size. The others are offsets from there: row the
+    numbers of its rows, [BLOCK_B, 1], tile those of its elements, x_tile and saved_tile the same in a [B, GATES, H] and
+    a [B, SAVED, H].
+    """
+    row = tl.arange(0, BLOCK_B)[:, None]
+    tile = row * H + cols[None, :]
+    x_tile = row * (GATES * H) + cols[None, :]
+    saved_tile = row * (SAVED * H) + cols[None, :]
+    return first_row * H, batch * H, row, tile, x_tile, saved_tile
+
+
+@triton.jit
 def product(a, b, acc, PRECISION: tl.constexpr):
     """`acc + a @ b` in float32. PRECISION: Triton's input_precision, for float32 operands."""
     if INTERPRETED:  # its dot multiplies in float32 whatever the precision, and takes the bits of bfloat16 for integers
@@ -121,15 +136,6 @@ def store_tiles(ptr, stride, tile, mask, tiles):
     """All tiles, in the dtype of the tensor."""
     for i in tl.static_range(len(tiles)):
         tl.store(ptr + i * stride + tile, cast(tiles[i], ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def load_weights(w_ptr, row, col, mask, H, GATES: tl.constexpr):
-    """Every gate's weights at the rows and columns of its [H, H]."""
-    w = ()
-    for g in tl.static_range(GATES):
-        w += (tl.load(w_ptr + (g * H + row) * H + col, mask=mask, other=0.0),)
-    return w
 
 
 @triton.jit

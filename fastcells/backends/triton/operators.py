@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from fastcells.kernels.triton import plan as plans
 from fastcells.kernels.triton.launch import Backward, BackwardPass, Forward, ForwardPass, StepInput
 from fastcells.kernels.triton.rule import UpdateRule
 from fastcells.kernels.triton.rules import RULES
+
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef
 
 
 def plan_for(
@@ -78,8 +81,8 @@ def _launch_forward(given: ForwardPass, plan: plans.Plan) -> Forward:
         given,
         state=tuple(_whole(s) for s in given.state),
         w=_whole(given.w),
-        x=StepInput(*(None if t is None else _whole(t) for t in given.x)),
-        b=None if given.b is None else _whole(given.b),
+        x=StepInput(_whole(given.x.x), _whole_or_none(given.x.ids), _whole_or_none(given.x.bias)),
+        b=_whole_or_none(given.b),
     )
     with torch.cuda.device_of(given.w):  # Triton launches on the current device, whatever the tensors' is
         if isinstance(plan, plans.Split):
@@ -149,7 +152,7 @@ def _operator(
     results: int,
     run: Callable[[A], tuple[Tensor, ...]],
     fake: Callable[[A], tuple[Tensor, ...]],
-) -> torch.library.CustomOpDef:
+) -> CustomOpDef:
     """Register an operator that takes the fields of `arguments`, and returns so many tensors."""
     types, any_name = get_type_hints(arguments), inspect.Parameter.POSITIONAL_OR_KEYWORD
     defaults = dict.fromkeys(arguments._fields, inspect.Parameter.empty) | arguments._field_defaults
@@ -162,7 +165,8 @@ def _operator(
         return run(arguments(*args, **options))
 
     # What torch.library infers the schema from.
-    implementation.__signature__ = inspect.Signature(parameters, return_annotation=tuple[(Tensor,) * results])
+    signature = inspect.Signature(parameters, return_annotation=tuple[(Tensor,) * results])  # type: ignore[misc]
+    implementation.__signature__ = signature  # type: ignore[attr-defined]
     operator = torch.library.custom_op(name, implementation, mutates_args=())
     operator.register_fake(lambda *args, **options: fake(arguments(*args, **options)))
     return operator
@@ -247,6 +251,10 @@ def _whole(tensor: Tensor) -> Tensor:
     """
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def _whole_or_none(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _whole(tensor)
 
 
 def check_alike(**tensors: Tensor | None) -> None:
