@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +32,19 @@ from triton.compiler import ASTSource
 
 from bench.cases.compile_cases import DEVICES, DTYPES, Case, cases, selection
 from bench.measure.provenance import print_table, provenance, write_csv
-from fastcells.backends.triton.operators import RULES
-from fastcells.kernels.triton import launch, launch_split, launch_step, plan
+from fastcells.backends.triton.operators import run_backward, run_forward
+from fastcells.kernels.triton import launch_sequence, launch_split, launch_step, plan
+from fastcells.kernels.triton.launch import BackwardPass, ForwardPass, StepInput
 from fastcells.kernels.triton.rule import UpdateRule
+from fastcells.kernels.triton.rules import RULES
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"}
 KERNELS = (
-    (launch, "sequence_forward_kernel"),
-    (launch, "sequence_backward_kernel"),
+    (launch_sequence, "sequence_forward_kernel"),
+    (launch_sequence, "sequence_backward_kernel"),
     (launch_step, "step_forward_kernel"),
     (launch_step, "step_backward_kernel"),
-    (launch_step, "reset_kernel"),
+    (launch_step, "reset_hidden_kernel"),
     (launch_split, "split_forward_kernel"),
     (launch_split, "split_backward_kernel"),
 )
@@ -91,22 +92,15 @@ def recorded(case: Case, rule: UpdateRule) -> list[tuple[str, Any, dict[str, Any
     def meta(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    B, H, G = case.B, case.H, rule.gates
-    launchers: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-        "sequence": (launch.sequence_forward, launch.sequence_backward),
-        "split": (launch_split.split_forward, launch_split.split_backward),
-        "step": (launch_step.step_forward, launch_step.step_backward),
-    }
-    argument = "split" if case.path == "split" else "blocks"
-    forward, backward = (
-        partial(run, reverse=False, precision=precision, **{argument: case.plan(backward=way == 1)})
-        for way, run in enumerate(launchers[case.path])
-    )
-    state, w = tuple(meta(B, H) for _ in range(rule.states)), meta(G * H, H)
+    B, H, rows = case.B, case.H, rule.spec.num_gates * case.H
+    plans = case.plan(), case.plan(backward=True)
+    assert not isinstance(plans[0], str) and not isinstance(plans[1], str), plans
+    state, w = tuple(meta(B, H) for _ in rule.spec.states), meta(rows, H)
     lengths = torch.empty(B, dtype=torch.int32, device="meta")
+    given = (rule, state, w, lengths, False, precision)
     with recorders(launches):
-        out = forward(rule, launch.Input(meta(T, B, G * H)), state, w, meta(G * H), lengths, save=True)
-        backward(rule, out, meta(T, B, H), state, state, w, lengths)
+        out = run_forward(ForwardPass(*given, StepInput(meta(T, B, rows)), meta(rows), save=True), plans[0])
+        run_backward(BackwardPass(*given, out, meta(T, B, H), state), plans[1])
     return list(launches.values())
 
 
@@ -205,12 +199,12 @@ def expected_matmuls(name: str, case: Case, rule: UpdateRule, arguments: dict[st
     tiles = (arguments["BLOCK_B"] // 16) * (arguments["BLOCK_H"] // 8) * (inner // tile)
     if name == "step_backward_kernel":
         gates = int(arguments["HAS_LATER"] or arguments["PART"] == 2)
-    elif name == "reset_kernel":
+    elif name == "reset_hidden_kernel":
         gates = 1
-    elif name == "step_forward_kernel" and rule.reset is not None:
+    elif name == "step_forward_kernel" and rule.reset_hidden is not None:
         return ""  # two loops, and which one is the longer depends on the target
     else:
-        gates = rule.gates
+        gates = rule.spec.num_gates
     products = 3 if arguments["PRECISION"] == "tf32x3" else 1
     return products * gates * tiles // arguments["num_warps"]
 

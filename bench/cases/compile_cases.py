@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from fastcells.backends.triton.operators import RULES
 from fastcells.kernels.triton import plan
 from fastcells.kernels.triton.exchange import EXCHANGES
+from fastcells.kernels.triton.rules import RULES
 
 DEVICES = {80: plan.Device(80, 108), 90: plan.Device(90, 132), 100: plan.Device(100, 148)}  # A100, H100, B200
 DTYPES = {  # and the precision of the matmuls
@@ -45,10 +45,10 @@ class Case:
     B: int = 32
     exchange: str = ""
 
-    def plan(self, *, backward: bool = False) -> plan.Blocks | plan.Split | str:
+    def plan(self, *, backward: bool = False) -> plan.Plan | str:
         """Its row."""
         dtype, precision = DTYPES[self.dtype]
-        size, gates, device = dtype.itemsize, RULES[self.rule].gates, DEVICES[self.target]
+        size, gates, device = dtype.itemsize, RULES[self.rule].spec.num_gates, DEVICES[self.target]
         if self.path == "step":
             return plan.step_blocks(size)
         if self.path == "sequence":

@@ -7,12 +7,14 @@
     h' = (1 - z) * n + z * h
 
 Backward: `d_n = dh' (1 - z) (1 - n^2)`, `d_z = dh' (h - n) z (1 - z)`; reset-after `d_r = d_n h_n r (1 - r)`, with
-`d_n r` for h_n; reset-before `d_r = d_reset h r (1 - r)`, d_reset being the gradient of `r * h`.
+`d_n r` for h_n; reset-before `d_r = d_reset_hidden h r (1 - r)`, with the gradient
+d_reset_hidden of `r * h`.
 """
 
 import triton
 import triton.language as tl  # noqa: F401  the interpreter looks for it in each module
 
+from fastcells import spec
 from fastcells.kernels.triton.activations import sigmoid, tanh
 from fastcells.kernels.triton.rule import UpdateRule
 
@@ -35,7 +37,7 @@ def reset_after_backward(d_state, saved, prev, new):
 
 
 @triton.jit
-def reset_before_reset(x, h, state):
+def reset_before_reset_hidden(x, h, state):
     return sigmoid(x[0] + h[0]) * state[0]
 
 
@@ -48,30 +50,26 @@ def reset_before_forward(x, h, state):
 
 
 @triton.jit
-def reset_before_backward_reset(d_state, saved, prev, new):
+def reset_before_backward_last_gate(d_state, saved, prev, new):
     _, z, n = saved
     return d_state[0] * (1.0 - z) * (1.0 - n * n)
 
 
 @triton.jit
-def reset_before_backward(d_state, saved, prev, new, d_reset):
+def reset_before_backward(d_state, saved, prev, new, d_reset_hidden):
     r, z, n = saved
     d_n = d_state[0] * (1.0 - z) * (1.0 - n * n)
     d_z = d_state[0] * (prev[0] - n) * z * (1.0 - z)
-    d_r = d_reset * prev[0] * r * (1.0 - r)
+    d_r = d_reset_hidden * prev[0] * r * (1.0 - r)
     d = (d_r, d_z, d_n)
-    return d, d, (d_state[0] * z + d_reset * r,)
+    return d, d, (d_state[0] * z + d_reset_hidden * r,)
 
 
-GRU_RESET_AFTER = UpdateRule("gru", 3, 1, 4, reset_after_forward, reset_after_backward, same_gradient=False)
+GRU_RESET_AFTER = UpdateRule(spec.GRU_RESET_AFTER, reset_after_forward, reset_after_backward)
 GRU_RESET_BEFORE = UpdateRule(
-    "gru_reset_before",
-    3,
-    1,
-    3,
+    spec.GRU_RESET_BEFORE,
     reset_before_forward,
     reset_before_backward,
-    same_gradient=True,
-    reset=reset_before_reset,
-    backward_reset=reset_before_backward_reset,
+    reset_hidden=reset_before_reset_hidden,
+    backward_last_gate=reset_before_backward_last_gate,
 )

@@ -1,23 +1,24 @@
-"""The launchers of the sequence kernels with one program a batch tile, and what all launchers share.
+"""What every launcher takes and gives, and the arguments that their kernels share.
 
-A launcher takes tensors and gives tensors; one function for each way to run a cell over time. All tensors are
-contiguous and on one device; `fastcells/triton_ops.py` sees to it.
+`launch_sequence.py`, `launch_split.py` and `launch_step.py` each run a pass over time in their own way: they take one
+of the passes below, with a plan, and return its results. All tensors are contiguous and on one device.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 import triton
 from torch import Tensor
 
 from fastcells.kernels.triton.plan import Blocks
 from fastcells.kernels.triton.rule import UpdateRule
-from fastcells.kernels.triton.sequence import sequence_backward_kernel, sequence_forward_kernel
+
+Arguments = dict[str, Any]  # of a kernel, by name: tensors, sizes, functions, options of the launch
 
 
-class Input(NamedTuple):
+class StepInput(NamedTuple):
     """What a step reads beside the state: a tensor of its own, or the row of a table."""
 
     x: Tensor  # [T, B, G*H] the input projection; with ids [V, G*H], W_ih^T
@@ -28,174 +29,168 @@ class Input(NamedTuple):
     def steps(self) -> int:
         return len(self.x if self.ids is None else self.ids)
 
-    def arguments(self) -> dict[str, Tensor | int | bool | None]:
-        """As the kernels take it."""
-        return {
-            "x_ptr": self.x,
-            "ids_ptr": self.ids,
-            "b_ih_ptr": self.bias,
-            "V": 0 if self.ids is None else len(self.x),
-            "TOKENS": self.ids is not None,
-            "HAS_INPUT_BIAS": self.bias is not None,
-        }
-
 
 class Forward(NamedTuple):
+    """What a forward pass returns."""
+
     hidden: Tensor  # [T, B, H]
     cells: Tensor | None  # [T, B, H], for a cell with a c
-    saved: Tensor | None  # [T, B, saved, H]
+    saved: Tensor | None  # [T, B, num_saved, H]
     last: tuple[Tensor, ...]  # each [B, H]
 
 
 class Backward(NamedTuple):
-    d_x: Tensor  # [T, B, G, H]
-    d_gates: Tensor  # [T, B, G, H]; d_x itself where the two are the same
+    """What a backward pass returns."""
+
+    d_x: Tensor  # [T, B, G, H]; d_gates itself where the two are the same
+    d_gates: Tensor  # [T, B, G, H]
     d_state: tuple[Tensor, ...]  # each [B, H]
 
 
-def new_outputs(rule: UpdateRule, T: int, h0: Tensor, save: bool) -> Forward:
-    B, H = h0.shape
-    cells = h0.new_empty(T, B, H) if rule.states == 2 else None
-    saved = h0.new_empty(T, B, rule.saved, H) if save and rule.saved else None
-    return Forward(h0.new_empty(T, B, H), cells, saved, tuple(torch.empty_like(h0) for _ in range(rule.states)))
+@dataclass(frozen=True)
+class Pass:
+    """What a forward and a backward pass both take."""
+
+    rule: UpdateRule
+    state: tuple[Tensor, ...]  # initial, each [B, H]
+    w: Tensor  # [G*H, H]
+    lengths: Tensor | None  # [B] int32
+    reverse: bool
+    precision: str  # of a matmul in float32: Triton's input_precision
+
+    def arguments(self, hidden: Tensor) -> Arguments:
+        """Of every kernel, forward and backward."""
+        B, H = self.state[0].shape
+        return {
+            "w_ptr": self.w,
+            "h0_ptr": self.state[0],
+            "h_ptr": hidden,
+            "B": B,
+            "H": H,
+            "GATES": self.rule.spec.num_gates,
+            "STATES": self.rule.spec.num_states,
+            "PRECISION": self.precision,
+        }
 
 
-def pair(state: tuple[Tensor | None, ...]) -> tuple[Tensor | None, Tensor | None]:
-    """(h, c), c being None for a cell without."""
-    return (state[0], state[1]) if len(state) == 2 else (state[0], None)
+@dataclass(frozen=True)
+class ForwardPass(Pass):
+    """What a forward pass takes."""
+
+    x: StepInput
+    b: Tensor | None  # [G*H]
+    save: bool
+
+    def results(self, hidden: Tensor | None = None) -> Forward:
+        """Uninitialized tensors for the results; hidden: where there is one for the outputs already."""
+        spec, h0 = self.rule.spec, self.state[0]
+        T, (B, H) = self.x.steps, h0.shape
+        return Forward(
+            h0.new_empty(T, B, H) if hidden is None else hidden,
+            h0.new_empty(T, B, H) if spec.num_states == 2 else None,
+            h0.new_empty(T, B, spec.num_saved, H) if self.save and spec.num_saved else None,
+            tuple(s.new_empty(B, H) for s in self.state),
+        )
+
+    def input_arguments(self, hidden: Tensor) -> Arguments:
+        """Of every forward kernel, those that give only the operand of a second product included."""
+        return {
+            **self.arguments(hidden),
+            "x_ptr": self.x.x,
+            "ids_ptr": self.x.ids,
+            "b_ih_ptr": self.x.bias,
+            "b_ptr": self.b,
+            "V": 0 if self.x.ids is None else len(self.x.x),
+        }
+
+    def step_arguments(self, out: Forward) -> Arguments:
+        """Of every forward kernel that updates the state."""
+        return {
+            **self.input_arguments(out.hidden),
+            "lengths_ptr": self.lengths,
+            "c_ptr": out.cells,
+            "saved_ptr": out.saved,
+            "FORWARD": self.rule.forward,
+            "SAVED": self.rule.spec.num_saved,
+        }
+
+    def sequence_arguments(self, out: Forward) -> Arguments:
+        """Of every forward kernel that runs the whole sequence."""
+        return {
+            **self.step_arguments(out),
+            "c0_ptr": _cell_state(self.state),
+            "h_n_ptr": out.last[0],
+            "c_n_ptr": _cell_state(out.last),
+            "T": self.x.steps,
+            "RESET_HIDDEN": self.rule.reset_hidden,
+            "REVERSE": self.reverse,
+        }
 
 
-def launch_options(blocks: Blocks) -> dict[str, int]:
-    return {"num_warps": blocks.warps, "num_stages": blocks.stages, "maxnreg": blocks.registers}
+@dataclass(frozen=True)
+class BackwardPass(Pass):
+    """What a backward pass takes."""
+
+    forward: Forward  # without `last`
+    d_hidden: Tensor  # [T, B, H]
+    d_last: tuple[Tensor, ...]  # each [B, H]
+
+    def results(self, d_gates: Tensor | None = None) -> Backward:
+        """Uninitialized tensors for the results; d_gates: where there is one already."""
+        T, B, H = self.d_hidden.shape
+        spec = self.rule.spec
+        if d_gates is None:
+            d_gates = self.d_hidden.new_empty(T, B, spec.num_gates, H)
+        d_x = d_gates if spec.same_gradient else self.d_hidden.new_empty(T, B, spec.num_gates, H)
+        return Backward(d_x, d_gates, tuple(s.new_empty(B, H) for s in self.state))
+
+    def step_arguments(self, out: Backward) -> Arguments:
+        """Of every backward kernel."""
+        hidden, cells, saved, _ = self.forward
+        return {
+            **self.arguments(hidden),
+            "lengths_ptr": self.lengths,
+            "c0_ptr": _cell_state(self.state),
+            "c_ptr": cells,
+            "saved_ptr": hidden if saved is None else saved,  # not looked at if nothing is saved
+            "d_out_ptr": self.d_hidden,
+            "d_x_ptr": None if out.d_x is out.d_gates else out.d_x,
+            "d_gates_ptr": out.d_gates,
+            "SAVED": self.rule.spec.num_saved,
+        }
+
+    def sequence_arguments(self, out: Backward) -> Arguments:
+        """Of every backward kernel that runs the whole sequence."""
+        return {
+            **self.step_arguments(out),
+            "d_h_n_ptr": self.d_last[0],
+            "d_c_n_ptr": _cell_state(self.d_last),
+            "d_h0_ptr": out.d_state[0],
+            "d_c0_ptr": _cell_state(out.d_state),
+            "T": len(self.d_hidden),
+            "BACKWARD": self.rule.backward,
+            "BACKWARD_LAST_GATE": self.rule.backward_last_gate,
+            "REVERSE": self.reverse,
+        }
 
 
-def sequence_forward(
-    rule: UpdateRule,
-    x: Input,
-    state: tuple[Tensor, ...],
-    w: Tensor,  # [G*H, H]
-    b: Tensor | None,  # [G*H]
-    lengths: Tensor | None,  # [B] int32
-    *,
-    reverse: bool,
-    save: bool,
-    blocks: Blocks,
-    precision: str,
-) -> Forward:
-    """The whole sequence in one launch."""
-    T, (B, H) = x.steps, state[0].shape
-    out = new_outputs(rule, T, state[0], save)
-    h0, c0 = pair(state)
-    h_n, c_n = pair(out.last)
-    sequence_forward_kernel[(triton.cdiv(B, blocks.batch),)](
-        **x.arguments(),
-        w_ptr=w,
-        b_ptr=b,
-        lengths_ptr=lengths,
-        h0_ptr=h0,
-        c0_ptr=c0,
-        h_ptr=out.hidden,
-        c_ptr=out.cells,
-        saved_ptr=out.saved,
-        h_n_ptr=h_n,
-        c_n_ptr=c_n,
-        T=T,
-        B=B,
-        H=H,
-        FORWARD=rule.forward,
-        RESET=rule.reset,
-        GATES=rule.gates,
-        STATES=rule.states,
-        SAVED=rule.saved,
-        BLOCK_B=blocks.batch,
-        BLOCK_H=blocks.hidden,
-        HAS_BIAS=b is not None,
-        RAGGED=lengths is not None,
-        REVERSE=reverse,
-        SAVE=out.saved is not None,
-        PRECISION=precision,
-        **launch_options(blocks),
-    )
-    return out
-
-
-def sequence_backward(
-    rule: UpdateRule,
-    forward: Forward,
-    d_out: Tensor,  # [T, B, H]
-    d_last: tuple[Tensor, ...],
-    state: tuple[Tensor, ...],
-    w: Tensor,
-    lengths: Tensor | None,
-    *,
-    reverse: bool,
-    blocks: Blocks,
-    precision: str,
-) -> Backward:
-    """The adjoint of `sequence_forward`, in one launch."""
-    T, B, H = forward.hidden.shape
-    d_x = d_out.new_empty(T, B, rule.gates, H)
-    d_gates = d_x if rule.same_gradient else torch.empty_like(d_x)
-    d_state = tuple(torch.empty_like(s) for s in state)
-    sequence_backward_kernel[(triton.cdiv(B, blocks.batch),)](
-        **backward_arguments(rule, forward, d_out, state, w, lengths, d_x, d_gates, precision),
-        **whole_backward_arguments(rule, T, d_last, d_state, reverse),
-        BLOCK_B=blocks.batch,
-        BLOCK_H=blocks.hidden,
-        **launch_options(blocks),
-    )
-    return Backward(d_x, d_gates, d_state)
-
-
-def backward_arguments(
-    rule: UpdateRule,
-    forward: Forward,
-    d_out: Tensor,  # [T, B, H]
-    state: tuple[Tensor, ...],
-    w: Tensor,
-    lengths: Tensor | None,
-    d_x: Tensor,
-    d_gates: Tensor,
-    precision: str,
-) -> dict[str, Any]:
-    """What every backward kernel takes: of the sequence in one program or split, and of a step."""
-    _, B, H = forward.hidden.shape
-    h0, c0 = pair(state)
+def block_arguments(blocks: Blocks) -> Arguments:
+    """Of every kernel: a program's tile, and the options of the launch."""
     return {
-        "w_ptr": w,
-        "lengths_ptr": lengths,
-        "h0_ptr": h0,
-        "c0_ptr": c0,
-        "h_ptr": forward.hidden,
-        "c_ptr": forward.cells,
-        "saved_ptr": forward.hidden if forward.saved is None else forward.saved,  # not looked at if nothing is saved
-        "d_out_ptr": d_out,
-        "d_x_ptr": d_x,
-        "d_gates_ptr": d_gates,
-        "B": B,
-        "H": H,
-        "GATES": rule.gates,
-        "STATES": rule.states,
-        "SAVED": rule.saved,
-        "RAGGED": lengths is not None,
-        "SAME_GRADIENT": rule.same_gradient,
-        "PRECISION": precision,
+        "BLOCK_B": blocks.batch,
+        "BLOCK_H": blocks.hidden,
+        "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
+        "maxnreg": blocks.registers,
     }
 
 
-def whole_backward_arguments(
-    rule: UpdateRule, T: int, d_last: tuple[Tensor, ...], d_state: tuple[Tensor, ...], reverse: bool
-) -> dict[str, Any]:
-    """What those of the whole sequence take besides."""
-    d_h_n, d_c_n = pair(d_last)
-    d_h0, d_c0 = pair(d_state)
-    return {
-        "d_h_n_ptr": d_h_n,
-        "d_c_n_ptr": d_c_n,
-        "d_h0_ptr": d_h0,
-        "d_c0_ptr": d_c0,
-        "T": T,
-        "BACKWARD": rule.backward,
-        "BACKWARD_RESET": rule.backward_reset,
-        "REVERSE": reverse,
-    }
+def num_tiles(blocks: Blocks, state: tuple[Tensor, ...]) -> tuple[int, int]:
+    """How many tiles there are of the batch and of the hidden columns."""
+    B, H = state[0].shape
+    return triton.cdiv(B, blocks.batch), triton.cdiv(H, blocks.hidden)
+
+
+def _cell_state(state: tuple[Tensor, ...]) -> Tensor | None:
+    """c, of a cell that has one."""
+    return state[1] if len(state) == 2 else None

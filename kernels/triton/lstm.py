@@ -12,6 +12,7 @@ Equations: documentation of torch.nn.LSTM. Backward: `dc' += dh' o (1 - tanh(c')
 import triton
 import triton.language as tl
 
+from fastcells import spec
 from fastcells.kernels.triton.activations import sigmoid, tanh
 from fastcells.kernels.triton.rule import UpdateRule
 
@@ -39,4 +40,4 @@ def lstm_backward(d_state, saved, prev, new):
     return d, d, (tl.zeros_like(d_c), d_c * f)
 
 
-LSTM = UpdateRule("lstm", 4, 2, 4, lstm_forward, lstm_backward, same_gradient=True)
+LSTM = UpdateRule(spec.LSTM, lstm_forward, lstm_backward)

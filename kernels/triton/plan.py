@@ -44,6 +44,11 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class StepBlocks(Blocks):
+    """The same of a program of the step kernels, which do one time step in a launch."""
+
+
+@dataclass(frozen=True)
 class Split:
     """A sequence kernel split over programs that wait for each other, and so have to run at once.
 
@@ -59,13 +64,16 @@ class Split:
         return self.blocks.reason
 
 
-def step_blocks(item_size: int) -> Blocks:
+Plan = Blocks | Split  # how one pass over time is launched
+
+
+def step_blocks(item_size: int) -> StepBlocks:
     """Blocks of the step kernels; any shape runs.
 
     More rows than 16 to 32 columns would make two warps compute the same.
     """
     inner = 32 if item_size == 4 else 64
-    return Blocks(16, 32, inner, 4, 3, "any shape: hidden columns split over programs, inner dimension tiled")
+    return StepBlocks(16, 32, inner, 4, 3, "any shape: hidden columns split over programs, inner dimension tiled")
 
 
 def sequence_plan(
@@ -77,7 +85,7 @@ def sequence_plan(
     *,
     precision: str = "tf32",
     backward: bool = False,
-) -> Blocks | Split | str:
+) -> Plan | str:
     """One program a batch tile where the weights fit it, else a split; or the reason why neither runs.
 
     device: None for the interpreter, which has no limits, and whose programs cannot wait for each other.

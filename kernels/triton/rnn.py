@@ -7,6 +7,7 @@ Equations: documentation of torch.nn.RNN. Backward, in terms of the new state: `
 import triton
 import triton.language as tl
 
+from fastcells import spec
 from fastcells.kernels.triton.activations import relu, tanh
 from fastcells.kernels.triton.rule import UpdateRule
 
@@ -33,5 +34,5 @@ def relu_backward(d_state, saved, prev, new):
     return (d,), (d,), (tl.zeros_like(d),)
 
 
-RNN_TANH = UpdateRule("rnn_tanh", 1, 1, 0, tanh_forward, tanh_backward, same_gradient=True)
-RNN_RELU = UpdateRule("rnn_relu", 1, 1, 0, relu_forward, relu_backward, same_gradient=True)
+RNN_TANH = UpdateRule(spec.RNN_TANH, tanh_forward, tanh_backward)
+RNN_RELU = UpdateRule(spec.RNN_RELU, relu_forward, relu_backward)

@@ -11,34 +11,44 @@ import triton
 import triton.language as tl
 
 from fastcells.kernels.triton.tiles import (
-    bias_tiles,
     cast,
-    keep_ended,
+    freeze_finished,
+    load_bias,
     load_ids,
     load_input,
     load_state,
     load_tiles,
+    offsets,
     owned,
     product,
     store_state,
     store_tiles,
-    zero_ended,
+    zero_finished,
 )
+
+
+@triton.jit
+def load_weights(w_ptr, row, col, mask, H, GATES: tl.constexpr):
+    """Every gate's weights at the rows and columns of its [H, H]."""
+    w = ()
+    for g in tl.static_range(GATES):
+        w += (tl.load(w_ptr + (g * H + row) * H + col, mask=mask, other=0.0),)
+    return w
 
 
 @triton.jit(do_not_specialize=["T", "B"])
 def sequence_forward_kernel(
-    x_ptr,  # [T, B, GATES, H] input projection with b_ih; if TOKENS [V, GATES, H], W_ih^T
-    ids_ptr,  # [T, B] int32 or int64, rows of x_ptr, read if TOKENS
-    b_ih_ptr,  # [GATES, H] bias of the input projection, read if HAS_INPUT_BIAS
+    x_ptr,  # [T, B, GATES, H] input projection with b_ih; given ids [V, GATES, H], W_ih^T
+    ids_ptr,  # [T, B] int32 or int64, rows of x_ptr; or None
+    b_ih_ptr,  # [GATES, H] bias of the input projection, given ids; or None
     w_ptr,  # [GATES, H, H] recurrent weight
-    b_ptr,  # [GATES, H] recurrent bias, read if HAS_BIAS
-    lengths_ptr,  # [B] int32, read if RAGGED
+    b_ptr,  # [GATES, H] recurrent bias, or None
+    lengths_ptr,  # [B] int32: how many steps each row has; or None
     h0_ptr,  # [B, H] initial state
     c0_ptr,  # [B, H], as all c pointers for a cell with a c only
     h_ptr,  # [T, B, H] out: state after each step
     c_ptr,  # [T, B, H] out
-    saved_ptr,  # [T, B, SAVED, H] out, written if SAVE
+    saved_ptr,  # [T, B, SAVED, H] out, or None
     h_n_ptr,  # [B, H] out: final state
     c_n_ptr,  # [B, H] out
     T,
@@ -46,61 +56,51 @@ def sequence_forward_kernel(
     H,
     V,
     FORWARD: tl.constexpr,
-    RESET: tl.constexpr,  # the second product's rule, or None
+    RESET_HIDDEN: tl.constexpr,  # the second product's rule, or None
     GATES: tl.constexpr,
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
-    TOKENS: tl.constexpr,
-    HAS_INPUT_BIAS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    RAGGED: tl.constexpr,
     REVERSE: tl.constexpr,
-    SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     first_row, batch, rows, cols, mask = owned(tl.program_id(0), 0, B, H, BLOCK_B, BLOCK_H)
-    first, plane = first_row * H, batch * H  # its first element in a [B, H] plane, and the size of a plane
-    row = tl.arange(0, BLOCK_B)[:, None]
-    tile = row * H + cols[None, :]
-    x_tile = row * (GATES * H) + cols[None, :]
-    saved_tile = row * (SAVED * H) + cols[None, :]
+    first, plane, row, tile, x_tile, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
     weight_mask = (cols < H)[:, None] & (cols < H)[None, :]
-    w = ()
-    for g in tl.static_range(GATES):  # w[g][k, n] multiplies h[k] into column n
-        w += (tl.load(w_ptr + (g * H + cols[None, :]) * H + cols[:, None], mask=weight_mask, other=0.0),)
-    b = bias_tiles(b_ptr, cols, H, GATES, 0, HAS_BIAS)
-    b_ih = bias_tiles(b_ih_ptr, cols, H, GATES, 0, HAS_INPUT_BIAS)
-    if RAGGED:
+    # w[g][k, n] multiplies h[k] into column n.
+    w = load_weights(w_ptr, cols[None, :], cols[:, None], weight_mask, H, GATES)
+    b = load_bias(b_ptr, cols, H, GATES)
+    b_ih = load_bias(b_ih_ptr, cols, H, GATES)
+    if lengths_ptr is not None:
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
     state = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
     none = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-    ids = load_ids(ids_ptr, (T - 1 if REVERSE else 0) * batch + first_row, row, (rows < B)[:, None], TOKENS)
+    ids = load_ids(ids_ptr, (T - 1 if REVERSE else 0) * batch + first_row, row, (rows < B)[:, None])
     for i in range(T):
         t = T - 1 - i if REVERSE else i
         at = t * plane + first
-        x = load_input(x_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, GATES, TOKENS)
+        x = load_input(x_ptr, ids_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, GATES)
         # The next step's ids are under way already when they are needed, to name what is loaded then.
         more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
-        ids = load_ids(ids_ptr, (t - 1 if REVERSE else t + 1) * batch + first_row, row, more, TOKENS)
+        ids = load_ids(ids_ptr, (t - 1 if REVERSE else t + 1) * batch + first_row, row, more)
         # Columns past H stay 0: were h infinite, the weights' zeros there would make NaN of it.
         operand = cast(tl.where(mask, state[0], 0.0), w_ptr.dtype.element_ty)
         h = ()
-        if RESET is None:
+        if RESET_HIDDEN is None:
             for g in tl.static_range(GATES):
                 h += (product(operand, w[g], none, PRECISION) + b[g],)
         else:
             for g in tl.static_range(GATES - 1):
                 h += (product(operand, w[g], none, PRECISION) + b[g],)
-            operand = cast(tl.where(mask, RESET(x, h, state), 0.0), w_ptr.dtype.element_ty)
+            operand = cast(tl.where(mask, RESET_HIDDEN(x, h, state), 0.0), w_ptr.dtype.element_ty)
             h += (product(operand, w[GATES - 1], none, PRECISION) + b[GATES - 1],)
         new, saved = FORWARD(x, h, state)
-        if RAGGED:
-            new = keep_ended((t < length)[:, None], new, state, STATES)
+        if lengths_ptr is not None:
+            new = freeze_finished((t < length)[:, None], new, state, STATES)
         state = new
         store_state(h_ptr, c_ptr, at, tile, mask, state, STATES)
-        if SAVE:
+        if saved_ptr is not None:
             store_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, saved)
     store_state(h_n_ptr, c_n_ptr, first, tile, mask, state, STATES)
 
@@ -108,7 +108,7 @@ def sequence_forward_kernel(
 @triton.jit(do_not_specialize=["T", "B"])
 def sequence_backward_kernel(
     w_ptr,  # [GATES, H, H]
-    lengths_ptr,  # [B] int32, read if RAGGED
+    lengths_ptr,  # [B] int32: how many steps each row has; or None
     h0_ptr,  # [B, H] initial state
     c0_ptr,  # [B, H], as all c pointers for a cell with a c only
     h_ptr,  # [T, B, H] state after each step
@@ -117,36 +117,30 @@ def sequence_backward_kernel(
     d_out_ptr,  # [T, B, H] gradient of every output
     d_h_n_ptr,  # [B, H] gradient of the final state
     d_c_n_ptr,  # [B, H]
-    d_x_ptr,  # [T, B, GATES, H] out: gradient of the input projection
-    d_gates_ptr,  # [T, B, GATES, H] out: gradient of the recurrent products, written unless SAME_GRADIENT
+    d_x_ptr,  # [T, B, GATES, H] out: gradient of the input projection; None where it is d_gates
+    d_gates_ptr,  # [T, B, GATES, H] out: gradient of the recurrent products
     d_h0_ptr,  # [B, H] out: gradient of the initial state
     d_c0_ptr,  # [B, H] out
     T,
     B,
     H,
     BACKWARD: tl.constexpr,
-    BACKWARD_RESET: tl.constexpr,  # the second product's rule, or None
+    BACKWARD_LAST_GATE: tl.constexpr,  # the second product's rule, or None
     GATES: tl.constexpr,
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
-    RAGGED: tl.constexpr,
     REVERSE: tl.constexpr,
-    SAME_GRADIENT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    element: tl.constexpr = w_ptr.dtype.element_ty
     first_row, batch, rows, cols, mask = owned(tl.program_id(0), 0, B, H, BLOCK_B, BLOCK_H)
-    first, plane = first_row * H, batch * H  # its first element in a [B, H] plane, and the size of a plane
-    row = tl.arange(0, BLOCK_B)[:, None]
-    tile = row * H + cols[None, :]
-    x_tile = row * (GATES * H) + cols[None, :]
-    saved_tile = row * (SAVED * H) + cols[None, :]
+    first, plane, _, tile, x_tile, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
     weight_mask = (cols < H)[:, None] & (cols < H)[None, :]
-    w = ()
-    for g in tl.static_range(GATES):  # w[g][n, k] takes the gradient of column n back to h[k]
-        w += (tl.load(w_ptr + (g * H + cols[:, None]) * H + cols[None, :], mask=weight_mask, other=0.0),)
-    if RAGGED:
+    # w[g][n, k] takes the gradient of column n back to h[k].
+    w = load_weights(w_ptr, cols[:, None], cols[None, :], weight_mask, H, GATES)
+    if lengths_ptr is not None:
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
     d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, tile, mask, STATES)
     none = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
@@ -154,7 +148,7 @@ def sequence_backward_kernel(
         t = i if REVERSE else T - 1 - i
         at = t * plane + first
         d_out = tl.load(d_out_ptr + at + tile, mask=mask, other=0.0).to(tl.float32)
-        if RAGGED:
+        if lengths_ptr is not None:
             active = (t < length)[:, None]
             d_out = tl.where(active, d_out, 0.0)
         d_state = (d_state[0] + d_out,) + d_state[1:]
@@ -164,24 +158,23 @@ def sequence_backward_kernel(
             prev = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
         else:
             prev = load_state(h_ptr, c_ptr, at + (plane if REVERSE else -plane), tile, mask, STATES)
-        element: tl.constexpr = w_ptr.dtype.element_ty
-        if BACKWARD_RESET is None:
+        if BACKWARD_LAST_GATE is None:
             d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new)
         else:
-            d_last_gate = BACKWARD_RESET(d_state, saved, prev, new)
-            d_reset = product(cast(tl.where(mask, d_last_gate, 0.0), element), w[GATES - 1], none, PRECISION)
-            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset)
-        if RAGGED:
-            d_x = zero_ended(active, d_x, GATES)
-            d_h = zero_ended(active, d_h, GATES)
-        store_tiles(d_x_ptr + at * GATES, H, x_tile, mask, d_x)
-        if not SAME_GRADIENT:
-            store_tiles(d_gates_ptr + at * GATES, H, x_tile, mask, d_h)
+            d_last_gate = BACKWARD_LAST_GATE(d_state, saved, prev, new)
+            d_reset_hidden = product(cast(tl.where(mask, d_last_gate, 0.0), element), w[GATES - 1], none, PRECISION)
+            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset_hidden)
+        if lengths_ptr is not None:
+            d_x = zero_finished(active, d_x, GATES)
+            d_h = zero_finished(active, d_h, GATES)
+        if d_x_ptr is not None:
+            store_tiles(d_x_ptr + at * GATES, H, x_tile, mask, d_x)
+        store_tiles(d_gates_ptr + at * GATES, H, x_tile, mask, d_h)
         through = d_prev[0]
-        for g in tl.static_range(GATES if BACKWARD_RESET is None else GATES - 1):
+        for g in tl.static_range(GATES if BACKWARD_LAST_GATE is None else GATES - 1):
             through = product(cast(tl.where(mask, d_h[g], 0.0), element), w[g], through, PRECISION)
         d_prev = (through,) + d_prev[1:]
-        if RAGGED:
-            d_prev = keep_ended(active, d_prev, d_state, STATES)
+        if lengths_ptr is not None:
+            d_prev = freeze_finished(active, d_prev, d_state, STATES)
         d_state = d_prev
     store_state(d_h0_ptr, d_c0_ptr, first, tile, mask, d_state, STATES)

@@ -5,13 +5,13 @@ import triton.language as tl
 
 from fastcells.kernels.triton.tiles import (
     cast,
+    freeze_finished,
     gathered_products,
-    keep_ended,
     load_state,
     load_tiles,
     store_state,
     store_tiles,
-    zero_ended,
+    zero_finished,
 )
 
 
@@ -49,7 +49,9 @@ def step_inputs(
 @triton.jit(do_not_specialize=["T", "B"])
 def split_backward_kernel(
     w_ptr,  # [GATES, H, H]
-    lengths_ptr,  # [B] int32, read if RAGGED
+    lengths_ptr,  # [B] int32: how many steps each row has; or None
+    counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
+    d_gates_ptr,  # [T, B, GATES, H] out, and mailbox: gradient of the recurrent products
     h0_ptr,  # [B, H] initial state
     c0_ptr,  # [B, H], as all c pointers for a cell with a c only
     h_ptr,  # [T, B, H] state after each step
@@ -58,20 +60,18 @@ def split_backward_kernel(
     d_out_ptr,  # [T, B, H] gradient of every output
     d_h_n_ptr,  # [B, H] gradient of the final state
     d_c_n_ptr,  # [B, H]
-    d_x_ptr,  # [T, B, GATES, H] out: gradient of the input projection, written unless SAME_GRADIENT
-    d_gates_ptr,  # [T, B, GATES, H] out, and mailbox: gradient of the recurrent products
+    d_x_ptr,  # [T, B, GATES, H] out: gradient of the input projection; None where it is d_gates
     d_h0_ptr,  # [B, H] out: gradient of the initial state
     d_c0_ptr,  # [B, H] out
-    counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
     T,
     B,
     H,
+    BACKWARD: tl.constexpr,
+    BACKWARD_LAST_GATE: tl.constexpr,  # the second product's rule, or None
     PUBLISH: tl.constexpr,
     ARRIVE: tl.constexpr,
     WAIT: tl.constexpr,
     GATHER: tl.constexpr,
-    BACKWARD: tl.constexpr,
-    BACKWARD_RESET: tl.constexpr,  # the second product's rule, or None
     GATES: tl.constexpr,
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
@@ -80,11 +80,11 @@ def split_backward_kernel(
     BLOCK_K: tl.constexpr,
     INNER: tl.constexpr,  # parts of BLOCK_K columns that make up all H
     KNOWN_H: tl.constexpr,  # H, unless 8 divides it: then 0
-    RAGGED: tl.constexpr,
     REVERSE: tl.constexpr,
-    SAME_GRADIENT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    element: tl.constexpr = w_ptr.dtype.element_ty
+    through: tl.constexpr = GATES if BACKWARD_LAST_GATE is None else GATES - 1  # gates whose product reads h itself
     # Aligned rows are loaded several elements at once if the compiler knows that they are. In others each element has
     # its own mask and address; a constant H folds most of these, which else fill registers until they spill.
     H = KNOWN_H if KNOWN_H else H // 8 * 8
@@ -108,7 +108,8 @@ def split_backward_kernel(
     h_ptr += first_column
     d_out_ptr += first_column
     d_h_n_ptr += first_column
-    d_x_ptr += first_column
+    if d_x_ptr is not None:
+        d_x_ptr += first_column
     d_h0_ptr += first_column
     if SAVED:
         saved_ptr += first_column
@@ -124,8 +125,6 @@ def split_backward_kernel(
             weight_mask = (n < H)[:, None] & (cols < H)[None, :]
             gate = w_ptr + (zero + g * H) * H
             w += (tl.load(gate + n[:, None] * H + column, mask=weight_mask, other=0.0),)
-    element: tl.constexpr = w_ptr.dtype.element_ty
-    through: tl.constexpr = GATES if BACKWARD_RESET is None else GATES - 1  # gates whose product reads h itself
     everyone = tl.num_programs(0)
     # As in the forward pass, all programs of a group walk the same tiles in the same order.
     for batch_tile in range(tl.program_id(1), tl.cdiv(B, BLOCK_B), tl.num_programs(1)):
@@ -133,7 +132,7 @@ def split_backward_kernel(
         rows = batch_tile * BLOCK_B + tl.arange(0, BLOCK_B)
         row_mask = (rows < B)[:, None]
         mask = row_mask & (cols < H)[None, :]
-        if RAGGED:
+        if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
         counter = counter_ptr + batch_tile * 32
         arrivals = 0
@@ -148,34 +147,34 @@ def split_backward_kernel(
             t = i if REVERSE else T - 1 - i
             at = t * plane + first
             mailbox = d_gates_ptr + at * GATES
-            if RAGGED:
+            if lengths_ptr is not None:
                 active = (t < length)[:, None]
                 d_out = tl.where(active, d_out, 0.0)
             d_state = (d_state[0] + d_out,) + d_state[1:]
-            if BACKWARD_RESET is None:
+            if BACKWARD_LAST_GATE is None:
                 d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new)
             else:
-                d_last_gate = BACKWARD_RESET(d_state, saved, prev, new)
-                if RAGGED:
+                d_last_gate = BACKWARD_LAST_GATE(d_state, saved, prev, new)
+                if lengths_ptr is not None:
                     d_last_gate = tl.where(active, d_last_gate, 0.0)
                 PUBLISH(mailbox + through * H + first_column + x_tile, cast(d_last_gate, element), mask)
                 ARRIVE(counter)
                 arrivals += everyone
                 WAIT(counter, arrivals)
-                d_reset = gathered_products(
+                d_reset_hidden = gathered_products(
                     mailbox + through * H, GATES * H, w, (tl.zeros_like(d_last_gate),), row_mask, H, True, GATHER,
                     through, 1, BLOCK_B, BLOCK_K, INNER, PRECISION,
                 )  # fmt: skip
-                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset[0])
-            if RAGGED:
-                d_x = zero_ended(active, d_x, GATES)
-                d_h = zero_ended(active, d_h, GATES)
+                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset_hidden[0])
+            if lengths_ptr is not None:
+                d_x = zero_finished(active, d_x, GATES)
+                d_h = zero_finished(active, d_h, GATES)
             # First what the others wait for.
             for g in tl.static_range(through):
                 PUBLISH(mailbox + g * H + first_column + x_tile, cast(d_h[g], element), mask)
             ARRIVE(counter)
             arrivals += everyone
-            if not SAME_GRADIENT:
+            if d_x_ptr is not None:
                 store_tiles(d_x_ptr + at * GATES, H, x_tile, mask, d_x)
             # What the next step reads is under way while this program waits.
             new = prev
@@ -193,7 +192,7 @@ def split_backward_kernel(
                     g, 1, BLOCK_B, BLOCK_K, INNER, PRECISION,
                 )  # fmt: skip
             d_prev = sums + d_prev[1:]
-            if RAGGED:
-                d_prev = keep_ended(active, d_prev, d_state, STATES)
+            if lengths_ptr is not None:
+                d_prev = freeze_finished(active, d_prev, d_state, STATES)
             d_state = d_prev
         store_state(d_h0_ptr, d_c0_ptr, first, tile, mask, d_state, STATES)

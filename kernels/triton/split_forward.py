@@ -16,10 +16,10 @@ import triton
 import triton.language as tl
 
 from fastcells.kernels.triton.tiles import (
-    bias_tiles,
     cast,
+    freeze_finished,
     gathered_products,
-    keep_ended,
+    load_bias,
     load_ids,
     load_input,
     load_state,
@@ -30,21 +30,21 @@ from fastcells.kernels.triton.tiles import (
 
 @triton.jit(do_not_specialize=["T", "B"])
 def split_forward_kernel(
-    x_ptr,  # [T, B, GATES, H] input projection with b_ih; if TOKENS [V, GATES, H], W_ih^T
-    ids_ptr,  # [T, B] int32 or int64, rows of x_ptr, read if TOKENS
-    b_ih_ptr,  # [GATES, H] bias of the input projection, read if HAS_INPUT_BIAS
+    x_ptr,  # [T, B, GATES, H] input projection with b_ih; given ids [V, GATES, H], W_ih^T
+    ids_ptr,  # [T, B] int32 or int64, rows of x_ptr; or None
+    b_ih_ptr,  # [GATES, H] bias of the input projection, given ids; or None
     w_ptr,  # [GATES, H, H] recurrent weight
-    b_ptr,  # [GATES, H] recurrent bias, read if HAS_BIAS
-    lengths_ptr,  # [B] int32, read if RAGGED
+    b_ptr,  # [GATES, H] recurrent bias, or None
+    lengths_ptr,  # [B] int32: how many steps each row has; or None
+    counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
+    reset_hidden_ptr,  # [T, B, H] mailbox: operand of the second product, for a cell with one
     h0_ptr,  # [B, H] initial state
     c0_ptr,  # [B, H], as all c pointers for a cell with a c only
     h_ptr,  # [T, B, H] out, and mailbox: state after each step
     c_ptr,  # [T, B, H] out
-    reset_ptr,  # [T, B, H] mailbox: operand of the second product, for a cell with one
-    saved_ptr,  # [T, B, SAVED, H] out, written if SAVE
+    saved_ptr,  # [T, B, SAVED, H] out, or None
     h_n_ptr,  # [B, H] out: final state
     c_n_ptr,  # [B, H] out
-    counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
     T,
     B,
     H,
@@ -54,7 +54,7 @@ def split_forward_kernel(
     WAIT: tl.constexpr,
     GATHER: tl.constexpr,
     FORWARD: tl.constexpr,
-    RESET: tl.constexpr,  # the second product's rule, or None
+    RESET_HIDDEN: tl.constexpr,  # the second product's rule, or None
     GATES: tl.constexpr,
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
@@ -63,12 +63,7 @@ def split_forward_kernel(
     BLOCK_K: tl.constexpr,
     INNER: tl.constexpr,  # parts of BLOCK_K columns that make up all H
     KNOWN_H: tl.constexpr,  # H, unless 8 divides it: then 0
-    TOKENS: tl.constexpr,
-    HAS_INPUT_BIAS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    RAGGED: tl.constexpr,
     REVERSE: tl.constexpr,
-    SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     # Aligned rows are loaded several elements at once if the compiler knows that they are. In others each element has
@@ -93,8 +88,8 @@ def split_forward_kernel(
             w += (tl.load(first_column + offsets, mask=weight_mask, other=0.0),)
             if KNOWN_H:
                 tl.debug_barrier()  # of the elements loaded one by one, those of a single tile are in registers
-    b = bias_tiles(b_ptr, cols, H, GATES, 0, HAS_BIAS)
-    b_ih = bias_tiles(b_ih_ptr, cols, H, GATES, 0, HAS_INPUT_BIAS)
+    b = load_bias(b_ptr, cols, H, GATES)
+    b_ih = load_bias(b_ih_ptr, cols, H, GATES)
     element: tl.constexpr = w_ptr.dtype.element_ty
     none = ()
     for _ in tl.static_range(GATES):
@@ -108,41 +103,41 @@ def split_forward_kernel(
         rows = batch_tile * BLOCK_B + tl.arange(0, BLOCK_B)
         row_mask = (rows < B)[:, None]
         mask = row_mask & (cols < H)[None, :]
-        if RAGGED:
+        if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
         counter = counter_ptr + batch_tile * 32
         arrivals = 0
         state = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
         source = h0_ptr + first  # the state before the step
-        ids = load_ids(ids_ptr, (zero + (T - 1 if REVERSE else 0)) * B + first_row, row, row_mask, TOKENS)
+        ids = load_ids(ids_ptr, (zero + (T - 1 if REVERSE else 0)) * B + first_row, row, row_mask)
         for i in range(T):
             t = T - 1 - i if REVERSE else i
             at = t * plane + first
             # Under way while this program waits, as the next step's ids are, which name what is loaded then.
-            x = load_input(x_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, GATES, TOKENS)
+            x = load_input(x_ptr, ids_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, GATES)
             more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
-            ids = load_ids(ids_ptr, (zero + (t - 1 if REVERSE else t + 1)) * B + first_row, row, more, TOKENS)
+            ids = load_ids(ids_ptr, (zero + (t - 1 if REVERSE else t + 1)) * B + first_row, row, more)
             WAIT(counter, arrivals)
-            through: tl.constexpr = GATES if RESET is None else GATES - 1  # gates whose product reads h itself
+            through: tl.constexpr = GATES if RESET_HIDDEN is None else GATES - 1  # gates whose product reads h itself
             sums = gathered_products(
                 source, H, w, none, row_mask, H, i > 0, GATHER, 0, through, BLOCK_B, BLOCK_K, INNER, PRECISION
             )
             h = ()
             for g in tl.static_range(through):
                 h += (sums[g] + b[g],)
-            if RESET is not None:
-                PUBLISH(reset_ptr + at + tile, cast(RESET(x, h, state), element), mask)
+            if RESET_HIDDEN is not None:
+                PUBLISH(reset_hidden_ptr + at + tile, cast(RESET_HIDDEN(x, h, state), element), mask)
                 ARRIVE(counter)
                 arrivals += everyone
                 WAIT(counter, arrivals)
                 sums = gathered_products(
-                    reset_ptr + at, H, w, none, row_mask, H, True, GATHER,
+                    reset_hidden_ptr + at, H, w, none, row_mask, H, True, GATHER,
                     through, 1, BLOCK_B, BLOCK_K, INNER, PRECISION,
                 )  # fmt: skip
                 h += (sums[0] + b[through],)
             new, saved = FORWARD(x, h, state)
-            if RAGGED:
-                new = keep_ended((t < length)[:, None], new, state, STATES)
+            if lengths_ptr is not None:
+                new = freeze_finished((t < length)[:, None], new, state, STATES)
             state = new
             # First what the others wait for.
             PUBLISH(h_ptr + at + tile, cast(state[0], element), mask)
@@ -151,6 +146,6 @@ def split_forward_kernel(
             source = h_ptr + at
             if STATES == 2:
                 tl.store(c_ptr + at + tile, cast(state[1], element), mask=mask)
-            if SAVE:
+            if saved_ptr is not None:
                 store_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, saved)
         store_state(h_n_ptr, c_n_ptr, first, tile, mask, state, STATES)

@@ -14,12 +14,13 @@ import triton
 import triton.language as tl
 
 from fastcells.kernels.triton.tiles import (
-    bias_tiles,
     cast,
-    keep_ended,
+    freeze_finished,
+    load_bias,
     load_ids,
     load_input,
     load_tiles,
+    offsets,
     owned,
     product,
     store_state,
@@ -59,64 +60,81 @@ def gate_products(
     return products
 
 
+@triton.jit
+def input_of_step(
+    x_ptr,  # as the kernels' pointers
+    ids_ptr,
+    b_ih_ptr,
+    t,
+    first_row,
+    batch,
+    row,
+    row_mask,
+    cols,
+    mask,
+    x_tile,
+    V,
+    H,
+    GATES: tl.constexpr,
+    N: tl.constexpr,
+):
+    """The first N gates' input projections of step t."""
+    ids = load_ids(ids_ptr, t * batch + first_row, row, row_mask)
+    b_ih = load_bias(b_ih_ptr, cols, H, N)
+    at = t * (batch * H) + first_row * H
+    return load_input(x_ptr, ids_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, N)
+
+
 @triton.jit(do_not_specialize=["t", "before", "B"])
-def reset_kernel(
-    x_ptr,  # [T, B, GATES, H]; if TOKENS [V, GATES, H]
-    ids_ptr,  # [T, B], read if TOKENS
-    b_ih_ptr,  # [GATES, H], read if HAS_INPUT_BIAS
+def reset_hidden_kernel(
+    x_ptr,  # [T, B, GATES, H]; given ids [V, GATES, H]
+    ids_ptr,  # [T, B], or None
+    b_ih_ptr,  # [GATES, H], or None
     w_ptr,  # [GATES, H, H]
-    b_ptr,  # [GATES, H], read if HAS_BIAS
+    b_ptr,  # [GATES, H], or None
     h0_ptr,  # [B, H]
     h_ptr,  # [T, B, H]
-    reset_ptr,  # [B, H] out: operand of the last gate's product
+    reset_hidden_ptr,  # [B, H] out: operand of the last gate's product
     carry_ptr,  # [STATES, B, H] float32
     t,
     before,
     B,
     H,
     V,
-    RESET: tl.constexpr,
+    RESET_HIDDEN: tl.constexpr,
     GATES: tl.constexpr,
     STATES: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    TOKENS: tl.constexpr,
-    HAS_INPUT_BIAS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     first_row, batch, rows, cols, mask = owned(tl.program_id(0), tl.program_id(1), B, H, BLOCK_B, BLOCK_H)
-    first, plane = first_row * H, batch * H  # its first element in a [B, H] plane, and the size of a plane
-    at = t * plane + first
-    row, row_mask = tl.arange(0, BLOCK_B)[:, None], (rows < B)[:, None]
-    tile = row * H + cols[None, :]
-    x_tile = row * (GATES * H) + cols[None, :]
-    ids = load_ids(ids_ptr, t * batch + first_row, row, row_mask, TOKENS)
-    b_ih = bias_tiles(b_ih_ptr, cols, H, 1, 0, HAS_INPUT_BIAS)
-    x = load_input(x_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, 1, TOKENS)
+    first, plane, row, tile, x_tile, _ = offsets(first_row, batch, cols, H, GATES, 0, BLOCK_B)
+    row_mask = (rows < B)[:, None]
+    x = input_of_step(x_ptr, ids_ptr, b_ih_ptr, t, first_row, batch, row, row_mask, cols, mask, x_tile, V, H, GATES, 1)
     h_before = tl.where(before < 0, h0_ptr, h_ptr + before * plane) + first
     product = gate_products(h_before, w_ptr, row_mask, cols, H, 0, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
-    h = (product[0] + bias_tiles(b_ptr, cols, H, 1, 0, HAS_BIAS)[0],)
-    reset = RESET(x, h, load_tiles(carry_ptr + first, plane, tile, mask, STATES))
-    tl.store(reset_ptr + first + tile, cast(reset, reset_ptr.dtype.element_ty), mask=mask)
+    h = (product[0] + load_bias(b_ptr, cols, H, 1)[0],)
+    reset_hidden = RESET_HIDDEN(x, h, load_tiles(carry_ptr + first, plane, tile, mask, STATES))
+    tl.store(reset_hidden_ptr + first + tile, cast(reset_hidden, reset_hidden_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["t", "before", "B"])
 def step_forward_kernel(
-    x_ptr,  # [T, B, GATES, H] input projection with b_ih; if TOKENS [V, GATES, H], W_ih^T
-    ids_ptr,  # [T, B] int32 or int64, rows of x_ptr, read if TOKENS
-    b_ih_ptr,  # [GATES, H] bias of the input projection, read if HAS_INPUT_BIAS
+    x_ptr,  # [T, B, GATES, H] input projection with b_ih; given ids [V, GATES, H], W_ih^T
+    ids_ptr,  # [T, B] int32 or int64, rows of x_ptr; or None
+    b_ih_ptr,  # [GATES, H] bias of the input projection, given ids; or None
     w_ptr,  # [GATES, H, H] recurrent weight
-    b_ptr,  # [GATES, H] recurrent bias, read if HAS_BIAS
-    lengths_ptr,  # [B] int32, read if RAGGED
+    b_ptr,  # [GATES, H] recurrent bias, or None
+    lengths_ptr,  # [B] int32: how many steps each row has; or None
     h0_ptr,  # [B, H] initial state h, as the matmuls read it
     h_ptr,  # [T, B, H] in and out: state h after each step, as the matmuls read it
     c_ptr,  # [T, B, H] out, for a cell with a c
-    reset_ptr,  # [B, H] operand of the last gate's product, read if HAS_RESET
+    reset_hidden_ptr,  # [B, H] operand of the last gate's product, for a cell with two; or None
     carry_ptr,  # [STATES, B, H] float32 state before the step
     carry_new_ptr,  # [STATES, B, H] float32 out: state after the step
-    saved_ptr,  # [T, B, SAVED, H] out, written if SAVE
+    saved_ptr,  # [T, B, SAVED, H] out, or None
     t,  # the step
     before,  # the step whose state it starts from; negative: the initial state
     B,
@@ -129,40 +147,32 @@ def step_forward_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    TOKENS: tl.constexpr,
-    HAS_INPUT_BIAS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESET: tl.constexpr,
-    RAGGED: tl.constexpr,
-    SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     first_row, batch, rows, cols, mask = owned(tl.program_id(0), tl.program_id(1), B, H, BLOCK_B, BLOCK_H)
-    first, plane = first_row * H, batch * H  # its first element in a [B, H] plane, and the size of a plane
-    at = t * plane + first
-    row, row_mask = tl.arange(0, BLOCK_B)[:, None], (rows < B)[:, None]
-    tile = row * H + cols[None, :]
-    x_tile = row * (GATES * H) + cols[None, :]
-    ids = load_ids(ids_ptr, t * batch + first_row, row, row_mask, TOKENS)
-    b_ih = bias_tiles(b_ih_ptr, cols, H, GATES, 0, HAS_INPUT_BIAS)
-    x = load_input(x_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, GATES, TOKENS)
+    first, plane, row, tile, x_tile, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
+    row_mask = (rows < B)[:, None]
+    x = input_of_step(
+        x_ptr, ids_ptr, b_ih_ptr, t, first_row, batch, row, row_mask, cols, mask, x_tile, V, H, GATES, GATES
+    )
     state = load_tiles(carry_ptr + first, plane, tile, mask, STATES)
     h_before = tl.where(before < 0, h0_ptr, h_ptr + before * plane) + first
-    through: tl.constexpr = GATES - 1 if HAS_RESET else GATES  # gates whose product reads h itself
+    through: tl.constexpr = GATES - 1 if reset_hidden_ptr is not None else GATES  # gates whose product reads h itself
     products = gate_products(h_before, w_ptr, row_mask, cols, H, 0, through, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
-    if HAS_RESET:
+    if reset_hidden_ptr is not None:
         products += gate_products(
-            reset_ptr + first, w_ptr, row_mask, cols, H, through, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION
+            reset_hidden_ptr + first, w_ptr, row_mask, cols, H, through, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION
         )
-    b = bias_tiles(b_ptr, cols, H, GATES, 0, HAS_BIAS)
+    b = load_bias(b_ptr, cols, H, GATES)
     h = ()
     for g in tl.static_range(GATES):
         h += (products[g] + b[g],)
     new, saved = FORWARD(x, h, state)
-    if RAGGED:
+    if lengths_ptr is not None:
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
-        new = keep_ended((t < length)[:, None], new, state, STATES)
+        new = freeze_finished((t < length)[:, None], new, state, STATES)
+    at = t * plane + first
     store_tiles(carry_new_ptr + first, plane, tile, mask, new)
     store_state(h_ptr, c_ptr, at, tile, mask, new, STATES)
-    if SAVE:
-        store_tiles(saved_ptr + at * SAVED, H, row * (SAVED * H) + cols[None, :], mask, saved)
+    if saved_ptr is not None:
+        store_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, saved)

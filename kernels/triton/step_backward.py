@@ -5,13 +5,14 @@ import triton.language as tl
 
 from fastcells.kernels.triton.tiles import (
     cast,
-    keep_ended,
+    freeze_finished,
     load_state,
     load_tiles,
+    offsets,
     owned,
     product,
     store_tiles,
-    zero_ended,
+    zero_finished,
 )
 
 
@@ -48,15 +49,15 @@ def through_weights(
 @triton.jit(do_not_specialize=["t", "before", "later", "B"])
 def step_backward_kernel(
     w_ptr,  # [GATES, H, H]
-    lengths_ptr,  # [B] int32, read if RAGGED
+    lengths_ptr,  # [B] int32: how many steps each row has; or None
     h0_ptr,  # [B, H] initial state
     c0_ptr,  # [B, H], as c_ptr for a cell with a c only
     h_ptr,  # [T, B, H] state after each step
     c_ptr,  # [T, B, H]
     saved_ptr,  # [T, B, SAVED, H]
     d_out_ptr,  # [T, B, H] gradient of every output
-    d_x_ptr,  # [T, B, GATES, H] out: gradient of the input projection
-    d_gates_ptr,  # [T, B, GATES, H] in, and out unless SAME_GRADIENT: gradient of the products
+    d_x_ptr,  # [T, B, GATES, H] out: gradient of the input projection; None where it is d_gates
+    d_gates_ptr,  # [T, B, GATES, H] in and out: gradient of the products
     d_carry_ptr,  # [STATES, B, H] float32: gradient of the state after this step, without what the products give
     d_carry_new_ptr,  # [STATES, B, H] float32 out: the same for the state before this step
     t,  # the step
@@ -74,14 +75,11 @@ def step_backward_kernel(
     BLOCK_K: tl.constexpr,
     HAS_LATER: tl.constexpr,
     PART: tl.constexpr,  # 0: all; 1, 2: the two launches of a cell with a second product; 3: d_carry_new only
-    RAGGED: tl.constexpr,
-    SAME_GRADIENT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     first_row, batch, rows, cols, mask = owned(tl.program_id(0), tl.program_id(1), B, H, BLOCK_B, BLOCK_H)
-    first, plane = first_row * H, batch * H  # its first element in a [B, H] plane, and the size of a plane
-    row, row_mask = tl.arange(0, BLOCK_B)[:, None], (rows < B)[:, None]
-    tile = row * H + cols[None, :]
+    first, plane, _, tile, gate_tile, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
+    row_mask = (rows < B)[:, None]
     d_state = load_tiles(d_carry_ptr + first, plane, tile, mask, STATES)
     if HAS_LATER:
         d_products = d_gates_ptr + (later * plane + first) * GATES
@@ -93,16 +91,15 @@ def step_backward_kernel(
         store_tiles(d_carry_new_ptr + first, plane, tile, mask, d_state)
     else:
         at = t * plane + first
-        d_x_step = d_x_ptr + at * GATES
-        gate_tile = row * (GATES * H) + cols[None, :]
+        d_gates_step = d_gates_ptr + at * GATES
         active = mask
-        if RAGGED:
+        if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
             active = active & (t < length)[:, None]
         if PART != 2:  # the second launch finds it added already
             d_out = tl.load(d_out_ptr + at + tile, mask=active, other=0.0).to(tl.float32)
             d_state = (d_state[0] + d_out,) + d_state[1:]
-        saved = load_tiles(saved_ptr + at * SAVED, H, row * (SAVED * H) + cols[None, :], mask, SAVED)
+        saved = load_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, SAVED)
         if before < 0:
             prev = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
         else:
@@ -110,25 +107,27 @@ def step_backward_kernel(
         new = load_state(h_ptr, c_ptr, at, tile, mask, STATES)
         if PART == 1:
             d_last_gate = tl.where(active, BACKWARD(d_state, saved, prev, new), 0.0)
-            tl.store(d_x_step + (GATES - 1) * H + gate_tile, cast(d_last_gate, d_x_ptr.dtype.element_ty), mask=mask)
+            tl.store(
+                d_gates_step + (GATES - 1) * H + gate_tile, cast(d_last_gate, d_gates_ptr.dtype.element_ty), mask=mask
+            )
             store_tiles(d_carry_new_ptr + first, plane, tile, mask, d_state)
         else:
             if PART == 2:
                 none = tl.zeros_like(d_state[0])
-                d_reset = through_weights(
-                    d_x_step, w_ptr, none, row_mask, cols, H, GATES, GATES - 1, 1, BLOCK_B, BLOCK_K, PRECISION
+                d_reset_hidden = through_weights(
+                    d_gates_step, w_ptr, none, row_mask, cols, H, GATES, GATES - 1, 1, BLOCK_B, BLOCK_K, PRECISION
                 )
-                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset)
+                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset_hidden)
             else:
                 d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new)
-            if RAGGED:
-                d_x = zero_ended(active, d_x, GATES)
-                d_h = zero_ended(active, d_h, GATES)
-                d_prev = keep_ended(active, d_prev, d_state, STATES)
+            if lengths_ptr is not None:
+                d_x = zero_finished(active, d_x, GATES)
+                d_h = zero_finished(active, d_h, GATES)
+                d_prev = freeze_finished(active, d_prev, d_state, STATES)
+            if d_x_ptr is not None:
+                store_tiles(d_x_ptr + at * GATES, H, gate_tile, mask, d_x)
             if PART == 2:  # the last gate's is written, and other programs are reading it
-                store_tiles(d_x_step, H, gate_tile, mask, d_x[:-1])
+                store_tiles(d_gates_step, H, gate_tile, mask, d_h[:-1])
             else:
-                store_tiles(d_x_step, H, gate_tile, mask, d_x)
-                if not SAME_GRADIENT:
-                    store_tiles(d_gates_ptr + at * GATES, H, gate_tile, mask, d_h)
+                store_tiles(d_gates_step, H, gate_tile, mask, d_h)
             store_tiles(d_carry_new_ptr + first, plane, tile, mask, d_prev)

@@ -24,6 +24,21 @@ def owned(batch_tile, column_tile, B, H, BLOCK_B: tl.constexpr, BLOCK_H: tl.cons
 
 
 @triton.jit
+def offsets(first_row, batch, cols, H, GATES: tl.constexpr, SAVED: tl.constexpr, BLOCK_B: tl.constexpr):
+    """Where a program's part of a plane lies: (first, plane, row, tile, x_tile, saved_tile).
+
+    first: its first element in a [B, H] plane, of which plane is the size. The others are offsets from there: row the
+    numbers of its rows, [BLOCK_B, 1], tile those of its elements, x_tile and saved_tile the same in a [B, GATES, H] and
+    a [B, SAVED, H].
+    """
+    row = tl.arange(0, BLOCK_B)[:, None]
+    tile = row * H + cols[None, :]
+    x_tile = row * (GATES * H) + cols[None, :]
+    saved_tile = row * (SAVED * H) + cols[None, :]
+    return first_row * H, batch * H, row, tile, x_tile, saved_tile
+
+
+@triton.jit
 def product(a, b, acc, PRECISION: tl.constexpr):
     """`acc + a @ b` in float32. PRECISION: Triton's input_precision, for float32 operands."""
     if INTERPRETED:  # its dot multiplies in float32 whatever the precision, and takes the bits of bfloat16 for integers
@@ -141,7 +156,7 @@ def store_state(h_ptr, c_ptr, at, tile, mask, state, STATES: tl.constexpr):
 
 
 @triton.jit
-def keep_ended(active, new, old, N: tl.constexpr):
+def freeze_finished(active, new, old, N: tl.constexpr):
     """`new` in the rows whose sequence goes on, `old` in the others."""
     tiles = ()
     for i in tl.static_range(N):
@@ -150,7 +165,7 @@ def keep_ended(active, new, old, N: tl.constexpr):
 
 
 @triton.jit
-def zero_ended(active, tiles, N: tl.constexpr):
+def zero_finished(active, tiles, N: tl.constexpr):
     """The tiles in the rows whose sequence goes on, 0 in the others."""
     kept = ()
     for i in tl.static_range(N):
@@ -159,20 +174,18 @@ def zero_ended(active, tiles, N: tl.constexpr):
 
 
 @triton.jit
-def load_ids(ids_ptr, at, row, row_mask, TOKENS: tl.constexpr):
+def load_ids(ids_ptr, at, row, row_mask):
     """The token ids of one step, [BLOCK_B, 1]: from element `at` on, -1 where masked; without ids nothing is read."""
-    return tl.load(ids_ptr + at + row, mask=row_mask, other=-1) if TOKENS else row
+    return tl.load(ids_ptr + at + row, mask=row_mask, other=-1) if ids_ptr is not None else row
 
 
 @triton.jit
-def load_input(
-    x_ptr, ids, b_ih, at, tile, cols, mask, V, H, GATES: tl.constexpr, N: tl.constexpr, TOKENS: tl.constexpr
-):
-    """The first N gates' input projections: from element `at` on, or the rows of the table that the ids name.
+def load_input(x_ptr, ids_ptr, ids, b_ih, at, tile, cols, mask, V, H, GATES: tl.constexpr, N: tl.constexpr):
+    """The first N gates' input projections: from element `at` on, or, given ids, the rows of the table that they name.
 
     An id outside [0, V), as padding may hold, acts as an all-zero input and is never read.
     """
-    if TOKENS:
+    if ids_ptr is not None:
         known = (ids >= 0) & (ids < V)
         rows = tl.where(known, ids, 0).to(tl.int64) * (GATES * H)
         read = load_tiles(x_ptr + rows, H, cols[None, :], mask & known, N)
@@ -185,12 +198,12 @@ def load_input(
 
 
 @triton.jit
-def bias_tiles(b_ptr, cols, H, N: tl.constexpr, FIRST: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """Bias of the gates FIRST to FIRST + N, each [1, BLOCK_H] float32; 0 without a bias."""
+def load_bias(b_ptr, cols, H, N: tl.constexpr):
+    """Bias of the first N gates, each [1, BLOCK_H] float32; 0 without a bias."""
     tiles = ()
     for g in tl.static_range(N):
-        if HAS_BIAS:
-            b = tl.load(b_ptr + (FIRST + g) * H + cols, mask=cols < H, other=0.0).to(tl.float32)
+        if b_ptr is not None:
+            b = tl.load(b_ptr + g * H + cols, mask=cols < H, other=0.0).to(tl.float32)
         else:
             b = tl.zeros_like(cols).to(tl.float32)
         tiles += (b[None, :],)

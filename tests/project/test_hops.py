@@ -77,9 +77,9 @@ def test_to_c(ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("ids", [False, True], ids=["dense", "token ids"])
 def test_to_triton(ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="the kernels are written in Triton")
-    from fastcells.kernels.triton import launch
+    from fastcells.kernels.triton import launch_sequence
 
-    monkeypatch.setattr(launch, "sequence_forward_kernel", Kernel())
+    monkeypatch.setattr(launch_sequence, "sequence_forward_kernel", Kernel())
     *way, kernel = printed("To a Triton kernel")
     assert walked("triton", ids) == way
     assert kernel == ("sequence_forward_kernel", "kernels/triton/sequence.py") and len(way) <= MOST

@@ -15,8 +15,9 @@ import triton
 import triton.language as tl  # noqa: F401  the interpreter looks for it in each module
 from torch import Tensor
 
-from fastcells.backends.triton.operators import RULES, recurrence_forward
+from fastcells.backends.triton.operators import recurrence_forward, run_backward, run_forward
 from fastcells.kernels.triton import exchange, launch, launch_split, plan, split_forward
+from fastcells.kernels.triton.rules import RULES
 from tests.support.accuracy import rms_error
 from tests.support.concurrent_programs import Concurrent, Deadlock, concurrent_programs
 from tests.support.shapes import CELLS, EACH_CELL, Case
@@ -158,6 +159,10 @@ STUCK = {
     "poll, a row that nobody writes": replace(POLL, gather=gather_every_row),
 }
 PAUSE = 3e-4
+PLANS = {
+    True: plan.Split(BLOCKS, 1, "tried"),
+    False: replace(BLOCKS, hidden=64),
+}  # of a `Problem`, by whether it splits
 
 
 class Problem:
@@ -174,23 +179,19 @@ class Problem:
         T, H = 4, 40
         self.reverse = reverse
         self.rule = RULES[case.spec.name]
-        x, *state, _, w, _, b = (a.detach() for a in case.arguments((T, B, H, self.rule.gates * H), dtype))
+        x, *state, _, w, _, b = (a.detach() for a in case.arguments((T, B, H, self.rule.spec.num_gates * H), dtype))
         self.x, self.state, self.w, self.b, self.lengths = x, tuple(state), w, b, lengths
         self.d_out, self.d_last = torch.randn_like(x[:, :, :H]).contiguous(), tuple(map(torch.randn_like, state))
 
     def forward(self, split: bool) -> launch.Forward:
-        inputs = (self.rule, launch.Input(self.x), self.state, self.w, self.b, self.lengths)
+        inputs = (launch.StepInput(self.x), self.state, self.w, self.b, self.lengths)
         options: dict[str, Any] = {"reverse": self.reverse, "save": True, "precision": "ieee"}
-        if split:
-            return launch_split.split_forward(*inputs, split=plan.Split(BLOCKS, 1, "tried"), **options)
-        return launch.sequence_forward(*inputs, blocks=replace(BLOCKS, hidden=64), **options)
+        return run_forward(self.rule, PLANS[split], *inputs, **options)
 
     def backward(self, split: bool, forward: launch.Forward) -> launch.Backward:
-        inputs = (self.rule, forward, self.d_out, self.d_last, self.state, self.w, self.lengths)
+        inputs = (forward, self.d_out, self.d_last, self.state, self.w, self.lengths)
         options: dict[str, Any] = {"reverse": self.reverse, "precision": "ieee"}
-        if split:
-            return launch_split.split_backward(*inputs, split=plan.Split(BLOCKS, 1, "tried"), **options)
-        return launch.sequence_backward(*inputs, blocks=replace(BLOCKS, hidden=64), **options)
+        return run_backward(self.rule, PLANS[split], *inputs, **options)
 
     def agrees(
         self, way: str, tried: exchange.Exchange, seed: int, patience: float = 60.0, pause: float = PAUSE

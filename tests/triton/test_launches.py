@@ -17,7 +17,7 @@ from triton.runtime.jit import create_function_from_signature
 import fastcells
 from fastcells import one_direction, stack
 from fastcells.backends.triton import operators
-from fastcells.kernels.triton import launch, launch_split, launch_step, plan
+from fastcells.kernels.triton import launch_sequence, launch_split, launch_step, plan
 
 B, I, H = 20, 5, 24  # noqa: E741
 NO_LAUNCH = {"empty", "new_empty", "empty_like", "empty_strided", "detach", "_unsafe_view", "lift_fresh", "set_"}
@@ -63,7 +63,7 @@ def forward_launches(name: str, path: str, T: int, *, tokens: bool, given: bool,
     with pytest.MonkeyPatch.context() as patch:
         # What is within the operator counts.
         patch.setattr(operators, "recurrence_forward", operators.recurrence_forward._init_fn)
-        for module, kernel in ((launch, "sequence_forward_kernel"), (launch_split, "split_forward_kernel")):
+        for module, kernel in ((launch_sequence, "sequence_forward_kernel"), (launch_split, "split_forward_kernel")):
             patch.setattr(module, kernel, Recorder(getattr(module, kernel), launches))
         for module in (stack, one_direction):  # the check of the ids, which is the CPU's only
             patch.setattr(module, "check_range", lambda *_: None)
@@ -118,9 +118,9 @@ def test_a_split_layers_output_may_be_changed_in_place(
 
 
 KERNELS = {
-    "sequence": (launch, ("sequence_forward_kernel", "sequence_backward_kernel")),
+    "sequence": (launch_sequence, ("sequence_forward_kernel", "sequence_backward_kernel")),
     "split": (launch_split, ("split_forward_kernel", "split_backward_kernel")),
-    "step": (launch_step, ("reset_kernel", "step_forward_kernel", "step_backward_kernel")),
+    "step": (launch_step, ("reset_hidden_kernel", "step_forward_kernel", "step_backward_kernel")),
 }
 # The backward of a step has one kernel for the last step, one for the others, and one for what comes after the first;
 # a second product splits each of the first two in two, of which the second ones are the same.

@@ -22,7 +22,16 @@ from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
 from fastcells.backends.triton.operators import recurrence_forward
-from fastcells.kernels.triton import exchange, launch, launch_split, launch_step, plan, sequence, split_forward, step
+from fastcells.kernels.triton import (
+    exchange,
+    launch_sequence,
+    launch_split,
+    launch_step,
+    plan,
+    sequence,
+    split_forward,
+    step,
+)
 from tests.support.shapes import CELLS, EACH_CELL, Case, Shape, gradients
 
 pytestmark = [
@@ -151,12 +160,12 @@ def test_nothing_is_out_of_bounds(case: Case, shape: Shape, impl: str, ragged: b
     dtype = torch.bfloat16 if shape.T == 1 else torch.float32
     checked = run(case, shape, impl, dtype, lengths=lengths, reverse=reverse)
     kernels = {f"{PATHS[impl]}_{way}_kernel" for way in ("forward", "backward")}
-    second_product = {"reset_kernel"} if (case.spec.name, impl) == ("gru_reset_before", "triton-step") else set()
+    second_product = {"reset_hidden_kernel"} if (case.spec.name, impl) == ("gru_reset_before", "triton-step") else set()
     assert set(checked) == kernels | second_product and all(checked.values())
 
 
 IDS = torch.tensor([[6, -1, 0, 7, -(2**31)], [1, 2, 3, 2**31 - 1, 4], [5, 6, 0, 0, 1]])  # not all in [0, 7)
-GATHERING = ["sequence_forward_kernel", "split_forward_kernel", "step_forward_kernel", "reset_kernel"]
+GATHERING = ["sequence_forward_kernel", "split_forward_kernel", "step_forward_kernel", "reset_hidden_kernel"]
 
 
 def run_on_ids(impl: str) -> Counter[str]:
@@ -183,7 +192,7 @@ def test_a_vocabulary_too_large_is_found(kernel: str, monkeypatch: pytest.Monkey
 
 def plant(patch: pytest.MonkeyPatch, kernel: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Have the launchers pass other arguments to a kernel: what `change` makes of theirs."""
-    launchers = launch if kernel in SEQUENCE else launch_split if kernel in SPLIT else launch_step
+    launchers = launch_sequence if kernel in SEQUENCE else launch_split if kernel in SPLIT else launch_step
     right = getattr(launchers, kernel)
 
     class Wrong:
@@ -201,7 +210,7 @@ def impl_of(kernel: str) -> str:
 
 
 @pytest.mark.parametrize("size", ["B", "H", "T"])
-@pytest.mark.parametrize("kernel", [*SEQUENCE, *SPLIT, *STEP, "reset_kernel"])
+@pytest.mark.parametrize("kernel", [*SEQUENCE, *SPLIT, *STEP, "reset_hidden_kernel"])
 def test_a_size_too_large_is_found(kernel: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if size == "T" and kernel not in SEQUENCE + SPLIT:
         pytest.skip("a step's kernel is not told T")
@@ -214,8 +223,8 @@ def test_a_size_too_large_is_found(kernel: str, size: str, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("kernel", "name", "by"),
     [
-        *((kernel, "t", by) for kernel in ("reset_kernel", *STEP) for by in (1, -1)),
-        *((kernel, "before", 1) for kernel in ("reset_kernel", *STEP)),
+        *((kernel, "t", by) for kernel in ("reset_hidden_kernel", *STEP) for by in (1, -1)),
+        *((kernel, "before", 1) for kernel in ("reset_hidden_kernel", *STEP)),
         ("step_backward_kernel", "later", 1),
     ],
 )
@@ -237,7 +246,7 @@ def run_steps(case: Case, leaves: list[Tensor], d: list[Tensor], earlier: int, *
         return steps
 
     with bounds_checked(earlier), pytest.MonkeyPatch.context() as patch:
-        for kernel in (*STEP, "reset_kernel"):
+        for kernel in (*STEP, "reset_hidden_kernel"):
             plant(patch, kernel, moved)
         outputs = case.ours(*leaves, impl="triton-step", **options)
         return [*outputs, *gradients(outputs, [leaf for leaf in leaves if leaf.requires_grad], d)]
@@ -271,7 +280,7 @@ def test_offsets_of_a_step_may_need_more_than_32_bits(case: Case, reverse: bool,
         ("split_backward_kernel", "d_h0_ptr"),
         ("step_forward_kernel", "carry_new_ptr"),
         ("step_forward_kernel", "c_ptr"),
-        ("step_backward_kernel", "d_x_ptr"),
+        ("step_backward_kernel", "d_gates_ptr"),
         ("step_backward_kernel", "lengths_ptr"),
     ],
 )

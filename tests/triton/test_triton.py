@@ -161,10 +161,13 @@ def test_cells(name: str, impl: str, device: torch.device) -> None:
 
 def test_the_kernels_are_what_runs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     """A fault planted in the launchers shows: nothing falls back silently."""
-    from fastcells.kernels.triton import launch, launch_step
+    from fastcells.kernels.triton import launch_sequence, launch_step
 
     x, h0, *weights = (a.float() for a in arguments(GRU, (3, 2, 7), device, ids=False))
-    for impl, module, name in (("triton", launch, "sequence_forward"), ("triton-step", launch_step, "step_forward")):
+    for impl, module, name in (
+        ("triton", launch_sequence, "sequence_forward"),
+        ("triton-step", launch_step, "step_forward"),
+    ):
         monkeypatch.setattr(module, name, lambda *_, **__: (_ for _ in ()).throw(ZeroDivisionError))
         with pytest.raises(ZeroDivisionError):
             functional.gru(x, h0, *weights, impl=impl)

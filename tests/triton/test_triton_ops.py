@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import fastcells
-from fastcells.backends.triton.operators import RULES, recurrence_backward, recurrence_forward
+from fastcells.backends.triton.operators import recurrence_backward, recurrence_forward
+from fastcells.kernels.triton.rules import RULES
 from tests.support.accuracy import cotangents
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("strict_float32")]
@@ -17,8 +18,8 @@ EACH_PATH = pytest.mark.parametrize("path", ["sequence", "step"])
 
 
 def forward_arguments(rule: str, path: str, device: torch.device, ragged: bool) -> tuple[object, ...]:
-    rows = RULES[rule].gates * H
-    c0 = torch.randn(B, H, device=device) if RULES[rule].states == 2 else None
+    rows = RULES[rule].spec.num_gates * H
+    c0 = torch.randn(B, H, device=device) if RULES[rule].spec.num_states == 2 else None
     lengths = torch.tensor([3, 0, 1, 2, 3], dtype=torch.int32, device=device) if ragged else None
     x, h0, w, b = (torch.randn(size, device=device) for size in ((T, B, rows), (B, H), (rows, H), (rows,)))
     return x, h0, c0, w, None if ragged else b, lengths, rule, path, ragged, True
@@ -37,7 +38,7 @@ def test_opcheck(rule: str, path: str, ragged: bool, device: torch.device) -> No
     has_c = c0 is not None
     d_hidden, d_h_n, d_c_n = cotangents((hidden, h_n, c_n))
     back = (d_hidden, d_h_n, d_c_n if has_c else None, h0, c0, w, hidden, cells if has_c else None)
-    back += (saved if RULES[rule].saved else None, lengths, rule, path, ragged)
+    back += (saved if RULES[rule].spec.saved else None, lengths, rule, path, ragged)
     torch.library.opcheck(recurrence_backward, back, test_utils=tests)
 
 

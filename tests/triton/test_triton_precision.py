@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcells.backends.triton import operators
+from fastcells.backends.triton import backend
 from fastcells.kernels.triton import plan, tiles
 from tests.support.accuracy import rms_error
 from tests.support.shapes import CELLS, EACH_CELL, Case
@@ -127,7 +127,7 @@ def computed_in(mode: str, path: str) -> Iterator[None]:
     The split has one program a batch tile, which gathers in two parts what it published: nobody waits for another.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operators, "matmul_precision", lambda *_: mode)
+        patch.setattr(backend, "matmul_precision", lambda *_: mode)
         if path == "split":
             blocks = plan.Blocks(batch=16, hidden=64, inner=32, warps=8, stages=1, reason="all columns in one program")
             patch.setattr(plan, "sequence_plan", lambda *_, **__: plan.Split(blocks, 2, "poll"))

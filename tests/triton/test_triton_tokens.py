@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton", reason="the kernels are written in Triton")
 
-
 import fastcells
 from fastcells.autograd import _rows_gradient
 from fastcells.backends.triton import operators
-from fastcells.backends.triton.operators import RULES, recurrence_forward
-from fastcells.kernels.triton import launch, launch_step
+from fastcells.backends.triton.operators import recurrence_forward
+from fastcells.kernels.triton import launch, launch_sequence, launch_step
+from fastcells.kernels.triton.rules import RULES
 from tests.support.accuracy import assert_equal_to_rounding, cotangents, error
 from tests.support.shapes import EACH_CELL, Case
 
@@ -45,10 +45,10 @@ def one_hots(ids: Tensor) -> Tensor:
 @pytest.mark.parametrize("rule", RULES)
 def test_gathered_rows_are_the_projection(rule: str, path: str, dtype: torch.dtype, device: torch.device) -> None:
     """To the bit; an id that is none acts as an all-zero input."""
-    ids, rows = some_ids(dtype, device), RULES[rule].gates * H
+    ids, rows = some_ids(dtype, device), RULES[rule].spec.num_gates * H
     table, b_ih, w, b = (torch.randn(size, device=device) for size in ((V, rows), (rows,), (rows, H), (rows,)))
     h0 = torch.randn(B, H, device=device)
-    c0 = torch.randn(B, H, device=device) if RULES[rule].states == 2 else None
+    c0 = torch.randn(B, H, device=device) if RULES[rule].spec.num_states == 2 else None
     known = (ids >= 0) & (ids < V)
     x_rows = table[torch.where(known, ids, 0).long()] * known.unsqueeze(-1)
     for bias, reverse in ((b_ih, False), (None, True)):
@@ -94,12 +94,10 @@ class Sizes(TorchDispatchMode):
 def test_no_projection_is_built(impl: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the forward, for a cell that saves less a token than that; on dense input there is one."""
     monkeypatch.setattr(operators, "recurrence_forward", recurrence_forward._init_fn)  # what it does counts too
-    taken: list[launch.Input] = []
-    for module, name in ((launch, "sequence_forward"), (launch_step, "step_forward")):
+    taken: list[launch.StepInput] = []
+    for module, name in ((launch_sequence, "sequence_forward"), (launch_step, "step_forward")):
         run = getattr(module, name)
-        monkeypatch.setattr(
-            module, name, lambda rule, x, *rest, run=run, **options: taken.append(x) or run(rule, x, *rest, **options)
-        )
+        monkeypatch.setattr(module, name, lambda given, plan, run=run: taken.append(given.x) or run(given, plan))
     layer = fastcells.GRU(V, 2, impl=impl, device=device)
     ids = torch.randint(V, (13, 11), device=device)
     largest = []

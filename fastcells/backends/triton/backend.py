@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastcells.backends.base import Backend, Call, Choice, Gradients, Inputs, PreviousStates, Trace
 from fastcells.kernels.triton import plan
-from fastcells.modes import autocast_dtype
+from fastcells.modes import autocast_dtype, traced
 from fastcells.spec import CellSpec, State
 
 CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})  # those with a rule in kernels/triton
+
+
+class Plans(NamedTuple):
+    """How both passes of a layer are launched."""
+
+    forward: plan.Plan
+    backward: plan.Plan
+    precision: str  # `matmul_precision`
 
 
 class TritonBackend(Backend):
@@ -39,30 +48,43 @@ class TritonBackend(Backend):
         obstacle = super().obstacle(call)
         if obstacle is None and w_hh.numel() == 0:
             obstacle = f"w_hh of shape {list(w_hh.shape)} is empty"
-        if obstacle is None and self.name == "triton":
-            found = _sequence_plan(call)
+        if obstacle is None:
+            found = self._plan(call, backward=False)
             obstacle = f"{found}; 'triton-step' has no such limit" if isinstance(found, str) else None
         return obstacle
 
     def choose(self, call: Call, reason: str) -> Choice:
-        found = _sequence_plan(call) if self.name == "triton" else None
-        if isinstance(found, plan.Blocks):
-            return Choice(self.name, "sequence", f"{reason}; {found.reason}", found, self)
-        if isinstance(found, plan.Split):
-            return Choice(self.name, "split", f"{reason}; {found.reason}", found, self)
-        return Choice(self.name, "step", f"{reason}; one launch a step", None, self)
+        forward, backward = (self._plan(call, backward=backward) for backward in (False, True))
+        assert not isinstance(forward, str) and not isinstance(backward, str), "the obstacle was not asked for"
+        plans = Plans(forward, backward, _precision(call))
+        if isinstance(forward, plan.StepBlocks):
+            return Choice(self.name, "step", f"{reason}; one launch a step", plans, self)
+        path = "split" if isinstance(forward, plan.Split) else "sequence"
+        return Choice(self.name, path, f"{reason}; {forward.reason}", plans, self)
+
+    def _plan(self, call: Call, *, backward: bool) -> plan.Plan | str:
+        """How a pass is launched, or the reason why it cannot be."""
+        item_size, device, H = _dtype(call).itemsize, gpu(call.w_hh.device), call.w_hh.shape[1]
+        if self.name == "triton-step":
+            return plan.step_blocks(item_size)
+        gates, precision = call.spec.num_gates, _precision(call)
+        return plan.sequence_plan(H, call.B, gates, item_size, device, precision=precision, backward=backward)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
-        from fastcells.backends.triton.operators import recurrence_forward
+        from fastcells.backends.triton import operators
 
         (x, ids, b_ih), state, (w_hh, b_hh, *_), (reverse, lengths, *_) = inputs
-        h0, c0 = _pair(state)
         # Rows of W_ih^T in one piece each: columns of W_ih would be as many memory transactions as there are elements.
         x = x if ids is None else x.t().contiguous()
-        hidden, cells, saved, h_n, c_n = recurrence_forward(
-            x, h0, c0, w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih
+        given = operators.ForwardArguments(
+            x, *_pair(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih
         )
-        return Trace(hidden, (h_n,) if c0 is None else (h_n, c_n), (cells, saved))
+        if not traced():
+            plans: Plans = choice.plan
+            out = operators.run_forward(operators.forward_pass(given, plans.precision), plans.forward)
+            return Trace(out.hidden, out.last, (out.cells, out.saved))
+        hidden, cells, saved, *last = operators.recurrence_forward(*given)
+        return Trace(hidden, tuple(last[: spec.num_states]), (cells, saved))
 
     def backward(
         self,
@@ -74,15 +96,14 @@ class TritonBackend(Backend):
         d_hidden: Tensor,
         d_last: State,
     ) -> Gradients:
-        from fastcells.backends.triton.operators import recurrence_backward
+        from fastcells.backends.triton import operators
 
         _, state, (w_hh, *_), (reverse, lengths, *_) = inputs
-        (h0, c0), (cells, saved) = _pair(state), trace.saved
-        d_x, d_gates, d_h0, d_c0 = recurrence_backward(
+        cells, saved = trace.saved
+        given = operators.BackwardArguments(
             d_hidden,
             *_pair(d_last),
-            h0,
-            c0,
+            *_pair(state),
             w_hh,
             trace.hidden,
             cells if spec.num_states == 2 else None,
@@ -92,7 +113,12 @@ class TritonBackend(Backend):
             choice.path,
             reverse,
         )
-        return Gradients(d_x, d_x if spec.same_gradient else d_gates, (d_h0,) if c0 is None else (d_h0, d_c0))
+        if not traced():
+            plans: Plans = choice.plan
+            out = operators.run_backward(operators.backward_pass(given, plans.precision), plans.backward)
+            return Gradients(out.d_x.flatten(2), out.d_gates.flatten(2), out.d_state)
+        d_x, d_gates, *d_state = operators.recurrence_backward(*given)
+        return Gradients(d_x, d_x if spec.same_gradient else d_gates, tuple(d_state[: spec.num_states]))
 
     def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
         if spec.name != "gru_reset_before":
@@ -102,22 +128,17 @@ class TritonBackend(Backend):
         return [(2 * H, previous.cat), (H, saved[:, :, 0] * previous.cat)]  # r * h
 
 
+def _dtype(call: Call) -> torch.dtype:
+    return autocast_dtype(call.w_hh) or call.w_hh.dtype
+
+
+def _precision(call: Call) -> str:
+    return matmul_precision(_dtype(call), call.w_hh.device)
+
+
 def _pair(state: State) -> tuple[Tensor, Tensor | None]:
     """(h, c), c being None for a cell without."""
     return (state[0], state[1]) if len(state) == 2 else (state[0], None)
-
-
-def _sequence_plan(call: Call) -> plan.Blocks | plan.Split | str:
-    w_hh = call.w_hh
-    dtype = autocast_dtype(w_hh) or w_hh.dtype
-    return plan.sequence_plan(
-        w_hh.shape[1],
-        call.B,
-        call.spec.num_gates,
-        dtype.itemsize,
-        gpu(w_hh.device),
-        precision=matmul_precision(dtype, w_hh.device),
-    )
 
 
 def gpu(device: torch.device) -> plan.Device | None:

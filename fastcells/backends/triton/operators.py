@@ -1,153 +1,214 @@
-"""The Triton recurrence as operators of torch.library, so that torch.compile and CUDA graphs see one operator each.
+"""The Triton recurrence: `run_forward` and `run_backward`, and the same as operators of torch.library.
 
-`fastcells::recurrence_forward` and `fastcells::recurrence_backward`. A tensor that a cell does not have (c of a GRU,
-say) is passed as None and returned empty. Autograd is `torch_impl/recurrence.py`'s, which calls these.
+torch.compile and CUDA graphs see one operator each, `fastcells::recurrence_forward` and
+`fastcells::recurrence_backward`, which look up the plan themselves. A tensor that a cell does not have (c of a GRU,
+say) is passed to them as None and returned empty. They know nothing of autograd.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
 
 from fastcells.backends.triton.backend import gpu, matmul_precision
-from fastcells.kernels.triton import gru, launch, launch_split, launch_step, lstm, plan, rnn
-from fastcells.kernels.triton.rule import UpdateRule
+from fastcells.kernels.triton import launch_sequence, launch_split, launch_step
+from fastcells.kernels.triton import plan as plans
+from fastcells.kernels.triton.launch import Backward, BackwardPass, Forward, ForwardPass, StepInput
+from fastcells.kernels.triton.rules import RULES
 
-RULES: dict[str, UpdateRule] = {
-    rule.name: rule for rule in (rnn.RNN_TANH, rnn.RNN_RELU, gru.GRU_RESET_AFTER, gru.GRU_RESET_BEFORE, lstm.LSTM)
-}
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef
 
 
-@torch.library.custom_op("fastcells::recurrence_forward", mutates_args=())
-def recurrence_forward(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    w: Tensor,
-    b: Tensor | None,
-    lengths: Tensor | None,
-    rule: str,
-    path: str,
-    reverse: bool,
-    save: bool,
-    ids: Tensor | None = None,
-    b_ih: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """hidden [T, B, H], cells [T, B, H], saved [T, B, saved, H], h_n and c_n [B, H].
+def plan_for(
+    rule: str, path: str, B: int, H: int, item_size: int, device: plans.Device | None, precision: str, backward: bool
+) -> plans.Plan | str:
+    """How a pass is launched, or the reason why it cannot be.
 
-    x: [T, B, G*H], or with ids [T, B] (int32 or int64) the table [V, G*H] of W_ih^T, whose rows they name; b_ih: [G*H],
-    only with ids. h0, c0: [B, H]. w: [G*H, H]. b: [G*H]. lengths: int32 [B]. path: "step", or "sequence" or "split",
-    of which the shape decides.
+    path: "step", or "sequence" or "split", of which the shape decides. device: None for the interpreter.
     """
-    check_alike(x_proj=x, h0=h0, c0=c0, w_hh=w, b_hh=b, b_ih=b_ih)
-    with torch.cuda.device_of(x):  # Triton launches on the current device, whatever the tensors' is
-        out = _forward(rule, path, h0)(
-            RULES[rule],
-            launch.Input(_whole(x), *(None if p is None else _whole(p) for p in (ids, b_ih))),
-            tuple(_whole(s) for s in (h0, c0) if s is not None),
-            _whole(w),
-            None if b is None else _whole(b),
-            lengths,
-            reverse=reverse,
-            save=save,
-            precision=matmul_precision(x.dtype, x.device),
-        )
-    return (
-        out.hidden,
-        _some(out.cells, x),
-        _some(out.saved, x),
-        out.last[0],
-        _some(out.last[-1] if c0 is not None else None, x),
+    if path == "step":
+        return plans.step_blocks(item_size)
+    gates = RULES[rule].spec.num_gates
+    return plans.sequence_plan(H, B, gates, item_size, device, precision=precision, backward=backward)
+
+
+def run_forward(given: ForwardPass, plan: plans.Plan) -> Forward:
+    """All steps of a cell. RuntimeError if tensors differ in dtype or device."""
+    initial = {f"{name}0": s for name, s in zip(given.rule.spec.states, given.state, strict=True)}
+    check_alike(x_proj=given.x.x, **initial, w_hh=given.w, b_hh=given.b, b_ih=given.x.bias)
+    forward = replace(
+        given,
+        state=tuple(_whole(s) for s in given.state),
+        w=_whole(given.w),
+        x=StepInput(_whole(given.x.x), _whole_or_none(given.x.ids), _whole_or_none(given.x.bias)),
+        b=_whole_or_none(given.b),
     )
+    with torch.cuda.device_of(given.w):  # Triton launches on the current device, whatever the tensors' is
+        return _forward_launcher(plan)(forward, plan)
 
 
-@recurrence_forward.register_fake
-def _(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    w: Tensor,
-    b: Tensor | None,
-    lengths: Tensor | None,
-    rule: str,
-    path: str,
-    reverse: bool,
-    save: bool,
-    ids: Tensor | None = None,
-    b_ih: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    T, (B, H), width = len(x if ids is None else ids), h0.shape, RULES[rule].saved
-    hidden, last = h0.new_empty(T, B, H), h0.new_empty(B, H)
-    saved = h0.new_empty(T, B, width, H) if save and width else x.new_empty(0)
-    if c0 is None:
-        return hidden, x.new_empty(0), saved, last, x.new_empty(0)
-    return hidden, torch.empty_like(hidden), saved, last, torch.empty_like(last)
-
-
-@torch.library.custom_op("fastcells::recurrence_backward", mutates_args=())
-def recurrence_backward(
-    d_hidden: Tensor,
-    d_h_n: Tensor,
-    d_c_n: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    w: Tensor,
-    hidden: Tensor,
-    cells: Tensor | None,
-    saved: Tensor | None,
-    lengths: Tensor | None,
-    rule: str,
-    path: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """d_x [T, B, G*H], d_gates [T, B, G*H] (empty where it is the same as d_x), d_h0 and d_c0 [B, H].
-
-    The adjoint of `recurrence_forward`; hidden, cells and saved are its results.
-    """
-    with torch.cuda.device_of(d_hidden):
-        d_x, d_gates, d_state = _backward(rule, path, h0)(
-            RULES[rule],
-            launch.Forward(hidden, cells, saved, ()),
-            _whole(d_hidden),
-            tuple(_whole(d) for d in (d_h_n, d_c_n) if d is not None),
-            tuple(_whole(s) for s in (h0, c0) if s is not None),
-            _whole(w),
-            lengths,
-            reverse=reverse,
-            precision=matmul_precision(d_hidden.dtype, d_hidden.device),
-        )
-    same = RULES[rule].same_gradient
-    return (
-        d_x.flatten(2),
-        _some(None if same else d_gates.flatten(2), w),
-        d_state[0],
-        _some(d_state[1] if c0 is not None else None, w),
+def run_backward(given: BackwardPass, plan: plans.Plan) -> Backward:
+    """The adjoint of `run_forward`."""
+    backward = replace(
+        given,
+        state=tuple(_whole(s) for s in given.state),
+        w=_whole(given.w),
+        d_hidden=_whole(given.d_hidden),
+        d_last=tuple(_whole(d) for d in given.d_last),
     )
+    with torch.cuda.device_of(given.w):
+        return _backward_launcher(plan)(backward, plan)
 
 
-@recurrence_backward.register_fake
-def _(
-    d_hidden: Tensor,
-    d_h_n: Tensor,
-    d_c_n: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    w: Tensor,
-    hidden: Tensor,
-    cells: Tensor | None,
-    saved: Tensor | None,
-    lengths: Tensor | None,
-    rule: str,
-    path: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    T, B, H = hidden.shape
-    d_x = d_hidden.new_empty(T, B, RULES[rule].gates * H)
-    d_gates = w.new_empty(0) if RULES[rule].same_gradient else torch.empty_like(d_x)
-    return d_x, d_gates, h0.new_empty(B, H), w.new_empty(0) if c0 is None else c0.new_empty(B, H)
+def _forward_launcher(plan: plans.Plan) -> Callable[..., Forward]:
+    if isinstance(plan, plans.Split):
+        return launch_split.split_forward
+    return launch_step.step_forward if isinstance(plan, plans.StepBlocks) else launch_sequence.sequence_forward
+
+
+def _backward_launcher(plan: plans.Plan) -> Callable[..., Backward]:
+    if isinstance(plan, plans.Split):
+        return launch_split.split_backward
+    return launch_step.step_backward if isinstance(plan, plans.StepBlocks) else launch_sequence.sequence_backward
+
+
+class ForwardArguments(NamedTuple):
+    """What `recurrence_forward` takes."""
+
+    x: Tensor  # [T, B, G*H] the input projection; with ids [V, G*H], W_ih^T
+    h0: Tensor  # [B, H]
+    c0: Tensor | None  # [B, H]
+    w: Tensor  # [G*H, H]
+    b: Tensor | None  # [G*H]
+    lengths: Tensor | None  # [B] int32
+    rule: str
+    path: str  # "step", or "sequence" or "split", of which the shape decides
+    reverse: bool
+    save: bool
+    ids: Tensor | None = None  # [T, B] int32 or int64
+    b_ih: Tensor | None = None  # [G*H], with ids
+
+
+class BackwardArguments(NamedTuple):
+    """What `recurrence_backward` takes: hidden, cells and saved are results of `recurrence_forward`."""
+
+    d_hidden: Tensor  # [T, B, H]
+    d_h_n: Tensor  # [B, H]
+    d_c_n: Tensor | None  # [B, H]
+    h0: Tensor  # [B, H]
+    c0: Tensor | None  # [B, H]
+    w: Tensor  # [G*H, H]
+    hidden: Tensor  # [T, B, H]
+    cells: Tensor | None  # [T, B, H]
+    saved: Tensor | None  # [T, B, num_saved, H]
+    lengths: Tensor | None  # [B] int32
+    rule: str
+    path: str
+    reverse: bool
+
+
+A = TypeVar("A", ForwardArguments, BackwardArguments)
+
+
+def _operator(
+    name: str,
+    arguments: type[A],
+    results: int,
+    run: Callable[[A], tuple[Tensor, ...]],
+    fake: Callable[[A], tuple[Tensor, ...]],
+) -> CustomOpDef:
+    """Register an operator that takes the fields of `arguments`, and returns so many tensors."""
+    types, any_name = get_type_hints(arguments), inspect.Parameter.POSITIONAL_OR_KEYWORD
+    defaults = dict.fromkeys(arguments._fields, inspect.Parameter.empty) | arguments._field_defaults
+    parameters = [
+        inspect.Parameter(field, any_name, default=defaults[field], annotation=types[field])
+        for field in arguments._fields
+    ]
+
+    def implementation(*args: Any, **options: Any) -> tuple[Tensor, ...]:
+        return run(arguments(*args, **options))
+
+    # What torch.library infers the schema from.
+    signature = inspect.Signature(parameters, return_annotation=tuple[(Tensor,) * results])  # type: ignore[misc]
+    implementation.__signature__ = signature  # type: ignore[attr-defined]
+    operator = torch.library.custom_op(name, implementation, mutates_args=())
+    operator.register_fake(lambda *args, **options: fake(arguments(*args, **options)))
+    return operator
+
+
+def forward_pass(a: ForwardArguments, precision: str) -> ForwardPass:
+    x, state = StepInput(a.x, a.ids, a.b_ih), _given(a.h0, a.c0)
+    return ForwardPass(RULES[a.rule], state, a.w, a.lengths, a.reverse, precision, x, a.b, a.save)
+
+
+def backward_pass(a: BackwardArguments, precision: str) -> BackwardPass:
+    forward, state, d_last = Forward(a.hidden, a.cells, a.saved, ()), _given(a.h0, a.c0), _given(a.d_h_n, a.d_c_n)
+    return BackwardPass(RULES[a.rule], state, a.w, a.lengths, a.reverse, precision, forward, a.d_hidden, d_last)
+
+
+def _forward_tensors(out: Forward) -> tuple[Tensor, ...]:
+    """hidden and cells [T, B, H], saved [T, B, num_saved, H], h_n and c_n [B, H]."""
+    return _tensors(out.hidden, out.cells, out.saved, *_pair(out.last))
+
+
+def _backward_tensors(out: Backward) -> tuple[Tensor, ...]:
+    """d_x and d_gates [T, B, G*H], the second empty where it is the same; d_h0 and d_c0 [B, H]."""
+    d_gates = None if out.d_gates is out.d_x else out.d_gates.flatten(2)
+    return _tensors(out.d_x.flatten(2), d_gates, *_pair(out.d_state))
+
+
+def _plan(a: ForwardArguments | BackwardArguments, precision: str, backward: bool) -> plans.Plan:
+    B, H = a.h0.shape
+    found = plan_for(a.rule, a.path, B, H, a.h0.element_size(), gpu(a.h0.device), precision, backward)
+    if isinstance(found, str):  # dispatch asks before; not everyone comes that way
+        raise RuntimeError(f"impl='triton' cannot run: {found}")
+    return found
+
+
+def _run_forward(a: ForwardArguments) -> tuple[Tensor, ...]:
+    given = forward_pass(a, matmul_precision(a.w.dtype, a.w.device))
+    return _forward_tensors(run_forward(given, _plan(a, given.precision, backward=False)))
+
+
+def _run_backward(a: BackwardArguments) -> tuple[Tensor, ...]:
+    given = backward_pass(a, matmul_precision(a.w.dtype, a.w.device))
+    return _backward_tensors(run_backward(given, _plan(a, given.precision, backward=True)))
+
+
+recurrence_forward = _operator(
+    "fastcells::recurrence_forward",
+    ForwardArguments,
+    5,
+    run=_run_forward,
+    fake=lambda a: _forward_tensors(forward_pass(a, "ieee").results()),
+)
+recurrence_backward = _operator(
+    "fastcells::recurrence_backward",
+    BackwardArguments,
+    4,
+    run=_run_backward,
+    fake=lambda a: _backward_tensors(backward_pass(a, "ieee").results()),
+)
+
+
+def _given(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+    return tuple(t for t in tensors if t is not None)
+
+
+def _pair(state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+    """(h, c), c being None for a cell without."""
+    return state[0], state[1] if len(state) == 2 else None
+
+
+def _tensors(first: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
+    """An operator returns tensors only: an empty one stands for None."""
+    return first, *(first.new_empty(0) if t is None else t for t in others)
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -160,39 +221,8 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
-def _some(tensor: Tensor | None, like: Tensor) -> Tensor:
-    """An operator returns tensors only: an empty one stands for None."""
-    return like.new_empty(0) if tensor is None else tensor
-
-
-def _forward(rule: str, path: str, h: Tensor) -> Callable[..., launch.Forward]:
-    """The launcher, with its plan."""
-    if path == "step":
-        return partial(launch_step.step_forward, blocks=plan.step_blocks(h.element_size()))
-    found = _sequence_plan(rule, h, backward=False)
-    if isinstance(found, plan.Split):
-        return partial(launch_split.split_forward, split=found)
-    return partial(launch.sequence_forward, blocks=found)
-
-
-def _backward(rule: str, path: str, h: Tensor) -> Callable[..., launch.Backward]:
-    if path == "step":
-        return partial(launch_step.step_backward, blocks=plan.step_blocks(h.element_size()))
-    found = _sequence_plan(rule, h, backward=True)
-    if isinstance(found, plan.Split):
-        return partial(launch_split.split_backward, split=found)
-    return partial(launch.sequence_backward, blocks=found)
-
-
-def _sequence_plan(rule: str, h: Tensor, *, backward: bool) -> plan.Blocks | plan.Split:
-    B, H = h.shape
-    precision = matmul_precision(h.dtype, h.device)
-    found = plan.sequence_plan(
-        H, B, RULES[rule].gates, h.element_size(), gpu(h.device), precision=precision, backward=backward
-    )
-    if isinstance(found, str):  # dispatch asks before; not everyone comes that way
-        raise RuntimeError(f"impl='triton' cannot run: {found}")
-    return found
+def _whole_or_none(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _whole(tensor)
 
 
 def check_alike(**tensors: Tensor | None) -> None:

@@ -1,0 +1,24 @@
+"""The launchers of the sequence kernels: the whole sequence in one launch, one program a batch tile."""
+
+from __future__ import annotations
+
+from fastcells.kernels.triton.launch import Backward, BackwardPass, Forward, ForwardPass, block_arguments, num_tiles
+from fastcells.kernels.triton.plan import Blocks
+from fastcells.kernels.triton.sequence import sequence_backward_kernel, sequence_forward_kernel
+
+
+def sequence_forward(forward: ForwardPass, blocks: Blocks) -> Forward:
+    out = forward.results()
+    sequence_forward_kernel[num_tiles(blocks, forward.state)[:1]](
+        **forward.sequence_arguments(out), **block_arguments(blocks)
+    )
+    return out
+
+
+def sequence_backward(backward: BackwardPass, blocks: Blocks) -> Backward:
+    """The adjoint of `sequence_forward`."""
+    out = backward.results()
+    sequence_backward_kernel[num_tiles(blocks, backward.state)[:1]](
+        **backward.sequence_arguments(out), **block_arguments(blocks)
+    )
+    return out
