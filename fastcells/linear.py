@@ -15,10 +15,10 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None, *, impl: str = "auto")
     x: [..., I]. w: [O, I]. b: [O] or None. impl: that of the recurrent layer beside it; only "auto" and "cpu" use C.
     Differentiable any number of times.
     """
-    return products.linear(x, w, b) if in_c(impl, x, w) else F.linear(x, w, b)
+    return products.linear(x, w, b) if uses_cpu_kernel(impl, x, w) else F.linear(x, w, b)
 
 
-def in_c(impl: str, x: Tensor, w: Tensor) -> bool:
+def uses_cpu_kernel(impl: str, x: Tensor, w: Tensor) -> bool:
     """Whether `linear` runs in C."""
     large = x.numel() * len(w) >= LARGE_PRODUCT
     return impl in ("auto", "cpu") and large and products.serves(x) and products.serves(w)

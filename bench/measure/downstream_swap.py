@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from fastcells import CannotRun, convert
+from fastcells import CannotRun, convert, explain
 from fastcells.convert import TWINS
 from fastcells.modes import traced, transformed
 
@@ -71,18 +71,17 @@ def swap(side: str) -> None:
 
 
 def _implementation(module: nn.Module, args: tuple[object, ...], in_c: bool) -> str:
-    choose = getattr(module, "choose", None)
-    if choose is None:
+    if not isinstance(module, tuple(TWINS.values())):
         return "torch.nn"
     if not args:
         return "input by keyword"
     if in_c and module.impl in ("auto", "cpu"):
         module.impl = "auto" if traced() or transformed() else "cpu"  # type: ignore[assignment]
     try:
-        return str(choose(args[0]).impl)
+        return explain(module, args[0]).impl
     except CannotRun:
         module.impl = "auto"  # type: ignore[assignment]
-        return str(choose(args[0]).impl)
+        return explain(module, args[0]).impl
     except Exception as error:  # of input that the layer itself will refuse
         return type(error).__name__
 

@@ -428,6 +428,8 @@ def test_scores_of_the_language_model() -> None:
     plain = nn.Linear(128, 300)
     plain.load_state_dict(scores.state_dict())
     hidden = torch.randn(8, 20, 128)
-    assert linear.in_c("auto", hidden, scores.weight) and not linear.in_c("torch", hidden, plain.weight)
-    assert not linear.in_c("auto", hidden[:, :1], scores.weight)
+    assert linear.uses_cpu_kernel("auto", hidden, scores.weight) and not linear.uses_cpu_kernel(
+        "torch", hidden, plain.weight
+    )
+    assert not linear.uses_cpu_kernel("auto", hidden[:, :1], scores.weight)
     assert rms_error(scores(hidden), plain.double()(hidden.double())) <= 4 * EPS

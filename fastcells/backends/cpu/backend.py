@@ -26,12 +26,12 @@ class CpuBackend(Backend):
         return native.obstacle() or super().obstacle(call)
 
     def advantage(self, call: Call) -> str | None:
-        if call.T < policy.FEWEST_STEPS_IN_C:
+        if call.T < policy.FEWEST_STEPS:
             return None
         in_aten = TORCH.choose(call, "").path == "aten"
-        if in_aten and call.padding > policy.MOST_PADDING_IN_C:
+        if in_aten and call.padding > policy.MOST_PADDING:
             return None
-        return policy.faster_in_c(
+        return policy.advantage(
             call.spec.name,
             call.T,
             call.B,

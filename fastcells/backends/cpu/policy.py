@@ -10,8 +10,8 @@ LARGE_PRODUCT = 1 << 22
 MANY_ROWS = 128
 # Multiplications in W_ih's product with the one-hot of token ids up to which a single step is left to ATen.
 ONE_HOT_PRODUCT = 1 << 20
-FEWEST_STEPS_IN_C = 2  # a single step does not pay for packing the weights, whatever the shape
-MOST_PADDING_IN_C = 1.5  # a packed batch runs padded in C, and ATen takes only the steps that there are
+FEWEST_STEPS = 2  # a single step does not pay for packing the weights, whatever the shape
+MOST_PADDING = 1.5  # a packed batch runs padded in C, and ATen takes only the steps that there are
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ CPU_ROWS = (
 )
 
 
-def faster_in_c(
+def advantage(
     cell: str, steps: int, batch: int, H: int, *, training: bool, aten: bool, instructions: str
 ) -> str | None:
     """Why C is the fastest on the CPU for this shape, or None where it is not.
@@ -67,7 +67,7 @@ def faster_in_c(
     training: whether a backward follows. aten: whether the alternative is ATen's fused recurrence; otherwise it is a
     loop over torch's operators, which is slower at every shape of more than one step.
     """
-    if steps < FEWEST_STEPS_IN_C or instructions not in ("avx512", "avx2"):  # the portable code was not timed
+    if steps < FEWEST_STEPS or instructions not in ("avx512", "avx2"):  # the portable code was not timed
         return None
     if not aten:
         return f"C with {instructions} instructions; ATen has no fused recurrence for this case"

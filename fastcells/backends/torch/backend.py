@@ -56,10 +56,10 @@ class TorchBackend(Backend):
     def must_unroll(self, choice: Choice, spec: CellSpec, weights: RecurrentWeights, steps: Steps) -> bool:
         if spec.name not in LOOPS or weights.w_hr is not None or steps.resets is not None:
             return True
-        return choice is GATHERED_IN_C  # a single step: autograd's own way through it is the shorter one
+        return choice is GATHERED_BY_CPU  # a single step: autograd's own way through it is the shorter one
 
     def project(self, choice: Choice, x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
-        if choice is GATHERED_IN_C:
+        if choice is GATHERED_BY_CPU:
             return products.gather_rows(x, w_ih, b_ih)
         return super().project(choice, x, w_ih, b_ih)
 
@@ -92,7 +92,7 @@ def _on_token_ids(call: Call) -> Choice:
         return TOKEN_IDS
     if call.T * call.B * call.w_ih.numel() <= policy.ONE_HOT_PRODUCT:
         return ONE_HOT
-    return GATHERED_IN_C if products.serves(call.w_ih) else TOKEN_IDS
+    return GATHERED_BY_CPU if products.serves(call.w_ih) else TOKEN_IDS
 
 
 TORCH = TorchBackend()
@@ -106,7 +106,7 @@ ATEN = _choice("aten", "ATen's fused recurrence expresses this case")
 ONE_HOT = _choice("one-hot", "one step on so few ids costs less through ATen, on their one-hot")
 ONE_HOT_RECORDED = _choice("one-hot", "ATen's recurrence is recorded for any number of steps, ours is not")
 TOKEN_IDS = _choice("recurrence", "token ids gather rows of W_ih^T, ATen would need the one-hot")
-GATHERED_IN_C = _choice("recurrence", "one step: C gathers rows of W_ih^T for token ids, torch does the rest")
+GATHERED_BY_CPU = _choice("recurrence", "one step: C gathers rows of W_ih^T for token ids, torch does the rest")
 TRANSFORMED = _choice("recurrence", "transforms look through plain steps, ATen's recurrence hides them")
 COMPILED_LSTM = _choice("recurrence", "torch.compile cannot differentiate ATen's LSTM on this device")
 NO_SUCH_CELL = _choice("recurrence", "ATen has no such cell")

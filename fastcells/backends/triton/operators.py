@@ -44,10 +44,10 @@ def run_forward(given: ForwardPass, plan: plans.Plan) -> Forward:
     check_alike(x_proj=given.x.x, **initial, w_hh=given.w, b_hh=given.b, b_ih=given.x.bias)
     forward = replace(
         given,
-        state=tuple(_whole(s) for s in given.state),
-        w=_whole(given.w),
-        x=StepInput(_whole(given.x.x), _whole_or_none(given.x.ids), _whole_or_none(given.x.bias)),
-        b=_whole_or_none(given.b),
+        state=tuple(_contiguous(s) for s in given.state),
+        w=_contiguous(given.w),
+        x=StepInput(_contiguous(given.x.x), _contiguous_or_none(given.x.ids), _contiguous_or_none(given.x.bias)),
+        b=_contiguous_or_none(given.b),
     )
     with torch.cuda.device_of(given.w):  # Triton launches on the current device, whatever the tensors' is
         return _forward_launcher(plan)(forward, plan)
@@ -57,10 +57,10 @@ def run_backward(given: BackwardPass, plan: plans.Plan) -> Backward:
     """The adjoint of `run_forward`."""
     backward = replace(
         given,
-        state=tuple(_whole(s) for s in given.state),
-        w=_whole(given.w),
-        d_hidden=_whole(given.d_hidden),
-        d_last=tuple(_whole(d) for d in given.d_last),
+        state=tuple(_contiguous(s) for s in given.state),
+        w=_contiguous(given.w),
+        d_hidden=_contiguous(given.d_hidden),
+        d_last=tuple(_contiguous(d) for d in given.d_last),
     )
     with torch.cuda.device_of(given.w):
         return _backward_launcher(plan)(backward, plan)
@@ -211,7 +211,7 @@ def _tensors(first: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
     return first, *(first.new_empty(0) if t is None else t for t in others)
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def _contiguous(tensor: Tensor) -> Tensor:
     """Contiguous, and at an address that 16 divides, as all tensors but slices are.
 
     For other addresses Triton compiles other kernels; and a layer's slice of a stacked state would be at either kind,
@@ -221,8 +221,8 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
-def _whole_or_none(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else _whole(tensor)
+def _contiguous_or_none(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _contiguous(tensor)
 
 
 def check_alike(**tensors: Tensor | None) -> None:
