@@ -70,7 +70,7 @@ def swap(side: str) -> None:
     hooks.register_module_forward_pre_hook(count)
 
 
-def _implementation(module: nn.Module, args: tuple[object, ...], in_c: bool) -> str:
+def _implementation(module: nn.Module, args: tuple[Any, ...], in_c: bool) -> str:
     if not isinstance(module, tuple(TWINS.values())):
         return "torch.nn"
     if not args:
