@@ -63,7 +63,7 @@ def run(
             return unroll(spec, inputs.x, initial, recurrent, steps)
         given = (*inputs, recurrent.w_hh, recurrent.b_hh, *initial)
         if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in given):
-            out, *last = Recurrence.apply(choice, spec, *steps, *given)
+            out, *last = Recurrence.apply(choice, spec, *steps[:3], *given)
             return out, tuple(last)
         with torch.no_grad():  # the loops write into buffers, which autograd would refuse
             trace = backend.forward(choice, spec, Inputs(inputs, initial, recurrent, steps), save=False)

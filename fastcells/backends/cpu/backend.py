@@ -51,7 +51,7 @@ class CpuBackend(Backend):
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         (x, *_), state, (w, b, *_), steps = inputs
-        reverse, lengths, resets = steps
+        reverse, lengths, resets, *_ = steps
         if not traced():
             f = native.forward(spec.name, x, state, w, b, lengths, resets=resets, reverse=reverse, save=save)
             return Trace(f.hidden, f.last, (f.cells, f.saved), f.out)
@@ -72,7 +72,7 @@ class CpuBackend(Backend):
         d_hidden: Tensor,
         d_last: State,
     ) -> Gradients:
-        _, state, (w, *_), (reverse, lengths, resets) = inputs
+        _, state, (w, *_), (reverse, lengths, resets, *_) = inputs
         kept = (trace.hidden, *trace.saved)
         if not traced():
             return native.backward(

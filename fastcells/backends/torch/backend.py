@@ -25,6 +25,9 @@ LOOPS: dict[str, Loop] = {
 }
 
 
+IN_LOOPS = frozenset({"lengths"})  # the options that they know
+
+
 class TorchBackend(Backend):
     """Runs every cell: one without a loop of its own by `CellSpec.step`."""
 
@@ -46,6 +49,8 @@ class TorchBackend(Backend):
             for option in ("resets", "lengths"):
                 if option in call.options:
                     return NOT_IN_ATEN[option]
+            if call.options - {"proj_size"}:
+                return NO_SUCH_OPTION
         # oneDNN's LSTM layer has no forward-mode derivative.
         lstm = call.spec.name == "lstm"
         if mapped() or (lstm and forward_ad._current_level >= 0):
@@ -54,7 +59,7 @@ class TorchBackend(Backend):
         return COMPILED_LSTM if lstm and torch.is_grad_enabled() and compiling() else ATEN
 
     def must_unroll(self, choice: Choice, spec: CellSpec, weights: RecurrentWeights, steps: Steps) -> bool:
-        if spec.name not in LOOPS or weights.w_hr is not None or steps.resets is not None:
+        if spec.name not in LOOPS or weights.w_hr is not None or steps.options - IN_LOOPS:
             return True
         return choice is GATHERED_BY_CPU  # a single step: autograd's own way through it is the shorter one
 
@@ -110,6 +115,7 @@ GATHERED_BY_CPU = _choice("recurrence", "one step: C gathers rows of W_ih^T for 
 TRANSFORMED = _choice("recurrence", "transforms look through plain steps, ATen's recurrence hides them")
 COMPILED_LSTM = _choice("recurrence", "torch.compile cannot differentiate ATen's LSTM on this device")
 NO_SUCH_CELL = _choice("recurrence", "ATen has no such cell")
+NO_SUCH_OPTION = _choice("recurrence", "ATen has no such option")
 NOT_IN_ATEN = {
     "gru_reset_before": _choice("recurrence", "ATen has no reset-before GRU"),
     "resets": _choice("recurrence", "ATen has no resets"),
