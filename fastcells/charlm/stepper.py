@@ -9,6 +9,7 @@ from fastcells import dispatch
 from fastcells.backends.cpu import native
 from fastcells.charlm.model import CharLM, State
 from fastcells.layers import GRU, LSTM, RNN
+from fastcells.spec import SPECS
 
 
 class ModelStepper:
@@ -32,7 +33,7 @@ class CStepper:
         layer = model.layer
         self.output = model.output
         self.cell = layer.maths().name
-        states = native.CELLS[self.cell].states
+        states = SPECS[self.cell].num_states
         zeros = layer.weight_hh_l0.new_zeros(layer.hidden_size)
         self.states = [tuple(zeros.clone() for _ in range(states)) for _ in range(layer.num_layers)]
         self.weights = [
