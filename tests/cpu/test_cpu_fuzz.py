@@ -657,7 +657,7 @@ def test_random_calls(tmp_path: Path) -> None:
 
 FAULTY = {
     "a crash": (
-        "import types; c = fuzz.native._cpu; wrong = {'gather': lambda *a: c.gather(*a[:5], 8, *a[6:])}\n"
+        "import types; c = fuzz.native._cpu; wrong = {'gather': lambda *a, **k: c.gather(*a, **{**k, 'w': 8})}\n"
         "fuzz.native._cpu = types.SimpleNamespace(**{**vars(c), **wrong})",
         -signal.SIGSEGV,
     ),

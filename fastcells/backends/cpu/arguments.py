@@ -16,6 +16,8 @@ try:
 except ImportError:  # built only where there was a C compiler
     _cpu = None
 
+c_module = _cpu
+
 Shapes = dict[str, tuple[int, ...]]
 Tensors = dict[str, Tensor | None]
 
@@ -31,7 +33,9 @@ class Argument(NamedTuple):
 
 
 TABLES: dict[str, list[Argument]] = (
-    {} if _cpu is None else {kernel: [Argument(*row) for row in rows] for kernel, rows in _cpu.arguments().items()}
+    {}
+    if c_module is None
+    else {kernel: [Argument(*row) for row in rows] for kernel, rows in c_module.arguments().items()}
 )
 CHECKS: dict[str, Callable[[str, Tensor | None, tuple[int, ...]], Tensor]] = {
     "float": checks.float32,

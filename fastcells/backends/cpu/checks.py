@@ -58,15 +58,15 @@ def in_memory(name: str, t: Tensor) -> Tensor:
     return t if address % t.element_size() == 0 else t.clone()
 
 
-def written(*outputs: tuple[str, Tensor | None, tuple[int, ...]]) -> list[int]:
+def written(*outputs: tuple[str, Tensor | None, tuple[int, ...]]) -> dict[str, int]:
     """The addresses of what C is to write, each a float32 tensor of that shape, or None: 0. RuntimeError.
 
     They were allocated by this package, but what torch allocates depends on the state that a process is in.
     """
-    addresses = []
+    addresses = {}
     for name, t, shape in outputs:
         if t is None:
-            addresses.append(0)
+            addresses[name] = 0
             continue
         address = t.data_ptr()
         if not (
@@ -81,7 +81,7 @@ def written(*outputs: tuple[str, Tensor | None, tuple[int, ...]]) -> list[int]:
                 f"{name}, to be written by C, must be float32 {list(shape)} on the CPU and contiguous, got {t.dtype} "
                 f"{list(t.shape)} on {t.device} with strides {t.stride()}"
             )
-        addresses.append(address)
+        addresses[name] = address
     return addresses
 
 
@@ -103,10 +103,10 @@ def lengths(name: str, t: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     return in_memory(name, t.long().contiguous())
 
 
-def pair(state: tuple[Tensor, ...], states: int, h: str = "h", c: str = "c") -> tuple[Tensor, Tensor | None]:
+def pair(state: tuple[Tensor, ...], states: int, names: str = "") -> tuple[Tensor, Tensor | None]:
     """(h, c), c being None where a cell has but one state; RuntimeError for another number of them."""
     if len(state) != states:
-        raise RuntimeError(f"expected {states} states ({h}, {c}), got {len(state)}")
+        raise RuntimeError(f"expected {states} states{names and f' ({names})'}, got {len(state)}")
     return state[0], state[1] if states == 2 else None
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from fastcells.backends.base import Gradients
 from fastcells.backends.cpu import arguments, buffers
 from fastcells.backends.cpu import checks as check
-from fastcells.backends.cpu.arguments import Tensors, _cpu
+from fastcells.backends.cpu.arguments import Tensors
 from fastcells.spec import SPECS
 
+_cpu = arguments.c_module
 # C's number of each cell.
 _NUMBERS: dict[str, int] = {} if _cpu is None else {name: i for i, (name, *_) in enumerate(_cpu.cells())}
 # Multiplications that are worth another thread: starting a team costs a few microseconds, in which one does this many.
@@ -88,7 +89,7 @@ def forward(
     Raises:
         RuntimeError: a tensor has another shape, dtype or device; the message names it. MemoryError.
     """
-    h0, c0 = check.pair(state, len(SPECS[cell].states), "h0", "c0")
+    h0, c0 = check.pair(state, len(SPECS[cell].states), "h0, c0")
     given = {"x": x, "h0": h0, "c0": c0, "w": w, "b": b, "lengths": lengths, "resets": resets}
     written = recur("forward", cell, given, reverse, save)
     out, hidden, cells, saved, h_n, c_n = written.values()
@@ -118,7 +119,7 @@ def backward(
         as `forward`.
     """
     states = len(SPECS[cell].states)
-    (h0, c0), (d_h_n, d_c_n) = check.pair(state, states, "h0", "c0"), check.pair(d_last, states, "d_h_n", "d_c_n")
+    (h0, c0), (d_h_n, d_c_n) = check.pair(state, states, "h0, c0"), check.pair(d_last, states, "d_h_n, d_c_n")
     given = {"d_hidden": d_hidden, "d_h_n": d_h_n, "d_c_n": d_c_n, "h0": h0, "c0": c0, "w": w}
     given |= {"lengths": lengths, "resets": resets, "hidden": hidden, "cells": cells, "saved": saved}
     written = recur("backward", cell, given, reverse)
@@ -144,7 +145,7 @@ def recur(kernel: str, cell: str, given: Tensors, reverse: bool, save: bool = Fa
     outputs = plan.allocate(read[0], shapes)
     written = {name: t for name, t, _ in outputs}
     if T and B and H:
-        addresses = _addresses(*read) + check.written(*outputs)
+        addresses = [0 if t is None else t.data_ptr() for t in read] + [*check.written(*outputs).values()]
         threads = _threads(T * B * plan.gates * H * H)
         getattr(_cpu, kernel)(_instructions, threads, _NUMBERS[cell], T, B, H, reverse, *addresses)
     else:
@@ -180,9 +181,10 @@ def step_in_place(
         raise IndexError(f"token id {x} is outside [0, {I})")
     if H == 0:
         return
-    addresses = _addresses(dense, w_ih, w_hh, b_ih, b_hh) + check.written(("h", h, (H,)), ("c", c, (H,)))
-    token = x if isinstance(x, int) else I
-    _cpu.step_in_place(_instructions, _threads(w_hh.numel()), _NUMBERS[cell], H, I, token, *addresses)
+    read = _addresses(x=dense, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh)
+    written = check.written(("h", h, (H,)), ("c", c, (H,)))
+    sizes = {"cell": _NUMBERS[cell], "H": H, "I": I, "id": x if isinstance(x, int) else I}
+    _cpu.step_in_place(_instructions, _threads(w_hh.numel()), **sizes, **read, **written)
 
 
 def matvec(w: Tensor, x: Tensor, b: Tensor | None) -> Tensor:
@@ -195,8 +197,8 @@ def matvec(w: Tensor, x: Tensor, b: Tensor | None) -> Tensor:
     w, x = check.float32("w", w, (rows, columns)), check.float32("x", x, (columns,))
     b = None if b is None else check.float32("b", b, (rows,))
     out = w.new_empty(rows)
-    addresses = _addresses(w, x, b) + check.written(("out", out, (rows,)))
-    _cpu.matvec(_instructions, _threads(w.numel()), rows, columns, *addresses)
+    read, written = _addresses(w=w, x=x, b=b), check.written(("out", out, (rows,)))
+    _cpu.matvec(_instructions, _threads(w.numel()), rows=rows, columns=columns, **read, **written)
     return out
 
 
@@ -217,8 +219,9 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None, *, transposed: bool = 
     if K == 0:
         return out.zero_() if b is None else out.copy_(b)
     if out.numel():
-        addresses = _addresses(x, w, b) + check.written(("out", out, (N, M)))
-        _cpu.linear(_instructions, _threads(N * K * M), N, K, M, x.stride(0), transposed, *addresses)
+        sizes = {"rows": N, "K": K, "columns": M, "x_stride": x.stride(0), "transposed": transposed}
+        read, written = _addresses(x=x, w=w, b=b), check.written(("out", out, (N, M)))
+        _cpu.linear(_instructions, _threads(N * K * M), **sizes, **read, **written)
     return out
 
 
@@ -241,8 +244,10 @@ def weight_gradients(d: Tensor, *pieces: Tensor) -> tuple[Tensor, Tensor]:
     d_w, d_b = x.new_empty(rows, columns), x.new_empty(rows)
     if d.numel() == 0 or columns == 0:
         return d_w.zero_(), torch.sum(d.detach(), 0, out=d_b)
-    addresses = _addresses(d, x, rest) + check.written(("d_w", d_w, (rows, columns)), ("d_b", d_b, (rows,)))
-    _cpu.weight_grad(_instructions, _threads(N * rows * columns), N, rows, columns, d.stride(0), split, *addresses)
+    sizes = {"tokens": N, "rows": rows, "columns": columns, "d_stride": d.stride(0), "split": split}
+    read = _addresses(d=d, x=x, x_rest=rest)
+    written = check.written(("d_w", d_w, (rows, columns)), ("d_b", d_b, (rows,)))
+    _cpu.weight_grad(_instructions, _threads(N * rows * columns), **sizes, **read, **written)
     return d_w, d_b
 
 
@@ -255,8 +260,9 @@ def gather(ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     ids, (G, V) = check.ids(ids), check.matrix("w", w)
     w, b = check.float32("w", w, (G, V)), None if b is None else check.float32("b", b, (G,))
     out = buffers.empty(len(ids), G)  # an input projection, which no user gets to see
-    addresses = _addresses(ids, w, b) + check.written(("out", out, (len(ids), G)))
-    check.inside(ids, V, _cpu.gather(_few_threads(out), len(ids), G, V, *addresses))
+    sizes = {"tokens": len(ids), "rows": G, "vocabulary": V}
+    read, written = _addresses(ids=ids, w=w, b=b), check.written(("out", out, (len(ids), G)))
+    check.inside(ids, V, _cpu.gather(_few_threads(out), **sizes, **read, **written))
     return out
 
 
@@ -269,14 +275,15 @@ def scatter(ids: Tensor, d: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
     ids, (N, G) = check.ids(ids), check.matrix("d", d)
     d = check.float32("d", d, (len(ids), G))
     d_w, d_b = d.new_empty(G, vocabulary), d.new_empty(G)
-    addresses = _addresses(ids, d) + check.written(("d_w", d_w, (G, vocabulary)), ("d_b", d_b, (G,)))
-    check.inside(ids, vocabulary, _cpu.scatter(_few_threads(d), N, G, vocabulary, *addresses))
+    sizes, read = {"tokens": N, "rows": G, "vocabulary": vocabulary}, _addresses(ids=ids, d=d)
+    written = check.written(("d_w", d_w, (G, vocabulary)), ("d_b", d_b, (G,)))
+    check.inside(ids, vocabulary, _cpu.scatter(_few_threads(d), **sizes, **read, **written))
     return d_w, d_b
 
 
-def _addresses(*tensors: Tensor | None) -> list[int]:
+def _addresses(**tensors: Tensor | None) -> dict[str, int]:
     """Of what C reads, which has been checked; 0 for None."""
-    return [0 if t is None else t.data_ptr() for t in tensors]
+    return {name: 0 if t is None else t.data_ptr() for name, t in tensors.items()}
 
 
 def _few_threads(touched: Tensor) -> int:
