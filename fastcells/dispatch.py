@@ -58,22 +58,15 @@ def choose(call: Call) -> Choice:
     """
     check_impl(call.impl)
     if call.impl == "auto":
-        return _automatic(call)
-    backend = BACKENDS[call.impl]
+        for backend in BACKENDS.values():
+            advantage = backend.advantage(call)
+            if advantage is not None and not _looked_through(call) and backend.obstacle(call) is None:
+                return backend.choose(call, advantage)
+    backend = BACKENDS["torch" if call.impl == "auto" else call.impl]
     obstacle = backend.obstacle(call)
     if obstacle is not None:
         raise CannotRun(f"impl={call.impl!r}", obstacle)
     return backend.choose(call, ASKED_FOR)
-
-
-def _automatic(call: Call) -> Choice:
-    """What `impl="auto"` runs: the first backend with an advantage, or torch's."""
-    for backend in BACKENDS.values():
-        advantage = backend.advantage(call)
-        if advantage is None or _looked_through(call) or backend.obstacle(call) is not None:
-            continue
-        return backend.choose(call, advantage)
-    return BACKENDS["torch"].choose(call, "")
 
 
 def _looked_through(call: Call) -> bool:

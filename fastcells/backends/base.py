@@ -33,12 +33,6 @@ class StepInput(NamedTuple):
     ids: Tensor | None = None  # [T, B] int32 or int64; one outside [0, I) acts as an all-zero input
     bias: Tensor | None = None  # [G*H] b_ih, with ids
 
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """T and B."""
-        given = self.x if self.ids is None else self.ids
-        return given.shape[0], given.shape[1]
-
 
 class Steps(NamedTuple):
     """How time is walked. Each field but `reverse` is an option, which a backend has to support to be given it."""
