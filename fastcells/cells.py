@@ -45,7 +45,7 @@ class Cell(RNNCellBase):
 
     def _choose(self, x: Tensor, ids: bool, weights: Weights) -> Choice:
         return dispatch.choose(
-            Call(self.impl, self._spec(), ids, 1, len(x), weights[0], weights[1], input_type=type(x))
+            Call(self.impl, self._spec(), ids, 1, x.size(0), weights[0], weights[1], input_type=type(x))
         )
 
     def _step(self, input: Tensor, hx: State | None) -> State:
@@ -97,7 +97,7 @@ class Cell(RNNCellBase):
                 )
 
     def _own(self, choice: Choice, x: Tensor, state: State, weights: Weights) -> State:
-        sizes = (x.shape[0], self.hidden_size)
+        sizes = (x.size(0), self.hidden_size)
         for s in state:
             if s.shape != sizes:
                 raise RuntimeError(f"hidden must be [B, H] = {list(sizes)}, got {list(s.shape)}")

@@ -18,7 +18,7 @@ def test_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     if C:
-        assert re.search(r"GRU, token ids \[35, 32\] +cpu \(c\): C with \w+ instructions", out)
+        assert re.search(r"GRU, token ids \[35, 32\] +cpu \(cpu\): C with \w+ instructions", out)
         assert re.search(r"C on the CPU +\w+ instructions, in torch's OpenMP threads", out)
     else:
         assert re.search(r"C on the CPU +the C module was not built: .*; impl='cpu' cannot run", out)

@@ -183,15 +183,17 @@ class Problem:
         self.x, self.state, self.w, self.b, self.lengths = x, tuple(state), w, b, lengths
         self.d_out, self.d_last = torch.randn_like(x[:, :, :H]).contiguous(), tuple(map(torch.randn_like, state))
 
+    @property
+    def given(self) -> tuple[Any, ...]:
+        """What both passes take."""
+        return self.rule, self.state, self.w, self.lengths, self.reverse, "ieee"
+
     def forward(self, split: bool) -> launch.Forward:
-        inputs = (launch.StepInput(self.x), self.state, self.w, self.b, self.lengths)
-        options: dict[str, Any] = {"reverse": self.reverse, "save": True, "precision": "ieee"}
-        return run_forward(self.rule, PLANS[split], *inputs, **options)
+        given = launch.ForwardPass(*self.given, launch.StepInput(self.x), self.b, save=True)
+        return run_forward(given, PLANS[split])
 
     def backward(self, split: bool, forward: launch.Forward) -> launch.Backward:
-        inputs = (forward, self.d_out, self.d_last, self.state, self.w, self.lengths)
-        options: dict[str, Any] = {"reverse": self.reverse, "precision": "ieee"}
-        return run_backward(self.rule, PLANS[split], *inputs, **options)
+        return run_backward(launch.BackwardPass(*self.given, forward, self.d_out, self.d_last), PLANS[split])
 
     def agrees(
         self, way: str, tried: exchange.Exchange, seed: int, patience: float = 60.0, pause: float = PAUSE

@@ -13,7 +13,8 @@ import triton
 from torch import Tensor, nn
 
 import fastcells
-from fastcells import dispatch, functional
+from fastcells import functional
+from fastcells.backends.triton import backend
 from fastcells.kernels.triton import plan
 from tests.support.accuracy import error, rms_error
 from tests.support.shapes import CELLS, EACH_CELL, Case
@@ -183,7 +184,7 @@ def test_what_cannot_run_raises(impl: str, device: torch.device, monkeypatch: py
     with pytest.raises(RuntimeError, match=rf"impl='{impl}' cannot run: there is no kernel for torch.float64"):
         gru(torch.float64)
     if impl == "triton":
-        monkeypatch.setattr(dispatch, "gpu", lambda _: plan.Device(90, 132))
+        monkeypatch.setattr(backend, "gpu", lambda _: plan.Device(90, 132))
         with pytest.raises(
             RuntimeError, match=r"cannot run: H=1024: .* weights need 400 KB of shared memory .* 227 KB"
         ):

@@ -26,6 +26,7 @@ LOOPS: dict[str, Loop] = {
 
 
 IN_LOOPS = frozenset({"lengths"})  # the options that they know
+IN_ATEN = frozenset({"proj_size"})
 
 
 class TorchBackend(Backend):
@@ -49,7 +50,7 @@ class TorchBackend(Backend):
             for option in ("resets", "lengths"):
                 if option in call.options:
                     return NOT_IN_ATEN[option]
-            if call.options - {"proj_size"}:
+            if call.options - IN_ATEN:
                 return NO_SUCH_OPTION
         # oneDNN's LSTM layer has no forward-mode derivative.
         lstm = call.spec.name == "lstm"
@@ -89,7 +90,7 @@ class TorchBackend(Backend):
 
 def _on_token_ids(call: Call) -> Choice:
     """The rows' gather and our loop, or what is better for a call that is recorded and for a single step."""
-    if call.options or call.spec.name not in OPERATORS or mapped():
+    if call.options - IN_ATEN or call.spec.name not in OPERATORS or mapped():
         return TOKEN_IDS
     if recording() or torch.compiler.is_exporting():
         return ONE_HOT_RECORDED
