@@ -8,11 +8,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastcells.backends import BACKENDS
-from fastcells.backends.base import ASKED_FOR, Call, Choice
+from fastcells.backends.base import ASKED_FOR, Backend, Call, Choice
 from fastcells.errors import CannotRun
 from fastcells.modes import compiling, is_plain_tensor, traced, transformed
 
 IMPLEMENTATIONS = ("auto", *BACKENDS)
+TORCH = BACKENDS["torch"]
+# A single step takes microseconds: those that never have one are not asked.
+WITH_ADVANTAGE = [b for b in BACKENDS.values() if type(b).advantage is not Backend.advantage]
 
 
 class Explanation(dict[str, Choice]):
@@ -56,16 +59,19 @@ def choose(call: Call) -> Choice:
     Raises:
         CannotRun: `call.impl` names an implementation that cannot run this case. ValueError: it names none.
     """
-    check_impl(call.impl)
-    if call.impl == "auto":
-        for backend in BACKENDS.values():
+    impl = call.impl
+    if impl == "auto":
+        for backend in WITH_ADVANTAGE:
             advantage = backend.advantage(call)
             if advantage is not None and not _looked_through(call) and backend.obstacle(call) is None:
                 return backend.choose(call, advantage)
-    backend = BACKENDS["torch" if call.impl == "auto" else call.impl]
+        backend = TORCH
+    else:
+        check_impl(impl)
+        backend = BACKENDS[impl]
     obstacle = backend.obstacle(call)
     if obstacle is not None:
-        raise CannotRun(f"impl={call.impl!r}", obstacle)
+        raise CannotRun(f"impl={impl!r}", obstacle)
     return backend.choose(call, ASKED_FOR)
 
 

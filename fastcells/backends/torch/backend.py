@@ -37,9 +37,8 @@ class TorchBackend(Backend):
     may_unroll = True
 
     def obstacle(self, call: Call) -> str | None:
-        for option in sorted(call.options - self.options):
-            return f"there are no steps with {option}"
-        return None
+        unknown = sorted(call.options - self.options) if call.options else ()
+        return f"there are no steps with {unknown[0]}" if unknown else None
 
     def choose(self, call: Call, reason: str) -> Choice:
         if call.token_ids:
@@ -90,7 +89,7 @@ class TorchBackend(Backend):
 
 def _on_token_ids(call: Call) -> Choice:
     """The rows' gather and our loop, or what is better for a call that is recorded and for a single step."""
-    if call.options - IN_ATEN or call.spec.name not in OPERATORS or mapped():
+    if (call.options and call.options - IN_ATEN) or call.spec.name not in OPERATORS or mapped():
         return TOKEN_IDS
     if recording() or torch.compiler.is_exporting():
         return ONE_HOT_RECORDED
