@@ -1,5 +1,6 @@
 """The only source of metadata. The version is read as text, so that building needs no torch."""
 
+import os
 import re
 from pathlib import Path
 
@@ -23,11 +24,12 @@ TEST = [
 # Optional: where there is no compiler, the package installs and works without it.
 C_SOURCES = sorted(str(path.relative_to(HERE)) for path in (HERE / "kernels/cpu").glob("*.c"))
 C_HEADERS = sorted(str(path.relative_to(HERE)) for path in (HERE / "kernels/cpu").glob("*.h"))
+OPTIMIZED = [] if re.search(r"-O\w", os.environ.get("CFLAGS", "")) else ["-O3"]  # or as CFLAGS says
 CPU = Extension(
     "fastcells.kernels._cpu",
     C_SOURCES,
     depends=C_HEADERS,
-    extra_compile_args=["-O3", "-std=gnu11", "-Wno-psabi"],
+    extra_compile_args=[*OPTIMIZED, "-std=gnu11", "-Wno-psabi"],
     libraries=["dl", "pthread"],
     py_limited_api=True,
     optional=True,

@@ -20,13 +20,13 @@ struct backward_step {
 };
 
 INLINE struct gradient gradient_at(const struct backward *b, const struct backward_step *step, size_t row,
-                                   size_t column, int reset) {
+                                   size_t column, int starts_episode) {
     const size_t H = b->H, GH = CELL_FACTS[b->cell].gates * H, S = CELL_FACTS[b->cell].num_saved;
     const size_t token = step->t * b->B + row, own = row * H + column, now = token * H + column;
     return (struct gradient){
         .H = H,
         .lanes = lanes_at(H, column),
-        .reset = reset,
+        .starts_episode = starts_episode,
         .saved = const_at_or_null(b->saved, token * S * H + column),
         .hidden = b->hidden + now,
         .h_prev = step->h_prev + own,
@@ -45,16 +45,17 @@ static void gradient_tile(const struct backward *b, const struct backward_step *
     const size_t B = b->B, H = b->H, G = CELL_FACTS[b->cell].gates;
     for (size_t r = 0; r < at->rows; r++) {
         const size_t row = at->row + r, token = step->t * B + row;
-        const int active = is_active(b->lengths, step->t, row), reset = is_reset(b->lengths, b->resets, step->t, B, row);
-        const int cut = step->later < b->T && is_reset(b->lengths, b->resets, step->later, B, row);
+        const int active = is_active(b->lengths, step->t, row);
+        const int starts_episode = starts_episode_at(b->lengths, b->resets, step->t, B, row);
+        const int cut = step->later < b->T && starts_episode_at(b->lengths, b->resets, step->later, B, row);
         for (size_t v = 0; v < at->vectors; v++) {
-            const struct gradient g = gradient_at(b, step, row, at->column + v * LANES, reset);
+            const struct gradient g = gradient_at(b, step, row, at->column + v * LANES, starts_episode);
             vec d_h = load_n(g.d_h, g.lanes);
             if (through && !cut) d_h += load(through[r][v]);
             if (active) {
                 d_h += load_n(b->d_hidden + token * H + at->column + v * LANES, g.lanes);
                 d_h = gradient_vector(b->cell, &g, d_h);
-                if (reset) d_h = splat(0.0f); /* nothing went around the product either */
+                if (starts_episode) d_h = splat(0.0f); /* nothing went around the product either */
             } else {
                 for (size_t gate = 0; gate < G; gate++) {
                     store_n(g.d_x + gate * H, splat(0.0f), g.lanes);
@@ -72,9 +73,9 @@ static void second_gradient_tile(const struct backward *b, const struct backward
     for (size_t r = 0; r < at->rows; r++) {
         const size_t row = at->row + r;
         if (!is_active(b->lengths, step->t, row)) continue;
-        const int reset = is_reset(b->lengths, b->resets, step->t, b->B, row);
+        const int starts_episode = starts_episode_at(b->lengths, b->resets, step->t, b->B, row);
         for (size_t v = 0; v < at->vectors; v++) {
-            const struct gradient g = gradient_at(b, step, row, at->column + v * LANES, reset);
+            const struct gradient g = gradient_at(b, step, row, at->column + v * LANES, starts_episode);
             second_gradient_vector(&g, load(through[r][v]));
         }
     }
@@ -85,7 +86,7 @@ static void initial_tile(const struct backward *b, const struct backward_step *s
                          tile_t through) {
     for (size_t r = 0; r < at->rows; r++) {
         const size_t row = at->row + r;
-        if (is_reset(b->lengths, b->resets, step->later, b->B, row)) continue;
+        if (starts_episode_at(b->lengths, b->resets, step->later, b->B, row)) continue;
         for (size_t v = 0; v < at->vectors; v++) {
             const size_t column = at->column + v * LANES, lanes = lanes_at(b->H, column);
             float *d_h = b->d_h0 + row * b->H + column;

@@ -13,7 +13,7 @@ enum { MAX_GATES = 4 };
 /* What an update reads and writes, each at its vector of columns; H apart where there are several. */
 struct update {
     size_t H, lanes;
-    int active, reset;      /* whether the sequence goes on at this step, and whether it starts from zeros */
+    int active, starts_episode; /* whether the sequence goes on at this step, and whether it starts from zeros */
     const float *x;         /* [G, H] input projection */
     const float *h_prev;
     float *h, *out;         /* out: h or 0; or NULL */
@@ -27,7 +27,7 @@ INLINE void update_vector(enum cell cell, size_t phase, const struct update *at,
     const size_t H = at->H, lanes = at->lanes;
     const float *x = at->x;
     float *saved = at->saved;
-    vec old = at->reset ? splat(0.0f) : load_n(at->h_prev, lanes), new;
+    vec old = at->starts_episode ? splat(0.0f) : load_n(at->h_prev, lanes), new;
     switch (cell) {
     case RNN_TANH: new = tanh_of(load_n(x, lanes) + product[0]); break;
     case RNN_RELU: new = relu(load_n(x, lanes) + product[0]); break;
@@ -66,7 +66,7 @@ INLINE void update_vector(enum cell cell, size_t phase, const struct update *at,
         vec f = sigmoid(load_n(x + H, lanes) + product[1]);
         vec g = tanh_of(load_n(x + 2 * H, lanes) + product[2]);
         vec o = sigmoid(load_n(x + 3 * H, lanes) + product[3]);
-        vec c_old = at->reset ? splat(0.0f) : load_n(at->c, lanes), c_new = f * c_old + i * g;
+        vec c_old = at->starts_episode ? splat(0.0f) : load_n(at->c, lanes), c_new = f * c_old + i * g;
         new = o * tanh_of(c_new);
         if (!at->active) c_new = c_old;
         store_n(at->c, c_new, lanes);
@@ -86,13 +86,15 @@ INLINE void update_vector(enum cell cell, size_t phase, const struct update *at,
 /* The same for the backward. */
 struct gradient {
     size_t H, lanes;
-    int reset;
+    int starts_episode;
     const float *saved, *hidden, *h_prev, *cells, *c_prev;
     float *d_h, *d_c;      /* of the state, from step to step */
     float *d_x, *d_gates;  /* [G, H] */
 };
 
-INLINE vec h_before(const struct gradient *at) { return at->reset ? splat(0.0f) : load_n(at->h_prev, at->lanes); }
+INLINE vec h_before(const struct gradient *at) {
+    return at->starts_episode ? splat(0.0f) : load_n(at->h_prev, at->lanes);
+}
 
 /* The gates' gradients from that of h. Returns what d_h hands on to the step before around the product. */
 INLINE vec gradient_vector(enum cell cell, const struct gradient *at, vec d_h) {
@@ -133,11 +135,11 @@ INLINE vec gradient_vector(enum cell cell, const struct gradient *at, vec d_h) {
         vec s = tanh_of(load_n(at->cells, lanes));
         vec d_c = load_n(at->d_c, lanes) + d_h * o * (1.0f - s * s);
         store_n(d_x, d_c * g * i * (1.0f - i), lanes);
-        vec c_old = at->reset ? splat(0.0f) : load_n(at->c_prev, lanes);
+        vec c_old = at->starts_episode ? splat(0.0f) : load_n(at->c_prev, lanes);
         store_n(d_x + H, d_c * c_old * f * (1.0f - f), lanes);
         store_n(d_x + 2 * H, d_c * i * (1.0f - g * g), lanes);
         store_n(d_x + 3 * H, d_h * s * o * (1.0f - o), lanes);
-        store_n(at->d_c, at->reset ? splat(0.0f) : d_c * f, lanes);
+        store_n(at->d_c, at->starts_episode ? splat(0.0f) : d_c * f, lanes);
         return splat(0.0f);
     }
     }
@@ -146,7 +148,7 @@ INLINE vec gradient_vector(enum cell cell, const struct gradient *at, vec d_h) {
 /* The second phase, of a reset-before GRU: `d` is the gradient of r * h. */
 INLINE void second_gradient_vector(const struct gradient *at, vec d) {
     const vec r = load_n(at->saved, at->lanes);
-    if (at->reset) { /* r * h was 0 */
+    if (at->starts_episode) { /* r * h was 0 */
         store_n(at->d_x, splat(0.0f), at->lanes);
         return;
     }

@@ -19,14 +19,14 @@ static void update_tile(const struct forward_job *job, const struct tile *at, si
     for (size_t r = 0; r < at->rows; r++) {
         const size_t row = at->row + r, token = at->t * B + row;
         struct update u = {.H = H, .active = is_active(f->lengths, at->t, row)};
-        u.reset = is_reset(f->lengths, f->resets, at->t, B, row);
+        u.starts_episode = starts_episode_at(f->lengths, f->resets, at->t, B, row);
         for (size_t v = 0; v < at->vectors; v++) {
             const size_t column = at->column + v * LANES, own = row * H + column, now = token * H + column;
             vec product[MAX_GATES];
             u.lanes = lanes_at(H, column);
             for (size_t g = 0; g < p->gates; g++) {
                 product[g] = bias(f->b, H, p->first_gate + g, column, u.lanes);
-                if (!u.reset || phase > 0) product[g] += load(products[r][g * at->vectors + v]);
+                if (!u.starts_episode || phase > 0) product[g] += load(products[r][g * at->vectors + v]);
             }
             u.x = f->x + token * G * H + column;
             u.h_prev = h_prev + own;

@@ -15,7 +15,7 @@ static inline size_t phases_of(enum cell cell) {
 
 /* Whether the sequence of a row goes on at step t, and whether it starts from zeros there. */
 INLINE int is_active(const int64_t *lengths, size_t t, size_t row) { return !lengths || (int64_t)t < lengths[row]; }
-INLINE int is_reset(const int64_t *lengths, const uint8_t *resets, size_t t, size_t B, size_t row) {
+INLINE int starts_episode_at(const int64_t *lengths, const uint8_t *resets, size_t t, size_t B, size_t row) {
     return resets && resets[t * B + row] && is_active(lengths, t, row);
 }
 

@@ -106,15 +106,15 @@ static double moved(double value, const double *direction, size_t at, double ste
 
 /* The new h (and c, in place) of one row; x: [G, H]; product: added to h W^T + b. */
 static void naive_step(const struct forward *f, const double *x, const double *product, const double *h, double *c,
-                       double *new_h, double *reset) {
+                       double *new_h, double *reset_hidden) {
     const size_t H = f->H;
     if (f->cell == GRU_RESET_BEFORE) {
-        for (size_t j = 0; j < H; j++) reset[j] = h[j] * sigmoid_of(x[j] + recurrent(f, h, 0, j) + product[j]);
+        for (size_t j = 0; j < H; j++) reset_hidden[j] = h[j] * sigmoid_of(x[j] + recurrent(f, h, 0, j) + product[j]);
     }
     for (size_t j = 0; j < H; j++) {
         double p[4] = {0};
         for (size_t g = 0; g < CELL_FACTS[f->cell].gates; g++) {
-            const double *from = f->cell == GRU_RESET_BEFORE && g == 2 ? reset : h;
+            const double *from = f->cell == GRU_RESET_BEFORE && g == 2 ? reset_hidden : h;
             p[g] = recurrent(f, from, g, j) + product[g * H + j];
         }
         switch (f->cell) {
@@ -139,7 +139,7 @@ static double naive_forward(const struct forward *f, const struct backward *b, c
                             double *last_h, double *last_c) {
     const size_t T = f->T, B = f->B, H = f->H, GH = CELL_FACTS[f->cell].gates * H;
     const int keep = holding;
-    double loss = 0.0, *x = doubles(GH), *product = doubles(GH), *new_h = doubles(H), *reset = doubles(H);
+    double loss = 0.0, *x = doubles(GH), *product = doubles(GH), *new_h = doubles(H), *reset_hidden = doubles(H);
     for (size_t i = 0; i < B * H; i++) {
         last_h[i] = moved((double)f->h0[i], by->h0, i, by->step);
         last_c[i] = f->c0 ? moved((double)f->c0[i], by->c0, i, by->step) : 0.0;
@@ -159,7 +159,7 @@ static double naive_forward(const struct forward *f, const struct backward *b, c
                     memset(h, 0, H * sizeof *h);
                     memset(last_c + row * H, 0, H * sizeof *last_c);
                 }
-                naive_step(f, x, product, h, last_c + row * H, new_h, reset);
+                naive_step(f, x, product, h, last_c + row * H, new_h, reset_hidden);
                 memcpy(h, new_h, H * sizeof *h);
             }
             memcpy(hidden + token * H, h, H * sizeof *h);
@@ -350,7 +350,7 @@ static void step_in_place_case(const struct backend *backend, enum cell cell, si
     const float *h0 = floats(H, 1.0), *c0 = floats(H, 1.0);
     const struct forward f = {.cell = cell, .T = 1, .B = 1, .H = H, .w = s.w_hh, .b = s.b_hh};
     double *x = doubles(G * H), *zero = doubles(G * H), *h = doubles(H), *c = doubles(H);
-    double *new_h = doubles(H), *reset = doubles(H);
+    double *new_h = doubles(H), *reset_hidden = doubles(H);
     for (size_t k = 0; k < G * H; k++) {
         zero[k] = 0.0;
         x[k] = s.b_ih ? (double)s.b_ih[k] : 0.0;
@@ -358,7 +358,7 @@ static void step_in_place_case(const struct backend *backend, enum cell cell, si
             x[k] += (double)s.w_ih[k * I + i] * (s.x ? (double)s.x[i] : (double)(i == s.id));
     }
     for (size_t k = 0; k < H; k++) h[k] = (double)h0[k], c[k] = (double)c0[k];
-    naive_step(&f, x, zero, h, c, new_h, reset);
+    naive_step(&f, x, zero, h, c, new_h, reset_hidden);
     for (int threads = 1; threads <= MOST_THREADS; threads++) {
         s.h = unwritten(H), s.c = cell == LSTM ? unwritten(H) : NULL;
         memcpy(s.h, h0, H * sizeof *s.h);
