@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastcells
 
-ALLOWED = 30  # MB more than torch.nn; fastcells/buffers.py keeps 24 at most
+ALLOWED = 30  # MB more than torch.nn; the pool of buffers keeps 18 at most
 # Without "auto" for an LSTM, and without torch.nn's: behind both is oneDNN's, whose cached primitives grow with every
 # shape, by 100 MB in 4000 steps, in which anything could hide.
 LAYERS = (("RNN", "auto"), ("RNN", "cpu"), ("GRU", "auto"), ("GRU", "cpu"), ("LSTM", "cpu"))

@@ -112,7 +112,7 @@ def test_little_memory_is_kept_for_the_life_of_a_process() -> None:
             buffers.empty(size)
         held = [buffers.empty(size) for _ in range(9)]
         del held
-    assert 8 << 20 < kept() <= 24 << 20
+    assert 8 << 20 < kept() <= buffers.MOST
 
 
 def test_what_is_in_use_does_not_leave_for_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
