@@ -41,6 +41,7 @@ from tests.support.shapes import gradients
 @pytest.mark.parametrize("layout", LAYOUTS)
 @STACK
 @EACH
+@pytest.mark.slow
 def test_same_numbers(kind: str, stack: dict[str, Any], layout: str, given: bool) -> None:
     theirs, ours = pair(kind, **stack)
     x, leaves = some_input(ours, layout)

@@ -14,6 +14,7 @@ from fastcells.charlm.cli import main
 C = native.obstacle() is None  # there is none where there was no compiler
 
 
+@pytest.mark.slow
 def test_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
