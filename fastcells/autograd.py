@@ -44,7 +44,7 @@ def unroll(
 
 def outputs(trace: Trace, steps: Steps) -> Tensor:
     """What the caller gets: [T, B, H], zero past a row's length."""
-    return _zero_past_length(trace.hidden, steps) if trace.out is None else trace.out
+    return steps.zero_past_length(trace.hidden) if trace.out is None else trace.out
 
 
 class Recurrence(torch.autograd.Function):
@@ -92,8 +92,7 @@ class Recurrence(torch.autograd.Function):
             with no_autocast(x):  # backward may be called inside one that forward was not
                 previous = PreviousStates(hidden, state[0], steps)
                 trace = Trace(hidden, (), saved)
-                d_hidden = _zero_past_length(d_out, steps)
-                d = choice.backend.backward(choice, spec, inputs, trace, previous, d_hidden, d_last)
+                d = choice.backend.backward(choice, spec, inputs, trace, previous, d_out, d_last)
                 d_w, d_b = choice.backend.weight_gradients(spec, trace, previous, d.d_gates, needs_w, needs_b)
                 d_x = d.d_x if ids is None else _rows_gradient(d.d_x, ids, x.shape[1]) if needs_x else None
                 d_b_ih = d.d_x.sum((0, 1)) if needs_b_ih else None
@@ -129,9 +128,3 @@ def _rows_gradient(d_x: Tensor, ids: Tensor, size: int) -> Tensor:
     known = torch.where((ids >= 0) & (ids < size), ids, size)
     rows = torch.ops.aten.embedding_dense_backward(d_x, known, size + 1, size, False)
     return rows[:size].t()
-
-
-def _zero_past_length(t: Tensor, steps: Steps) -> Tensor:
-    """t [T, B, H], or with zeros past each row's length: not a product, what stands there may be NaN."""
-    mask = steps.mask(len(t))
-    return t if mask is None else torch.where(mask, t, 0)

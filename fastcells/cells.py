@@ -9,14 +9,13 @@ from torch import _VF, Tensor
 from torch.nn.modules.rnn import RNNCellBase
 
 from fastcells import dispatch, one_direction
-from fastcells.backends.base import Call, Choice, LayerWeights, Steps
+from fastcells.backends.base import IN_ONE_CALL, Call, Choice, LayerWeights, Steps
 from fastcells.modes import mapped
 from fastcells.spec import GRU_RESET_AFTER, GRU_RESET_BEFORE, RNN_RELU, RNN_TANH, CellSpec, RecurrentWeights, State
 from fastcells.spec import LSTM as LSTM_SPEC
 from fastcells.token_ids import ID_DTYPES, check_range, is_token_ids, one_hot
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih, w_hh, b_ih, b_hh
-IN_ONE_CALL = ("aten", "one-hot")
 ONE_STEP = Steps()
 
 

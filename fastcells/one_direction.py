@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastcells.autograd import Recurrence, outputs, unroll
-from fastcells.backends.base import Backend, Choice, Inputs, LayerWeights, StepInput, Steps
+from fastcells.backends.base import IN_ONE_CALL, Backend, Choice, Inputs, LayerWeights, StepInput, Steps
 from fastcells.backends.torch import aten
 from fastcells.checks import initial_state
 from fastcells.errors import CannotRun
@@ -40,7 +40,7 @@ def run(
         CannotRun: the implementation does not run under a transform that is active.
     """
     initial = initial_state(spec, x, state, weights)
-    if choice.path in ("aten", "one-hot"):
+    if choice.path in IN_ONE_CALL:
         x = one_hot(x, weights.w_ih.shape[1], weights.w_ih) if choice.path == "one-hot" else x
         return aten.one_direction(spec.name, x, initial, weights, steps.reverse)
     backend, ids = choice.backend, is_token_ids(x)

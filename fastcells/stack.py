@@ -17,14 +17,13 @@ from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from fastcells import dispatch, one_direction, packed
-from fastcells.backends.base import NOTHING, Call, Choice, LayerWeights, Steps
+from fastcells.backends.base import IN_ONE_CALL, NOTHING, Call, Choice, LayerWeights, Steps
 from fastcells.backends.torch.aten import aten
 from fastcells.checks import check_input
 from fastcells.modes import recording, transformed
 from fastcells.spec import CellSpec, RecurrentWeights, State
 from fastcells.token_ids import ID_DTYPES, check_range, is_token_ids, one_hot
 
-IN_ONE_CALL = ("aten", "one-hot")  # ATen runs the whole stack
 LENGTHS = frozenset({"lengths"})
 
 

@@ -15,6 +15,7 @@ from fastcells.spec import CellSpec, RecurrentWeights, State
 from fastcells.token_ids import check_range, gather_rows
 
 NOTHING: frozenset[str] = frozenset()
+IN_ONE_CALL = ("aten", "one-hot")  # paths by which one operator of ATen's runs a whole stack, its projections included
 ASKED_FOR = "asked for"  # the reason for what `impl=` names
 
 
@@ -57,6 +58,11 @@ class Steps(NamedTuple):
             return None
         steps = torch.arange(T, device=self.lengths.device, dtype=self.lengths.dtype)
         return (steps.unsqueeze(1) < self.lengths).unsqueeze(-1)
+
+    def zero_past_length(self, t: Tensor) -> Tensor:
+        """t [T, B, H], with zeros past each row's length: not a product, what stands there may be NaN."""
+        mask = self.mask(len(t))
+        return t if mask is None else torch.where(mask, t, 0)
 
 
 class Inputs(NamedTuple):
@@ -136,6 +142,11 @@ class Call(NamedTuple):
     input_type: type = Tensor
     padding: float = 1.0  # T * B over the number of tokens, of a packed batch
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the recurrence computes in: the weights' dtype, or autocast's."""
+        return autocast_dtype(self.w_hh) or self.w_hh.dtype
+
 
 class Backend(ABC):
     """One way to run cells over time. What it does not list, it declines."""
@@ -153,9 +164,8 @@ class Backend(ABC):
         """Why this backend cannot run a call, or None."""
         if call.spec.name not in self.cells:
             return f"there is no kernel for {call.spec.name}"
-        dtype = autocast_dtype(call.w_hh) or call.w_hh.dtype
-        if dtype not in self.dtypes:
-            return f"there is no kernel for {dtype}"
+        if call.dtype not in self.dtypes:
+            return f"there is no kernel for {call.dtype}"
         for option in sorted(call.options - self.options):
             return f"there is no kernel for {option}"
         return None
@@ -200,7 +210,7 @@ class Backend(ABC):
         """The adjoint of `forward`, without autograd.
 
         trace: what `forward` left behind, without `last` and `out`. previous: the states h before each step.
-        d_hidden: [T, B, H], zero past a row's length. d_last: with respect to the final state.
+        d_hidden: [T, B, H]; past a row's length it means nothing. d_last: with respect to the final state.
         """
 
     def weight_gradients(
@@ -218,3 +228,19 @@ class Backend(ABC):
     def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
         """What W_hh is multiplied with: [T, B, H] each, with the number of W_hh's rows that it is for."""
         return [(spec.num_gates * previous.parts[0].shape[-1], previous.cat)]
+
+
+class KernelBackend(Backend):
+    """Kernels of our own. `Trace.saved`: the states c, and what `CellSpec.saved` names; None where a cell has none."""
+
+    def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
+        if spec.name != "gru_reset_before":
+            return super().operands(spec, trace, previous)
+        H = previous.cat.shape[-1]
+        reset_hidden = trace.saved[1][:, :, 0] * previous.cat  # r is saved first
+        return [(2 * H, previous.cat), (H, reset_hidden)]
+
+
+def h_and_c(state: State) -> tuple[Tensor, Tensor | None]:
+    """A cell's two states, c being None for one that has h alone."""
+    return state[0], state[1] if len(state) == 2 else None

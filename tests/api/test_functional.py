@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from fastcells.autograd import Recurrence, unroll
 from fastcells.backends.base import Steps
+from fastcells.backends.cpu import native
 from fastcells.backends.torch.backend import TOKEN_IDS
+from fastcells.dispatch import IMPLEMENTATIONS
 from fastcells.spec import RecurrentWeights
 from tests.support.accuracy import assert_equal_to_rounding, cotangents, error
 from tests.support.shapes import CELLS, EACH_CELL, SHAPES, SMALL, Case, Shape, gradients
@@ -269,3 +271,22 @@ def test_without_gradients(case: Case, ragged: bool, mode: Callable[[], Any]) ->
         for last in out[1:]:
             last.fill_(torch.nan)
         assert torch.equal(out[0], value), "the final state lies in the memory of the outputs"
+
+
+@DIRECTION
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS[1:])
+@EACH_CELL
+def test_a_gradient_past_a_rows_length_is_not_read(case: Case, impl: str, reverse: bool) -> None:
+    if impl == "cpu" and native.obstacle() is not None:
+        pytest.skip(native.obstacle() or "")
+    if impl.startswith("triton"):
+        pytest.importorskip("triton", reason="the kernels are written in Triton")
+    lengths = torch.tensor([2, 0, 4])
+    args = case.arguments(SMALL, torch.float32)
+    outs = case.ours(*args, lengths=lengths, reverse=reverse, impl=impl)
+    d = cotangents(outs)
+    expected = gradients(outs, args, d)
+    past = torch.arange(SMALL.T).unsqueeze(1) >= lengths
+    d[0][past] = torch.nan
+    outs = case.ours(*args, lengths=lengths, reverse=reverse, impl=impl)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(outs, args, d), expected, strict=True))

@@ -5,14 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcells.backends.base import ASKED_FOR, Backend, Call, Choice, Gradients, Inputs, PreviousStates, Trace
+from fastcells.backends.base import (
+    ASKED_FOR,
+    Call,
+    Choice,
+    Gradients,
+    Inputs,
+    KernelBackend,
+    PreviousStates,
+    Trace,
+    h_and_c,
+)
 from fastcells.backends.cpu import library, native, policy, products
 from fastcells.backends.torch.backend import TORCH
 from fastcells.modes import traced
 from fastcells.spec import CellSpec, State
 
 
-class CpuBackend(Backend):
+class CpuBackend(KernelBackend):
     """The recurrence in C, float32."""
 
     name = "cpu"
@@ -55,9 +65,8 @@ class CpuBackend(Backend):
         if not traced():
             f = native.forward(spec.name, x, state, w, b, lengths, resets=resets, reverse=reverse, save=save)
             return Trace(f.hidden, f.last, (f.cells, f.saved), f.out)
-        h0, c0 = (*state, None)[:2]
         out, hidden, cells, saved, *last = library.cpu_forward(
-            x, h0, c0, w, b, lengths, resets, spec.name, reverse, save
+            x, *h_and_c(state), w, b, lengths, resets, spec.name, reverse, save
         )
         kept = (cells if spec.num_states == 2 else None, saved if spec.num_saved else None)
         return Trace(hidden if save else out, tuple(last[: spec.num_states]), kept, out)
@@ -78,9 +87,8 @@ class CpuBackend(Backend):
             return native.backward(
                 spec.name, d_hidden, d_last, state, w, lengths, *kept, resets=resets, reverse=reverse
             )
-        (h0, c0), (d_h_n, d_c_n) = (*state, None)[:2], (*d_last, None)[:2]
         d_x, d_gates, *d_state = library.cpu_backward(
-            d_hidden, d_h_n, d_c_n, h0, c0, w, lengths, resets, *kept, spec.name, reverse
+            d_hidden, *h_and_c(d_last), *h_and_c(state), w, lengths, resets, *kept, spec.name, reverse
         )
         return Gradients(d_x, d_x if spec.same_gradient else d_gates, tuple(d_state[: spec.num_states]))
 
@@ -96,21 +104,9 @@ class CpuBackend(Backend):
             d_w, d_b = native.weight_gradients(d_gates, *parts)
             return d_w, d_b if needs_b else None
         d_w, d_b = native.weight_gradients(d_gates[:, : 2 * H], *parts)
-        d_w_n, d_b_n = native.weight_gradients(d_gates[:, 2 * H :], _reset_hidden(trace, previous).flatten(0, 1))
+        _, (_, reset_hidden) = self.operands(spec, trace, previous)
+        d_w_n, d_b_n = native.weight_gradients(d_gates[:, 2 * H :], reset_hidden.flatten(0, 1))
         return torch.cat([d_w, d_w_n]), torch.cat([d_b, d_b_n]) if needs_b else None
-
-    def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
-        if spec.name != "gru_reset_before":
-            return super().operands(spec, trace, previous)
-        H = previous.cat.shape[-1]
-        return [(2 * H, previous.cat), (H, _reset_hidden(trace, previous))]
-
-
-def _reset_hidden(trace: Trace, previous: PreviousStates) -> Tensor:
-    """r * h, [T, B, H], of a reset-before GRU, which saves r first."""
-    saved = trace.saved[1]
-    assert saved is not None
-    return saved[:, :, 0] * previous.cat
 
 
 CPU = CpuBackend()

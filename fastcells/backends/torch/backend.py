@@ -81,6 +81,7 @@ class TorchBackend(Backend):
         d_hidden: Tensor,
         d_last: State,
     ) -> Gradients:
+        d_hidden = inputs.steps.zero_past_length(d_hidden)
         return LOOPS[spec.name].backward(inputs, trace, previous, d_hidden, d_last)
 
     def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:

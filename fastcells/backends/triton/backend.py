@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastcells.backends.base import Backend, Call, Choice, Gradients, Inputs, PreviousStates, Trace
+from fastcells.backends.base import Call, Choice, Gradients, Inputs, KernelBackend, PreviousStates, Trace, h_and_c
 from fastcells.kernels.triton import plan
-from fastcells.modes import autocast_dtype, traced
-from fastcells.spec import CellSpec, State
+from fastcells.modes import traced
+from fastcells.spec import SPECS, CellSpec, State
 
 CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})  # those with a rule in kernels/triton
 
@@ -28,7 +28,7 @@ class Plans(NamedTuple):
     precision: str  # `matmul_precision`
 
 
-class TritonBackend(Backend):
+class TritonBackend(KernelBackend):
     """The recurrence in Triton: on a GPU, or in Triton's interpreter on a CPU."""
 
     cells = CELLS
@@ -64,11 +64,9 @@ class TritonBackend(Backend):
 
     def _plan(self, call: Call, *, backward: bool) -> plan.Plan | str:
         """How a pass is launched, or the reason why it cannot be."""
-        item_size, device, H = _dtype(call).itemsize, gpu(call.w_hh.device), call.w_hh.shape[1]
-        if self.name == "triton-step":
-            return plan.step_blocks(item_size)
-        gates, precision = call.spec.num_gates, _precision(call)
-        return plan.sequence_plan(H, call.B, gates, item_size, device, precision=precision, backward=backward)
+        path = "step" if self.name == "triton-step" else "sequence"
+        size, device, H = call.dtype.itemsize, call.w_hh.device, call.w_hh.shape[1]
+        return plan_for(call.spec.name, path, call.B, H, size, gpu(device), _precision(call), backward)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         from fastcells.backends.triton import operators
@@ -77,7 +75,7 @@ class TritonBackend(Backend):
         # Rows of W_ih^T in one piece each: columns of W_ih would be as many memory transactions as there are elements.
         x = x if ids is None else x.t().contiguous()
         given = operators.ForwardArguments(
-            x, *_pair(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih
+            x, *h_and_c(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih
         )
         if not traced():
             plans: Plans = choice.plan
@@ -102,8 +100,8 @@ class TritonBackend(Backend):
         cells, saved = trace.saved
         given = operators.BackwardArguments(
             d_hidden,
-            *_pair(d_last),
-            *_pair(state),
+            *h_and_c(d_last),
+            *h_and_c(state),
             w_hh,
             trace.hidden,
             cells if spec.num_states == 2 else None,
@@ -120,25 +118,22 @@ class TritonBackend(Backend):
         d_x, d_gates, *d_state = operators.recurrence_backward(*given)
         return Gradients(d_x, d_x if spec.same_gradient else d_gates, tuple(d_state[: spec.num_states]))
 
-    def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
-        if spec.name != "gru_reset_before":
-            return super().operands(spec, trace, previous)
-        saved, H = trace.saved[1], previous.cat.shape[-1]
-        assert saved is not None
-        return [(2 * H, previous.cat), (H, saved[:, :, 0] * previous.cat)]  # r * h
 
+def plan_for(
+    cell: str, path: str, B: int, H: int, item_size: int, device: plan.Device | None, precision: str, backward: bool
+) -> plan.Plan | str:
+    """How a pass is launched, or the reason why it cannot be.
 
-def _dtype(call: Call) -> torch.dtype:
-    return autocast_dtype(call.w_hh) or call.w_hh.dtype
+    path: "step", or "sequence" or "split", of which the shape decides. device: None for the interpreter.
+    """
+    if path == "step":
+        return plan.step_blocks(item_size)
+    gates = SPECS[cell].num_gates
+    return plan.sequence_plan(H, B, gates, item_size, device, precision=precision, backward=backward)
 
 
 def _precision(call: Call) -> str:
-    return matmul_precision(_dtype(call), call.w_hh.device)
-
-
-def _pair(state: State) -> tuple[Tensor, Tensor | None]:
-    """(h, c), c being None for a cell without."""
-    return (state[0], state[1]) if len(state) == 2 else (state[0], None)
+    return matmul_precision(call.dtype, call.w_hh.device)
 
 
 def gpu(device: torch.device) -> plan.Device | None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
 import torch
 from torch import Tensor
 
-from fastcells.backends.triton.backend import gpu, matmul_precision
+from fastcells.backends.base import h_and_c
+from fastcells.backends.triton.backend import gpu, matmul_precision, plan_for
 from fastcells.kernels.triton import launch_sequence, launch_split, launch_step
 from fastcells.kernels.triton import plan as plans
 from fastcells.kernels.triton.launch import Backward, BackwardPass, Forward, ForwardPass, StepInput
@@ -23,19 +24,6 @@ from fastcells.kernels.triton.rules import RULES
 
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
-
-
-def plan_for(
-    rule: str, path: str, B: int, H: int, item_size: int, device: plans.Device | None, precision: str, backward: bool
-) -> plans.Plan | str:
-    """How a pass is launched, or the reason why it cannot be.
-
-    path: "step", or "sequence" or "split", of which the shape decides. device: None for the interpreter.
-    """
-    if path == "step":
-        return plans.step_blocks(item_size)
-    gates = RULES[rule].spec.num_gates
-    return plans.sequence_plan(H, B, gates, item_size, device, precision=precision, backward=backward)
 
 
 def run_forward(given: ForwardPass, plan: plans.Plan) -> Forward:
@@ -154,13 +142,13 @@ def backward_pass(a: BackwardArguments, precision: str) -> BackwardPass:
 
 def _forward_tensors(out: Forward) -> tuple[Tensor, ...]:
     """hidden and cells [T, B, H], saved [T, B, num_saved, H], h_n and c_n [B, H]."""
-    return _tensors(out.hidden, out.cells, out.saved, *_pair(out.last))
+    return _tensors(out.hidden, out.cells, out.saved, *h_and_c(out.last))
 
 
 def _backward_tensors(out: Backward) -> tuple[Tensor, ...]:
     """d_x and d_gates [T, B, G*H], the second empty where it is the same; d_h0 and d_c0 [B, H]."""
     d_gates = None if out.d_gates is out.d_x else out.d_gates.flatten(2)
-    return _tensors(out.d_x.flatten(2), d_gates, *_pair(out.d_state))
+    return _tensors(out.d_x.flatten(2), d_gates, *h_and_c(out.d_state))
 
 
 def _plan(a: ForwardArguments | BackwardArguments, precision: str, backward: bool) -> plans.Plan:
@@ -199,11 +187,6 @@ recurrence_backward = _operator(
 
 def _given(*tensors: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(t for t in tensors if t is not None)
-
-
-def _pair(state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
-    """(h, c), c being None for a cell without."""
-    return state[0], state[1] if len(state) == 2 else None
 
 
 def _tensors(first: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
