@@ -5,7 +5,7 @@ from fastcells.backends.base import Choice
 from fastcells.cells import GRUCell, LSTMCell, RNNCell
 from fastcells.convert import convert, from_torch, to_torch
 from fastcells.dispatch import explain
-from fastcells.errors import CannotRun
+from fastcells.errors import CannotRun, KernelFault
 from fastcells.layers import GRU, LSTM, RNN
 
 __version__ = "0.1.0"
@@ -15,6 +15,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "CannotRun",
+    "KernelFault",
     "Choice",
     "GRUCell",
     "LSTMCell",

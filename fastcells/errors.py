@@ -7,3 +7,7 @@ class CannotRun(RuntimeError):
     def __init__(self, what: str, obstacle: str) -> None:
         super().__init__(f"{what} cannot run: {obstacle}")
         self.obstacle = obstacle
+
+
+class KernelFault(RuntimeError):
+    """The programs of a GPU kernel waited for each other in vain and gave up: what that launch returned holds NaN."""

@@ -1,0 +1,47 @@
+"""Waits that end: a program that waited in vain sets a word, and the host raises `KernelFault` when it next looks.
+
+Programs of a split kernel wait for each other. Should one never come (a grid that does not run at once, a debugger, a
+kernel of another process that holds a multiprocessor), the others stop waiting after PATIENCE polls of one element:
+they set the device's fault word, fill what they own with NaN and leave.
+
+The word lies in pinned memory of the host, which the device can write too: to look at it costs the host one read of
+memory, and the device nothing where nobody waits in vain.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcells.errors import KernelFault
+
+PATIENCE = 4_000_000  # polls: one takes about 0.5 us through the L2 cache (modelled), so about two seconds
+
+_words: dict[torch.device, tuple[Tensor, np.ndarray]] = {}
+
+
+def fault_word(device: torch.device) -> Tensor:
+    """int32 [1], 0 until a kernel on this device gives up; the same tensor each time."""
+    return _word(device)[0]
+
+
+def raise_fault(device: torch.device, what: str) -> None:
+    """Raise `KernelFault`, and clear the word, if a kernel on this device gave up; what: the launch that looks.
+
+    Launches run behind the host's back, so the one that raises may be a later one than the one that failed.
+    """
+    word = _word(device)[1]
+    if word[0]:
+        word[0] = 0
+        raise KernelFault(
+            f"{what}: on {device}, the programs of an earlier launch of a split kernel waited for each other in vain "
+            f"and gave up; what they returned holds NaN. Did they all run at once? impl='torch' does without them"
+        )
+
+
+def _word(device: torch.device) -> tuple[Tensor, np.ndarray]:
+    if device not in _words:
+        word = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
+        _words[device] = word, word.numpy()
+    return _words[device]
