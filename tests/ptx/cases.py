@@ -91,11 +91,20 @@ class Result:
     def right(self) -> bool:
         return max(self.errors.values()) <= self.limit and not any(self.races.values())
 
+    def describe_races(self) -> str:
+        """The two instructions of each race."""
+        pairs = [(name, race) for name, races in self.races.items() for race in races]
+        return "\n".join(
+            f"{name}, byte {race.byte}, after {race.epoch} barriers: {self.places[f'{name}:{race.line}']} and "
+            f"{self.places[f'{name}:{race.other}']}"
+            for name, race in pairs
+        )
+
 
 def run(case: Case) -> Result:
     """Forward and, if asked for, backward; torch.empty gives NaN."""
     torch.use_deterministic_algorithms(True)  # only so that uninitialized memory is filled with NaN
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     start = time.perf_counter()
     rule, (dtype, precision, rounding) = RULES[case.rule], DTYPES[case.dtype]
     spec = rule.spec
@@ -114,7 +123,7 @@ def run(case: Case) -> Result:
         if case.backward:
             back = run_backward(BackwardPass(*common, out, d_hidden, d_last), case.plan(backward=True))
             results |= {"d_x": back.d_x.flatten(2), "d_gates": back.d_gates.flatten(2), "d_state": back.d_state}
-    exact = reference(spec, x, state, w, b, lengths, case.reverse, d_hidden, d_last)
+    exact = reference(spec, x, state, w, b, lengths, case.reverse, d_hidden, d_last, out.hidden, ROUNDINGS * rounding)
     errors = {name: max(map(error, _tensors(value), _tensors(exact[name]))) for name, value in results.items()}
     races: dict[str, list[Race]] = {}
     places, instructions = {}, dict[str, Counter[str]]()
@@ -149,16 +158,26 @@ def reference(
     reverse: bool,
     d_hidden: Tensor,
     d_last: tuple[Tensor, ...],
+    rounded: Tensor,
+    limit: float,
 ) -> dict[str, Any]:
-    """The spec's step in float64, unrolled; gradients by autograd, those of the gates as of a bias of each step's own."""
+    """The spec's step in float64, unrolled; gradients by autograd.
+
+    rounded: the kernel's own states. They say on which side of its kink a relu was that is nearer to it than `limit`.
+    """
     T, B = x.shape[:2]
     x = x.clone().requires_grad_()
     h = first = tuple(s.double().requires_grad_() for s in state)
-    bias = torch.zeros(x.shape, dtype=torch.float64) if b is None else b.double().expand(x.shape).clone()
-    bias.requires_grad_()
+    # Where both are the same, as of a cell whose last product is another's operand, the gradient of x says it.
+    bias = torch.zeros(x.shape[-1:]) if b is None else b
+    bias = (bias.double() if spec.same_gradient else bias.double().expand(x.shape).clone()).requires_grad_()
     hidden: list[Tensor] = [torch.empty(0)] * T
     for t in reversed(range(T)) if reverse else range(T):
-        new = spec.step(x[t], h, RecurrentWeights(w.double(), bias[t]))
+        new = spec.step(x[t], h, RecurrentWeights(w.double(), bias if spec.same_gradient else bias[t]))
+        if spec.name == "rnn_relu":
+            before = x[t] + h[0] @ w.double().t() + bias
+            near = before.abs() < limit * before.abs().max()
+            new = (torch.where(torch.where(near, rounded[t] > 0, before > 0), before, 0.0 * before),)
         if lengths is not None:
             new = tuple(torch.where((t < lengths)[:, None], a, old) for a, old in zip(new, h, strict=True))
         h, hidden[t] = new, new[0]
@@ -167,6 +186,7 @@ def reference(
     loss = (out * d_hidden.double() * counted).sum()
     loss = loss + sum((a * d.double()).sum() for a, d in zip(h, d_last, strict=True))
     d_x, d_gates, *d_state = torch.autograd.grad(loss, [x, bias, *first])
+    d_gates = d_x if spec.same_gradient else d_gates
     return {"hidden": out.detach(), "last": h, "d_x": d_x, "d_gates": d_gates, "d_state": tuple(d_state)}
 
 

@@ -8,14 +8,11 @@ Needs a process in which Triton was imported without TRITON_INTERPRET; `worker.p
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-assert os.environ.get("TRITON_INTERPRET") != "1", "an interpreted kernel cannot be compiled"
 
 import torch
 import triton
@@ -92,7 +89,9 @@ class _InMachine:
             machine = Machine(translation, grid, shared, memory, **self.options.machine)
             self.launches.append(Launch(self.name, grid, machine.translation, machine))
             values = _addresses(memory, [arguments[name] for name in runtime_arguments(self.kernel, arguments)])
-            values += [0] * (len(translation.text.parameters) - len(values))  # what Triton adds: memory that nothing here asks for
+            values += [0] * (
+                len(translation.text.parameters) - len(values)
+            )  # what Triton adds: memory that nothing here asks for
             machine.run(values, together=bool(arguments.get("launch_cooperative_grid")))
 
         return launch
@@ -142,6 +141,7 @@ def _signature(kernel: Any, arguments: dict[str, Any]) -> dict[str, str]:
 
 def compiled(kernel: Any, arguments: dict[str, Any], target: int) -> tuple[str, int]:
     """PTX and bytes of shared memory, as Triton's own launch would compile it."""
+    assert isinstance(kernel, triton.JITFunction), "an interpreted kernel cannot be compiled"
     signature, attributes = _signature(kernel, arguments), {}
     for index, parameter in enumerate(kernel.params):
         value, kind = arguments[parameter.name], signature[parameter.name]

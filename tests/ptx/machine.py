@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 
 from tests.ptx.memory import Fault, Memory, View
 from tests.ptx.shared import Race, SharedMemory
-from tests.ptx.translate import Translation
+from tests.ptx.translate import Translation, garbage
 from tests.ptx.values import UNSIGNED
 from tests.ptx.warps import WARP, Warps
 
@@ -39,7 +40,7 @@ class Program:
         parts = min(self.warps, groups or machine.rng.randint(1, self.warps))
         cuts = [0, *sorted(machine.rng.sample(range(1, self.warps), parts - 1)), self.warps]
         self.groups: list[Warps] = []
-        for first, last in zip(cuts, cuts[1:], strict=False):
+        for first, last in pairwise(cuts):
             self.groups.append(Warps(self, np.arange(first * WARP, last * WARP)))
 
     def pass_barrier(self) -> None:
@@ -75,6 +76,7 @@ class Machine:
         self.rng: random.Random = memory.rng
         self.groups, self.limit, self.drain, self.absent = groups, limit, drain, absent
         self.executed = [0] * len(translation.segments)  # how often a warp has run each segment
+        self.garbage = garbage(translation, self.rng)
         self.steps = 0
         self.races: list[Race] = []
         self.parameters: dict[str, np.ndarray] = {}
@@ -101,7 +103,7 @@ class Machine:
             if not ready:
                 raise Fault(f"program {program.index}: some warps wait at a barrier that others never reach")
             group = ready[rng.randrange(len(ready))]
-            alone = len(live) == 1 and len(ready) == 1
+            alone = len(live) == 1 and len(ready) == 1 and not self.memory.weak
             self._advance(group, 1000 if alone else rng.choice(BURSTS))
             if self.steps > self.limit:
                 at = [(p.index, [g.next for g in p.groups]) for p in live]

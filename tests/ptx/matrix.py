@@ -22,7 +22,7 @@ def _fragments(registers: Sequence[Array], threads: int) -> Array:
 
 
 def _sum(products: Array, accumulators: Sequence[Array], threads: int) -> list[Array]:
-    """[warps, 16, 8] products, where each thread has its accumulators: row t / 4 and 8 more, columns 2 (t % 4) and 1 more."""
+    """[warps, 16, 8] products, added where a thread has them: row t / 4 and 8 more, columns 2 (t % 4) and 1 more."""
     warps = threads // WARP
     mine = products.reshape(warps, 2, 8, 4, 2).transpose(0, 2, 3, 1, 4).reshape(threads, 4)
     return [(mine[:, i] + c.view(np.float32)).view(np.uint32) for i, c in enumerate(accumulators)]

@@ -80,7 +80,9 @@ class Memory:
             buffer, here = self.buffers[number - 1], active & (numbers == number)
             offsets = (addresses & np.uint64((1 << SHIFT) - 1)).astype(np.int64)
             if int(offsets[here].max()) + size > buffer.size:
-                raise Fault(f"{what}: byte {int(offsets[here].max())} and {size} on of {buffer.name}, {buffer.size} bytes")
+                raise Fault(
+                    f"{what}: byte {int(offsets[here].max())} and {size} on of {buffer.name}, {buffer.size} bytes"
+                )
             found.append((buffer, offsets, here))
         return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -138,8 +139,8 @@ def clamped(kind: str) -> Callable[[Array], Array]:
     return convert
 
 
-def _second(a: Array, b: Array) -> Array:
-    return b
+def _astype(kind: type, a: Array) -> Array:
+    return a.astype(kind)
 
 
 def _registers() -> None:
@@ -201,10 +202,9 @@ def _floats() -> None:
     _add("neg.f32", "f32", "f32", np.negative)
     _add("abs.f32", "f32", "f32", np.abs)
     for kind in HALVES:  # of the bits, so that a NaN stays the one it is
-        bits, sign = f"b{bits_of(kind)}", 0x80008000 if kind.endswith("x2") else 0x8000
-        unsigned = UNSIGNED[bits_of(kind)]
-        _add(f"neg.{kind}", bits, bits, lambda a, sign=unsigned(sign): a ^ sign)
-        _add(f"abs.{kind}", bits, bits, lambda a, sign=unsigned(sign): a & ~sign)
+        bits, sign = f"b{bits_of(kind)}", UNSIGNED[bits_of(kind)](0x80008000 if kind.endswith("x2") else 0x8000)
+        _add(f"neg.{kind}", bits, bits, partial(np.bitwise_xor, sign))
+        _add(f"abs.{kind}", bits, bits, partial(np.bitwise_and, ~sign))
     for kind in ("f16", "bf16"):  # of 16 bits and float32 together, rounded to float32 once
         for name in ("add", "sub"):
             for rounding in ("", ".rn"):
@@ -254,15 +254,21 @@ def _conversions() -> None:
     whole = [f"{sign}{bits}" for sign in "su" for bits in (8, 16, 32, 64)]
     for to in whole:
         for source in whole:  # as C does: the sign of the source, the bits of the result
-            _add(f"cvt.{to}.{source}", to, source, lambda a, to=dtype_of(to): a.astype(to))
+            _add(f"cvt.{to}.{source}", to, source, partial(_astype, dtype_of(to)))
     for half in ("f16", "bf16"):
         _add(f"cvt.f32.{half}", "f32", half, lambda a: a)
         _add(f"cvt.rn.{half}.f32", half, "f32", lambda a: a)
         # The first operand is the upper half.
-        _add(f"cvt.rn.{half}x2.f32", f"{half}x2", "f32 f32", lambda high, low: np.stack(np.broadcast_arrays(low, high), -1))
+        _add(
+            f"cvt.rn.{half}x2.f32",
+            f"{half}x2",
+            "f32 f32",
+            lambda high, low: np.stack(np.broadcast_arrays(low, high), -1),
+        )
     _add("cvt.rna.tf32.f32", "b32", "f32", float_to_tf32)
     for kind in ("s32", "u32", "s64", "u64"):
         _add(f"cvt.rn.f32.{kind}", "f32", kind, lambda a: a.astype(np.float32))
+    for kind in ("s32", "u32"):
         _add(f"cvt.rzi.{kind}.f32", kind, "f32", clamped(kind))
 
 

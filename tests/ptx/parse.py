@@ -77,7 +77,13 @@ def parse(text: str) -> Text:
             found = re.match(r"\s*(?:@(!?[%\w]+)\s+)?(\S+)\s*(.*)$", one, re.S)
             if found:
                 instructions.append(Instruction(found[2], _operands(found[3]), found[1], number, source))
-    return Text(head[1], tuple((name, int(bits) // 8) for bits, name in parameters), int(threads[1]), tuple(instructions), labels)
+    return Text(
+        head[1],
+        tuple((name, int(bits) // 8) for bits, name in parameters),
+        int(threads[1]),
+        tuple(instructions),
+        labels,
+    )
 
 
 def _body(text: str, start: int) -> list[tuple[int, str]]:
@@ -88,21 +94,19 @@ def _body(text: str, start: int) -> list[tuple[int, str]]:
     unique = count()
     for number, line in enumerate(text[start:].split("\n"), first):
         bare = line.split("//")[0].strip() if ".loc" not in line else line
-        # A scope may share its line with instructions.
-        for piece in re.split(r"((?<!\S)[{}](?=\s*$)|^[{}])", bare):
-            piece = piece.strip()
-            if piece == "{":
-                scopes.append({})
-            elif piece == "}":
-                if not scopes:
-                    return lines
-                scopes.pop()
-            elif piece:
-                lines.append((number, _renamed(piece, scopes, unique) if scopes else piece))
+        bare = bare.strip()
+        if bare == "{":
+            scopes.append({})
+        elif bare == "}":
+            if not scopes:
+                return lines
+            scopes.pop()
+        elif bare:
+            lines.append((number, _renamed(bare, scopes, unique) if scopes else bare))
     raise Unsupported("a kernel without its last brace")
 
 
-def _renamed(line: str, scopes: list[dict[str, str]], unique: "count[int]") -> str:
+def _renamed(line: str, scopes: list[dict[str, str]], unique: count[int]) -> str:
     """A line of an inner scope: what it declares gets a name that no other scope has."""
     for kind, names in re.findall(r"\.reg\s+\.(\w+)\s+([^;]+);", line):
         prefix = REGISTERS[re.sub(r"^[a-z]+(?=\d)", "", kind)]
@@ -120,6 +124,4 @@ def _renamed(line: str, scopes: list[dict[str, str]], unique: "count[int]") -> s
 def _operands(text: str) -> tuple[Operand, ...]:
     """Split at the commas that stand outside of brackets."""
     found = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", text)
-    return tuple(
-        tuple(part.strip() for part in x[1:-1].split(",")) if x.startswith("{") else x.strip() for x in found
-    )
+    return tuple(tuple(part.strip() for part in x[1:-1].split(",")) if x.startswith("{") else x.strip() for x in found)

@@ -6,14 +6,15 @@ The functions work on `warps.Warps` (called u), registers of all whose threads t
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tests.ptx import matrix, values
+from tests.ptx.classes import class_of
 from tests.ptx.memory import ORDERED
 from tests.ptx.operations import TABLE, Operation
 from tests.ptx.parse import Instruction, Operand, Text, Unsupported
@@ -36,27 +37,6 @@ YIELDS = re.compile(
     r"bra|ret|exit|bar\.|barrier|atom|red\.|fence|membar|nanosleep|st\.\S*global"
     r"|ld\.(volatile|relaxed|acquire)|ld\.global\.(volatile|relaxed|acquire|gpu|sys)"
 )
-CLASSES = (
-    ("matrix", r"mma"),
-    ("ldmatrix", r"ldmatrix|stmatrix"),
-    ("copy", r"cp\.async"),
-    ("barrier", r"bar"),
-    ("load shared", r"ld\.shared"),
-    ("store shared", r"st\.shared"),
-    ("load global", r"ld\.\S*global"),
-    ("store global", r"st\.\S*global"),
-    ("atomic", r"atom|red\.|fence|membar"),
-    ("shuffle", r"shfl|redux|vote"),
-    ("convert", r"cvt"),
-    ("special function", r"ex2|div|rcp|tanh"),
-    ("float", r"\S+\.(b?f16|f32)(x2)?$"),
-    ("branch", r"bra|ret"),
-    ("other", r""),
-)
-
-
-def class_of(opcode: str) -> str:
-    return next(name for name, pattern in CLASSES if re.match(pattern, opcode))
 
 
 class Translation:
@@ -88,7 +68,8 @@ class Translation:
                     lines += [f" {line}" for line in self._translated(instruction)]
             code.append("\n".join([*lines, ending]))
             self.counts.append(Counter(class_of(i.opcode) for i in stretch))
-        exec(compile("\n".join(code), f"<{text.name}>", "exec"), self._namespace)
+        self.code = "\n".join(code)
+        exec(compile(self.code, f"<{text.name}>", "exec"), self._namespace)
         self.segments = [self._namespace[f"segment{i}"] for i in range(len(stretches))]
         self.at = {i.line: i for i in text.instructions}
         accesses = [i.opcode for i in text.instructions if ".shared" in i.opcode]
@@ -143,9 +124,9 @@ class Translation:
             return self._matrix_access(i)
         if parts[:2] == ["shfl", "sync"]:
             arguments = ", ".join(self._value(x, "b32") for x in operands[1:4])
-            results = str(operands[0]).split("|")
-            lines = [f"t = shuffle(u.n, {parts[2]!r}, {arguments})", *self._put(i.guard, results[0], "t[0]", "b32")]
-            return lines + (self._put(i.guard, results[1], "t[1]", "pred") if len(results) > 1 else [])
+            value, *inside = str(operands[0]).split("|")
+            lines = [f"t = shuffle(u.n, {parts[2]!r}, {arguments})", *self._put(i.guard, value, "t[0]", "b32")]
+            return lines + [line for name in inside for line in self._put(i.guard, name, "t[1]", "pred")]
         if parts[:2] == ["redux", "sync"]:
             value = f"reduce_warp(u.n, {parts[2]!r}, {self._value(operands[1], parts[3])})"
             return self._put(i.guard, operands[0], value, parts[3])
@@ -262,9 +243,16 @@ class Translation:
             step = bits // len(to)
             whole = self._value(source, kind)
             pieces = [f"({whole} >> np.uint{bits}({step * k})).astype(np.uint{step})" for k in range(len(to))]
-            return [line for one, piece in zip(to, pieces, strict=True) for line in self._put(i.guard, one, piece, f"b{step}")]
+            return [
+                line
+                for one, piece in zip(to, pieces, strict=True)
+                for line in self._put(i.guard, one, piece, f"b{step}")
+            ]
         step = bits // len(source)
-        parts = [f"({self._value(x, f'b{step}')}.astype(np.uint{bits}) << np.uint{bits}({step * k}))" for k, x in enumerate(source)]
+        parts = [
+            f"({self._value(x, f'b{step}')}.astype(np.uint{bits}) << np.uint{bits}({step * k}))"
+            for k, x in enumerate(source)
+        ]
         return self._put(i.guard, to, " | ".join(parts), kind)
 
     def _access(self, i: Instruction, active: str) -> list[str]:
@@ -314,7 +302,8 @@ class Translation:
             raise Unsupported("an atomic operation that the machine does not know")
         order = next((p for p in i.parts if p in ORDERED), "relaxed")
         where, value = i.operands[-2:]
-        call = f"u.add_atomically({self._address(where, 'global')}, {self._value(value, 'u32')}, {active}, {order!r}, {i.line})"
+        arguments = f"{self._address(where, 'global')}, {self._value(value, 'u32')}"
+        call = f"u.add_atomically({arguments}, {active}, {order!r}, {i.line})"
         return [f"t = {call}", *(self._put(i.guard, i.operands[0], "t", "u32") if i.parts[0] == "atom" else [])]
 
     def _copy(self, i: Instruction, active: str) -> list[str]:
@@ -328,11 +317,18 @@ class Translation:
         return [f"u.copy({addresses}, {int(str(size), 0)}, {length}, {active}, {i.line})"]
 
 
-def merge(active: Array, new: Array, old: Array | None) -> Array:
-    """The new value in the active threads; in others, where there is none yet, anything."""
-    if old is None or (len(active) == 1 and active[0]):
-        return new
-    return np.where(active, new, old)
+def merge(active: Array, new: Array, old: Array) -> Array:
+    """The new value in the active threads."""
+    return new if len(active) == 1 and active[0] else np.where(active, new, old)
+
+
+def garbage(translation: Translation, rng: random.Random) -> list[Array]:
+    """What registers hold before they are written: a half that nobody reads is packed with another, say."""
+    found: list[Array] = []
+    for name in translation.registers:
+        bits = 1 if name.startswith("%p") else _width(name)
+        found.append(np.array([rng.getrandbits(bits)], bool if bits == 1 else UNSIGNED[bits]))
+    return found
 
 
 def _width(register: str) -> int:
@@ -349,6 +345,3 @@ def _many(operand: Operand) -> tuple[str, ...]:
 def _unguarded(i: Instruction) -> None:
     if i.guard:
         raise Unsupported("under a predicate")
-
-
-Segment = Callable[[Any], int]

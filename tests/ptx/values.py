@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
-SIGNED = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
-FLOAT = {32: np.float32, 64: np.float64}
+UNSIGNED: dict[int, type] = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+SIGNED: dict[int, type] = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
+FLOAT: dict[int, type] = {32: np.float32, 64: np.float64}
 CANONICAL_NAN = 0x7FFF  # what a conversion to 16 bits makes of any NaN; 0x7FFFFFFF in 32 bits
 
 
@@ -84,8 +84,8 @@ WRITERS: dict[str, Callable[[Array], Array]] = {
 
 def dtype_of(kind: str) -> type:
     """The numpy type in which an instruction of a plain type computes."""
-    bits = bits_of(kind)
-    return {"f": FLOAT, "s": SIGNED}.get(kind[0], UNSIGNED)[bits]
+    types: dict[int, type] = {"f": FLOAT, "s": SIGNED}.get(kind[0], UNSIGNED)
+    return types[bits_of(kind)]
 
 
 def read(register: Array, kind: str) -> Array:
@@ -104,7 +104,7 @@ def write(value: Array, kind: str) -> Array:
         return value
     if kind in WRITERS:
         return WRITERS[kind](value)
-    plain = np.asarray(value, dtype_of(kind))
+    plain: Array = np.asarray(value, dtype_of(kind))
     return plain.view(UNSIGNED[bits_of(kind)])
 
 

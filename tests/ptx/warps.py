@@ -21,9 +21,11 @@ class Warps:
 
     def __init__(self, program: Program, threads: Array) -> None:
         self.program = program
-        self.registers: list[Array | None] = [None] * len(program.machine.translation.registers)
+        self.registers = list(program.machine.garbage)
         self.next, self.state = 0, "ready"  # or "barrier", "done"
-        self._copies: list[list[tuple[Array, Array, Array, int]]] = [[]]  # groups, the last one open: (where, bytes, owners, line)
+        self._copies: list[list[tuple[Array, Array, Array, int]]] = [
+            []
+        ]  # groups, the last one open: (where, bytes, owners, line)
         self._take(threads)
 
     def _take(self, threads: Array) -> None:
@@ -47,9 +49,9 @@ class Warps:
         if (warps.any(1) != warps.all(1)).any():
             raise Fault(f"line {line}: the threads of a warp part")
         rest = Warps(self.program, self.threads[~taken])
-        rest.registers = [r if r is None or len(r) == 1 else r[~taken] for r in self.registers]
+        rest.registers = [r if len(r) == 1 else r[~taken] for r in self.registers]
         rest.next = following
-        self.registers = [r if r is None or len(r) == 1 else r[taken] for r in self.registers]
+        self.registers = [r if len(r) == 1 else r[taken] for r in self.registers]
         self._take(self.threads[taken])
         self.program.groups.append(rest)
         return target
@@ -68,7 +70,7 @@ class Warps:
         at, on = self._shared(address, offset), self._active(active)
         read = np.zeros((self.n, size * vector), np.uint8)
         read[on] = self.program.shared.read(at[on], size * vector, self.owners[on], line)
-        columns = read.view(UNSIGNED[8 * size])
+        columns: Array = read.view(UNSIGNED[8 * size])
         return [columns[:, i] for i in range(vector)]
 
     def store_shared(
@@ -88,9 +90,7 @@ class Warps:
         mine = np.ascontiguousarray(rows).view(np.uint32).reshape(-1, number, WARP)
         return [mine[:, i].reshape(-1) for i in range(number)]
 
-    def store_matrices(
-        self, address: Array, offset: int, values: Sequence[Array], transposed: bool, line: int
-    ) -> None:
+    def store_matrices(self, address: Array, offset: int, values: Sequence[Array], transposed: bool, line: int) -> None:
         """stmatrix: the same backwards."""
         number, warps = len(values), self.n // WARP
         mine = np.stack([every_thread(v, self.n).reshape(warps, WARP) for v in values], 1)
@@ -157,7 +157,7 @@ class Warps:
         read = self._read(every_thread(address, self.n) + _offset(offset), size, vector, on, order, line)
         if order == "acquire":
             self.program.view.acquire(np.unique(self.threads[on] // WARP))
-        columns = read.view(UNSIGNED[8 * size])
+        columns: Array = read.view(UNSIGNED[8 * size])
         return [columns[:, i] for i in range(vector)]
 
     def store_global(
