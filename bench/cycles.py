@@ -4,27 +4,27 @@
     python -m bench.cycles                       # every rule, dtype and plan row for sm_90
     python -m bench.cycles --rule gru --path split --hidden 256 --dtype bfloat16 --no-write
     python -m bench.cycles --quick --check       # fails where a row is 5 % slower than in bench/results/cycles.csv
+    python -m bench.cycles --kept --triton DIR   # all that cycles.csv holds, also with the Triton installed in DIR
     python -m bench.cycles --assumptions         # all that the model takes for granted
 
 Needs triton and no GPU. Rows of the same kernel, shape, target and Triton version replace those of
 bench/results/cycles.csv, others stay; each row carries its own commit. The model: bench/measure/multiprocessor.py.
 
 cycles: of a time step; of the whole launch for the step kernels. chain: cycles of that from the last poll's result to
-the store that publishes the state or the gates' gradients. Instructions are those of one warp in that time.
+the store that publishes the state or the gates' gradients, the sum where a cell has two of them a step. Instructions
+are those of one warp in that time.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import os
-import re
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,10 @@ import torch
 from bench import compile as compiling
 from bench.cases.compile_cases import DEVICES, DTYPES, Case, cases
 from bench.measure import cycles, provenance, sass
+from bench.measure.kept import Row, check, kept_rows, merged
 from bench.measure.multiprocessor import ASSUMED, Assumptions
 from fastcells.kernels.triton.rules import RULES
 
-Row = dict[str, object]
-KEY = ("family", "path", "kernel", "part", "rule", "exchange", "dtype", "H", "B", "target", "triton")
-SLOWER = 1.05  # times as many cycles as kept are a fault
 QUICK = (  # path, rule, dtype, H: a plan row of each, with the exchange that the plan takes
     ("sequence", "gru", "bfloat16", 64),
     ("step", "gru", "bfloat16", 256),
@@ -47,6 +45,7 @@ QUICK = (  # path, rule, dtype, H: a plan row of each, with the exchange that th
     ("split", "gru_reset_before", "bfloat16", 256),
     ("split", "gru", "float32", 256),
 )
+KEPT = "split", ("bfloat16", "float32"), (256, 512)  # path, dtypes and sizes that are kept beside the quick ones
 
 
 @dataclass(frozen=True)
@@ -113,23 +112,23 @@ def figures(kernel: Kernel, assumed: Assumptions) -> Row:
     """What the model and the compiler say of a kernel."""
     code = sass.decode(compiling.cuobjdump(kernel.compiled, "-sass"))
     if kernel.trips is None:
-        modelled = cycles.time_step(code, kernel.warps, assumed)
+        found = cycles.time_step(code, kernel.warps, assumed)
     else:
-        modelled = cycles.whole_launch(code, kernel.warps, kernel.trips, assumed)
+        found = cycles.whole_launch(code, kernel.warps, kernel.trips, assumed)
     registers, spills = compiling.resources(kernel.compiled)
     return {
         "programs": kernel.programs,
         "warps": kernel.warps,
-        "of": "step" if kernel.trips is None else "launch",
-        "cycles": modelled.cycles,
-        "chain": "" if modelled.chain is None else modelled.chain,
-        "exchanges": modelled.exchanges,
-        "instructions": modelled.instructions,
-        **modelled.classes,
+        "cycles_of": "step" if kernel.trips is None else "launch",
+        "cycles": found.cycles,
+        "chain": "" if found.chain is None else found.chain,
+        "exchanges": found.exchanges,
+        "instructions": found.instructions,
+        **found.classes,
         "registers": registers,
         "spill_bytes": spills,
         "shared_bytes": kernel.compiled.metadata.shared,
-        "unknown": " ".join(modelled.unknown),
+        "unknown": " ".join(found.unknown),
         "source": cycles.NOTE,
     }
 
@@ -139,62 +138,32 @@ def chosen(options: argparse.Namespace) -> list[tuple[str, Case]]:
     jobs = []
     for name, family in FAMILIES.items():
         for case in family.cases(tuple(options.target or (90,)), tuple(options.dtype or DTYPES)):
-            quick = (case.path, case.rule, case.dtype, case.H) in QUICK and case.exchange != "counter"
-            wanted = {"rule": case.rule, "path": case.path, "hidden": case.H, "exchange": case.exchange, "family": name}
-            given = {option: getattr(options, option) for option in wanted}
-            if (quick or not options.quick) and all(not given[key] or wanted[key] in given[key] for key in wanted):
+            quick = (case.path, case.rule, case.dtype, case.H) in QUICK
+            kept = case.path == KEPT[0] and case.dtype in KEPT[1] and case.H in KEPT[2]
+            wanted = quick or (kept and not options.quick) or not (options.quick or options.kept)
+            few = options.quick or options.kept  # leave out an exchange that no plan takes by itself
+            asked = {"rule": case.rule, "path": case.path, "hidden": case.H, "exchange": case.exchange, "family": name}
+            given = {option: getattr(options, option) for option in asked}
+            if (
+                wanted
+                and not (few and case.exchange == "counter")
+                and all(not given[option] or asked[option] in given[option] for option in asked)
+            ):
                 jobs.append((name, case))
     return jobs
 
 
-def key_of(row: Mapping[str, object]) -> tuple[str, ...]:
-    """What a row is about, as text: equal for a row that has been through a file."""
-    return tuple(str(row[name]) for name in KEY)
-
-
-def kept_rows(path: Path) -> list[Row]:
-    """The rows of a file; none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [dict(row) for row in csv.DictReader(file)]
-
-
-def merged(kept: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """All rows, new ones in the place of kept ones that are about the same; sorted by Triton version, then as cases."""
-    replaced = {key_of(row) for row in new}
-    columns = list(new[0])
-    stay = [{name: row.get(name, "") for name in columns} for row in kept if key_of(row) not in replaced]
-    order = [name for name in KEY if name != "triton"]
-    return sorted(
-        [*stay, *new],
-        key=lambda row: ([int(n) for n in re.findall(r"\d+", str(row["triton"]))], [str(row[k]) for k in order]),
-    )
-
-
-def verdict(kept: Sequence[Row], new: Sequence[Row]) -> tuple[list[str], list[str]]:
-    """What is slower than it was, by 5 % or more; and which rows have nothing kept to be compared with."""
-    before = {key_of(row): row for row in kept}
-    slower, missing = [], []
-    for row in new:
-        name = " ".join(str(row[key]) for key in KEY if row[key] != "")
-        old = before.get(key_of(row))
-        if old is None:
-            missing.append(name)
-        elif float(str(row["cycles"])) >= SLOWER * float(str(old["cycles"])):
-            slower.append(f"{name}: {old['cycles']} cycles at {old['commit']}, now {row['cycles']} ({cycles.NOTE})")
-    return slower, missing
-
-
-def check(kept: Sequence[Row], new: Sequence[Row]) -> int:
-    """Say what is slower; exit status 1 if anything is, or if nothing could be compared."""
-    slower, missing = verdict(kept, new)
-    for name in missing:
-        print(f"not in bench/results/cycles.csv: {name}")
-    for line in slower:
-        print(f"slower: {line}")
-    print(f"{len(slower)} of {len(new) - len(missing)} rows are slower by 5 % or more; {len(missing)} are not kept")
-    return 1 if slower or len(missing) == len(new) else 0
+def modelled(jobs: list[tuple[str, Case]], processes: int, assumed: Assumptions) -> tuple[list[Row], list[str]]:
+    """The rows of all jobs, and the jobs that failed, with the reason."""
+    rows: list[Row] = []
+    failed = []
+    with ProcessPoolExecutor(processes) as pool:
+        for job, found in [(job, pool.submit(rows_of, job, assumed)) for job in jobs]:
+            try:
+                rows += found.result()
+            except Exception as error:  # whatever Triton or ptxas say: the other rows are of use
+                failed.append(f"{' '.join(map(str, vars(job[1]).values()))}: {type(error).__name__}: {error}")
+    return rows, failed
 
 
 def assumptions(given: Sequence[str]) -> Assumptions:
@@ -215,6 +184,8 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, action="append", metavar="H")
     parser.add_argument("--dtype", choices=tuple(DTYPES), action="append")
     parser.add_argument("--exchange", choices=("poll", "counter"), action="append")
+    parser.add_argument("--kept", action="store_true", help="what bench/results/cycles.csv holds, and nothing else")
+    parser.add_argument("--triton", action="append", default=[], metavar="DIR", help="also with the Triton in there")
     parser.add_argument("--check", action="store_true", help="compare with what is kept, and write nothing")
     parser.add_argument("--no-write", action="store_true")
     parser.add_argument("--results", type=Path, default=provenance.RESULTS, help="folder of cycles.csv")
@@ -230,18 +201,28 @@ def main() -> int:
     jobs = chosen(options)
     if not jobs:
         parser.error("no kernel is like that")
-    with ProcessPoolExecutor(options.jobs) as pool:
-        rows = [row for found in pool.map(partial(rows_of, assumed=assumed), jobs) for row in found]
+    rows, failed = modelled(jobs, options.jobs, assumed)
+    status = 1 if failed else 0
+    for line in failed:
+        print(f"failed: {line}")
     origin = provenance.provenance(torch.device("cpu"))
     print(f"{cycles.NOTE}; triton {origin['triton']}, {len(jobs)} cases")
-    provenance.print_table([{k: v for k, v in row.items() if k not in ("family", "source")} for row in rows])
-    rows = [{**row, **origin} for row in rows]
-    kept = kept_rows(options.results / "cycles.csv")
-    if options.check:
-        return check(kept, rows)
-    if not options.no_write and not options.assume:
-        print(f"written to {provenance.write_csv('cycles', merged(kept, rows), folder=options.results)}")
-    return 0
+    if rows:
+        provenance.print_table([{k: v for k, v in row.items() if k not in ("family", "source")} for row in rows])
+        rows = [{**row, **origin} for row in rows]
+        before = kept_rows(options.results / "cycles.csv")
+        if options.check:
+            status |= check(before, rows)
+        elif not options.no_write and not options.assume:
+            filters = options.target, options.family, options.rule, options.path, options.hidden, options.dtype
+            all_rows = merged(before, rows, whole=options.kept and not failed and not any(filters))
+            print(f"written to {provenance.write_csv('cycles', all_rows, folder=options.results)}")
+    arguments = [word for word in sys.argv[1:] if word not in ("--triton", *options.triton)]
+    for folder in options.triton:
+        paths = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+        command = [sys.executable, "-m", "bench.cycles", *arguments]
+        status |= subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}).returncode
+    return status
 
 
 if __name__ == "__main__":

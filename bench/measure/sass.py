@@ -122,11 +122,29 @@ def main_loop(code: Sequence[Instruction]) -> tuple[int, int] | None:
     return max(loops(code), key=lambda loop: matmuls(code[loop[0] : loop[1] + 1]), default=None)
 
 
+def body(code: Sequence[Instruction], span: tuple[int, int]) -> set[int]:
+    """The instructions of a loop, wherever they lie: from which its jump back is reached without a new turn."""
+    position = {instruction.address: i for i, instruction in enumerate(code)}
+    before: list[list[int]] = [[] for _ in code]
+    for i, instruction in enumerate(code):
+        if instruction.target in position:
+            before[position[instruction.target]].append(i)
+        jumps = instruction.base == "EXIT" or instruction.target is not None
+        if i + 1 < len(code) and (instruction.conditional or not jumps):
+            before[i + 1].append(i)
+    found, todo = {*span}, [span[1]]
+    while todo:
+        new = [i for i in before[todo.pop()] if i not in found]
+        found.update(new)
+        todo += new
+    return found
+
+
 def walk(code: Sequence[Instruction], span: tuple[int, int] | None = None, trips: tuple[int, ...] = ()) -> list[int]:
     """Which instructions a warp issues, in order: in one turn of the loop `span`, or from the start to the end.
 
-    Conditional branches forward are not taken: what only some threads or steps do is counted. Other loops run once, as
-    a poll does that succeeds at once.
+    Conditional branches forward are not taken, so that what only some threads or steps do is counted, unless what
+    follows leaves the loop. Other loops run once, as a poll does that succeeds at once.
 
     trips: how often loops with matrix instructions run, an innermost one first, then the one around it.
 
@@ -147,6 +165,7 @@ def walk(code: Sequence[Instruction], span: tuple[int, int] | None = None, trips
         around = [end for start, end in inner.values() if start <= i <= end < to and not code[end].conditional]
         return any(turns[end] >= wanted[end] for end in around)
 
+    inside = body(code, span) if span else set(range(len(code)))
     at, path = (span or (0, 0))[0], []
     while True:
         path.append(at)
@@ -155,9 +174,9 @@ def walk(code: Sequence[Instruction], span: tuple[int, int] | None = None, trips
             return path
         if len(path) > LONGEST:
             raise ValueError("a walk through the machine code that does not end")
+        if at not in inside:
+            raise ValueError("a walk that leaves the loop for good")
         if instruction.base == "EXIT" and not instruction.conditional:
-            if span is not None:
-                raise ValueError("the loop is left for good")
             return path
         to = position.get(instruction.target) if instruction.target is not None else None
         if to is None:
@@ -166,7 +185,7 @@ def walk(code: Sequence[Instruction], span: tuple[int, int] | None = None, trips
             again = turns[at] < wanted[at]
             turns[at] = turns[at] + 1 if again else 1
             at = to if again or not instruction.conditional else at + 1
-        elif not instruction.conditional or leaves(at, to):
+        elif not instruction.conditional or leaves(at, to) or at + 1 not in inside:
             at = to
         else:
             at += 1
