@@ -62,16 +62,15 @@ def whole_launch(
 def exchange_ways(program: Sequence[Instruction], polling: Sequence[bool], timeline: Timeline, turns: int) -> list[int]:
     """Cycles of each way from a poll's result to the next publishing store, in the last turn but one.
 
-    polling: whether an instruction is in an inner loop, as polls are that have to be repeated. What publishes is a
-    reduction (an arrival that is counted), else a store that says how strong it is, else any: the first after a poll.
-    From when the last warp has its poll's result until the last one has stored.
+    polling: whether an instruction is in an inner loop, as polls are that have to be repeated. What publishes is the
+    first store after a poll, of those that say how strong they are (an arrival that is counted does) if there are any.
+    From when the last warp has its last poll's result until the last one has stored.
     """
     loads = [i for i, one in enumerate(program) if _shared_read(one)]
     polls = {i for i in loads if polling[i]} or set(loads)
     outside = [i for i, one in enumerate(program) if not polling[i] and one.base in ("STG", "ST", "RED", "REDG")]
-    counted = [i for i in outside if program[i].base in ("RED", "REDG")]
     strong = [i for i in outside if "STRONG" in program[i].opcode]
-    stores = set(counted or strong or outside)
+    stores = set(strong or outside)
     length, ways, pending = len(program), [], []
     first = (turns - 2) * length
     for at in range(first, first + 2 * length):  # a store may publish in the next turn what a poll in this one brought

@@ -196,7 +196,7 @@ def simulate(program: Sequence[Instruction], warps: int, turns: int = 1, assumed
             warp.copying = max(warp.copying, done)
             done = now + assumed.operands_read
         elif instruction.base == "LDGDEPBAR":
-            done = max([warp.copying, *warp.copies[-1:]])  # commits end in order
+            done = warp.copying
             warp.copies.append(done)
             warp.copying = 0
         elif instruction.base == "MEMBAR":

@@ -170,6 +170,7 @@ def test_a_scoreboard_is_waited_for() -> None:
 def test_several_results_of_one_scoreboard_are_waited_for() -> None:
     """One row of 512 bytes takes 4 cycles of shared memory, so its result comes 29 + 3 after it."""
     assert issued("LDS.128 R4, [R2] | 1 0", "LDS R1, [R2] | 1 0", "FADD R1, R1, R4 | 1 - - 0") == [[0, 4, 33]]
+    assert issued("LDG.E R4, [R2] | 1 0", "LDS R1, [R2] | 1 0", "FADD R1, R1, R4 | 1 - - 0") == [[0, 1, 602]]
 
 
 def test_a_barrier_waits_for_the_last_of_four_warps() -> None:
@@ -254,6 +255,13 @@ def test_a_way_that_goes_on_in_the_next_turn_and_two_ways_in_one() -> None:
     assert (found.cycles, found.chain, found.exchanges) == (49 + 2 + 2 + 302, 49, 1)
     twice = [*STEP[:9], *(re.sub("BRA 0x20", "BRA 0x90", line) for line in STEP[2:5]), *STEP[5:]]
     assert cycles.time_step(code_of(*twice), warps=1).exchanges == 2
+
+
+def test_the_last_result_of_a_poll_counts_and_no_load_that_follows_it() -> None:
+    both = (*STEP[:3], "LDG.E.STRONG.SYS R7, [R2+0x100] | 1 0", *STEP[3:])  # at 4, there at 306
+    assert cycles.time_step(code_of(*both), warps=1).chain == 42
+    gather = (*STEP[:5], "LDG.E.STRONG.GPU R7, [R2] | 1 0", "FADD R4, R7, R7 | 1 - - 0", *STEP[5:])  # 302 and 1 more
+    assert cycles.time_step(code_of(*gather), warps=1).chain == 42 + 302 + 1
 
 
 def test_an_arrival_that_is_counted_is_what_publishes() -> None:
