@@ -23,6 +23,7 @@ CLASSES = {  # what a count of instructions tells apart; the rest is "other"
     "shuffle": ("SHFL", "REDUX", "CREDUX", "VOTE"),
     "conversion": ("F2FP", "F2F", "F2I", "I2F", "I2FP"),
 }
+STORES = ("STG", "ST", "REDG", "RED", "ATOMG", "ATOM")  # to memory that other programs read
 CLASS_OF = {base: name for name, bases in CLASSES.items() for base in bases}
 LINE = re.compile(
     r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;?\s+/\* 0x[0-9a-f]{16} \*/\s*\n\s+/\* 0x([0-9a-f]{16}) \*/", re.M
@@ -97,15 +98,19 @@ def decode(text: str) -> list[Instruction]:
     return code
 
 
+def jumps(code: Sequence[Instruction]) -> dict[int, int]:
+    """Which instruction each branch leads to."""
+    position = {instruction.address: i for i, instruction in enumerate(code)}
+    found = {}
+    for i, instruction in enumerate(code):
+        if instruction.target in position:
+            found[i] = position[instruction.target]
+    return found
+
+
 def loops(code: Sequence[Instruction]) -> list[tuple[int, int]]:
     """(first, last) instruction of each jump back, in the order of their ends."""
-    position = {instruction.address: i for i, instruction in enumerate(code)}
-    found = []
-    for i, instruction in enumerate(code):
-        start = i if instruction.target is None else position.get(instruction.target, i)
-        if start < i:
-            found.append((start, i))
-    return found
+    return [(to, i) for i, to in jumps(code).items() if to < i]
 
 
 def matmuls(code: Sequence[Instruction]) -> int:
@@ -124,13 +129,11 @@ def main_loop(code: Sequence[Instruction]) -> tuple[int, int] | None:
 
 def body(code: Sequence[Instruction], span: tuple[int, int]) -> set[int]:
     """The instructions of a loop, wherever they lie: from which its jump back is reached without a new turn."""
-    position = {instruction.address: i for i, instruction in enumerate(code)}
     before: list[list[int]] = [[] for _ in code]
-    for i, instruction in enumerate(code):
-        if instruction.target in position:
-            before[position[instruction.target]].append(i)
-        jumps = instruction.base == "EXIT" or instruction.target is not None
-        if i + 1 < len(code) and (instruction.conditional or not jumps):
+    for i, to in jumps(code).items():
+        before[to].append(i)
+    for i, instruction in enumerate(code[:-1]):
+        if instruction.conditional or instruction.base not in ("BRA", "EXIT"):
             before[i + 1].append(i)
     found, todo = {*span}, [span[1]]
     while todo:
@@ -140,18 +143,37 @@ def body(code: Sequence[Instruction], span: tuple[int, int]) -> set[int]:
     return found
 
 
+def given_up(code: Sequence[Instruction], waits: Sequence[int]) -> set[int]:
+    """The branches around what is done only after a wait in vain: a store, behind a poll, that no thread alone does.
+
+    waits: the jumps back of the polls. What single threads do ends at a BSYNC, where the others wait for them.
+    """
+    leads, found = jumps(code), set()
+    for end in waits:
+        for i in range(end + 1, len(code)):
+            if code[i].base in (*STORES, *MATMULS, "EXIT"):
+                break
+            if code[i].conditional and leads.get(i, 0) > i:
+                to = leads[i]
+                if code[to].base != "BSYNC" and any(one.base in STORES for one in code[i + 1 : to]):
+                    found.add(i)
+                break
+    return found
+
+
 def walk(code: Sequence[Instruction], span: tuple[int, int] | None = None, trips: tuple[int, ...] = ()) -> list[int]:
     """Which instructions a warp issues, in order: in one turn of the loop `span`, or from the start to the end.
 
     Conditional branches forward are not taken, so that what only some threads or steps do is counted, unless what
-    follows leaves the loop. Other loops run once, as a poll does that succeeds at once.
+    follows leaves the loop or is done only after a wait in vain. Other loops run once, as a poll does that succeeds at
+    once.
 
     trips: how often loops with matrix instructions run, an innermost one first, then the one around it.
 
     Raises:
         ValueError: the walk leaves the loop for good, or does not end.
     """
-    position = {instruction.address: i for i, instruction in enumerate(code)}
+    leads = jumps(code)
     inner = {last: (first, last) for first, last in loops(code) if (first, last) != span}
     turns = dict.fromkeys(inner, 1)
     multiplying = [loop for loop in inner.values() if matmuls(code[loop[0] : loop[1] + 1])]
@@ -166,6 +188,7 @@ def walk(code: Sequence[Instruction], span: tuple[int, int] | None = None, trips
         return any(turns[end] >= wanted[end] for end in around)
 
     inside = body(code, span) if span else set(range(len(code)))
+    in_vain = given_up(code, [end for end in inner if inner[end] not in multiplying])
     at, path = (span or (0, 0))[0], []
     while True:
         path.append(at)
@@ -178,14 +201,14 @@ def walk(code: Sequence[Instruction], span: tuple[int, int] | None = None, trips
             raise ValueError("a walk that leaves the loop for good")
         if instruction.base == "EXIT" and not instruction.conditional:
             return path
-        to = position.get(instruction.target) if instruction.target is not None else None
-        if to is None:
-            at += 1
+        to = leads.get(at, at + 1)
+        if at not in leads:
+            at = to
         elif at in inner:  # backwards
             again = turns[at] < wanted[at]
             turns[at] = turns[at] + 1 if again else 1
             at = to if again or not instruction.conditional else at + 1
-        elif not instruction.conditional or leaves(at, to) or at + 1 not in inside:
+        elif not instruction.conditional or leaves(at, to) or at + 1 not in inside or at in in_vain:
             at = to
         else:
             at += 1

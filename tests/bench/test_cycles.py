@@ -136,6 +136,27 @@ def test_a_turn_takes_the_branch_around_what_leaves_the_loop() -> None:
     assert walk(code, (1, 7)) == [1, 2, 5, 6, 7]
 
 
+@pytest.mark.parametrize("before", ["FADD R1, R1, R1", "HMMA.16816.F32.BF16 R4, R4, R8, R4", "STG.E [R2], R1"])
+@pytest.mark.parametrize("skipped", ["STG.E [R4], R5", "FADD R5, R5, R5"])
+@pytest.mark.parametrize("end", ["NOP", "BSYNC B0"])
+def test_a_turn_leaves_out_what_is_done_after_a_wait_in_vain(before: str, skipped: str, end: str) -> None:
+    code = code_of(
+        "NOP",
+        "NOP",
+        "LDG.E.STRONG.SYS R1, [R2]",
+        "@P0 BRA P5, 0x20",
+        before,
+        "@!P1 BRA 0x80",
+        "MOV R5, 1",
+        skipped,  # sets the fault word
+        end,
+        "@P2 BRA 0x10",
+        "EXIT",
+    )
+    in_vain = "FADD" in before and "STG" in skipped and end == "NOP"
+    assert walk(code, (1, 9)) == [1, 2, 3, 4, 5, *([] if in_vain else [6, 7]), 8, 9]
+
+
 def test_a_poll_whose_jump_back_has_no_predicate_ends() -> None:
     code = code_of("NOP", "NOP", "LDG.E R1, [R2]", "@P0 BRA 0x50", "BRA 0x20", "NOP", "@P2 BRA 0x10", "EXIT")
     assert walk(code, (1, 6)) == [1, 2, 3, 5, 6]
