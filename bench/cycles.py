@@ -7,12 +7,13 @@
     python -m bench.cycles --kept --triton DIR   # all that cycles.csv holds, also with the Triton installed in DIR
     python -m bench.cycles --assumptions         # all that the model takes for granted
 
-Needs triton and no GPU. Rows of the same kernel, shape, target and Triton version replace those of
-bench/results/cycles.csv, others stay; each row carries its own commit. The model: bench/measure/multiprocessor.py.
+Needs triton and no GPU. A row of the same kernel, shape, target and Triton version takes the place of the one in
+bench/results/cycles.csv, others stay; each carries its own commit. --kept takes five minutes a Triton version on two
+busy cores, one or two where the kernels have been compiled before. The model: bench/measure/multiprocessor.py.
 
 cycles: of a time step; of the whole launch for the step kernels. chain: cycles of that from the last poll's result to
-the store that publishes the state or the gates' gradients, the sum where a cell has two of them a step. Instructions
-are those of one warp in that time.
+the first store that publishes the state or the gates' gradients, the sum where a cell has two of them a step (the
+column exchanges). Instructions are those of one warp in that time.
 """
 
 from __future__ import annotations
