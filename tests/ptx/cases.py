@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from fastcells.kernels.triton.launch import BackwardPass, ForwardPass, StepInput
 from fastcells.kernels.triton.rules import RULES
 from fastcells.spec import SPECS, CellSpec, RecurrentWeights
 from tests.ptx.launch import Options, executed
+from tests.ptx.parse import Text
 from tests.ptx.shared import Race
 
 # Storage dtype, precision of the matmuls, and the rounding of one of their factors.
@@ -85,6 +87,8 @@ class Result:
     races: dict[str, list[Race]]
     places: dict[str, str]  # the instructions of the races, by kernel and line
     instructions: dict[str, Counter[str]]  # of each kernel, in all its launches
+    program_steps: dict[str, int]  # programs times the steps that they do
+    kernels: dict[str, Text]  # what was executed, by its PTX
     seconds: float
 
     @property
@@ -126,14 +130,18 @@ def run(case: Case) -> Result:
     exact = reference(spec, x, state, w, b, lengths, case.reverse, d_hidden, d_last, out.hidden, ROUNDINGS * rounding)
     errors = {name: max(map(error, _tensors(value), _tensors(exact[name]))) for name, value in results.items()}
     races: dict[str, list[Race]] = {}
-    places, instructions = {}, dict[str, Counter[str]]()
+    kernels = {launch.ptx: launch.translation.text for launch in launches}
+    places, instructions, steps = {}, dict[str, Counter[str]](), Counter[str]()
     for launch in launches:
         races.setdefault(launch.kernel, []).extend(launch.machine.races)
         for race in launch.machine.races:
             for line in (race.line, race.other):
                 places[f"{launch.kernel}:{line}"] = str(launch.translation.at.get(line, "?"))
         instructions.setdefault(launch.kernel, Counter()).update(launch.machine.instructions())
-    return Result(errors, ROUNDINGS * rounding, races, places, instructions, time.perf_counter() - start)
+        steps[launch.kernel] += math.prod(launch.grid) * (1 if case.path == "step" else T)
+    return Result(
+        errors, ROUNDINGS * rounding, races, places, instructions, steps, kernels, time.perf_counter() - start
+    )
 
 
 def _input(case: Case, rows: int, dtype: torch.dtype) -> tuple[StepInput, Tensor]:

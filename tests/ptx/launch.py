@@ -53,6 +53,7 @@ class Launch:
 
     kernel: str
     grid: tuple[int, ...]
+    ptx: str  # before any edit
     translation: Translation
     machine: Machine
 
@@ -87,7 +88,7 @@ class _InMachine:
             translation = translated(text, self.options.edits.get(self.name))
             memory = Memory(self.options.weak, random.Random(self.options.seed), self.options.stale)
             machine = Machine(translation, grid, shared, memory, **self.options.machine)
-            self.launches.append(Launch(self.name, grid, machine.translation, machine))
+            self.launches.append(Launch(self.name, grid, text, translation, machine))
             values = _addresses(memory, [arguments[name] for name in runtime_arguments(self.kernel, arguments)])
             values += [0] * (
                 len(translation.text.parameters) - len(values)
