@@ -31,6 +31,7 @@ from tests.ptx import sensitivity
 from tests.ptx.cases import Case, Result, run
 from tests.ptx.classes import CLASSES
 from tests.ptx.memory import Fault
+from tests.ptx.parse import Unsupported
 from tests.ptx.selection import EVERY
 
 Row = dict[str, object]
@@ -41,7 +42,7 @@ def rows_of(case: Case) -> list[Row]:
     shape: Row = {"case": str(case), "rule": case.rule, "dtype": case.dtype, "target": f"sm_{case.options.target}"}
     try:
         result = run(case)
-    except Fault as fault:
+    except (Fault, Unsupported) as fault:
         return [{**shape, **_figures(None), "fault": str(fault)}]
     return [{**shape, **_figures(result, kernel), "fault": ""} for kernel in result.instructions]
 
@@ -108,8 +109,8 @@ def main() -> int:
     cases.sort(key=lambda case: (case.path == "step", case.path == "split", case.B * case.H), reverse=True)
     work = sensitivity_rows if options.sensitivity else rows_of
     rows: list[Row] = []
-    one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), **one_thread) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for done in pool.map(work, cases):
             rows += done
     print(f"triton {triton.__version__}, {len(cases)} cases; nothing here ran on a GPU")

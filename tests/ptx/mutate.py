@@ -10,7 +10,7 @@ from tests.ptx.parse import Instruction, Text
 
 @dataclass(frozen=True)
 class Mutation:
-    """One instruction, and what it becomes. Another text, as of the same kernel with other constants, stays as it is."""
+    """One instruction, and what it becomes. Another text of the same kernel stays as it is."""
 
     kind: str
     position: int

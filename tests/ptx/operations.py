@@ -30,6 +30,7 @@ TABLE: dict[str, Operation] = {}
 
 INTEGERS = tuple(f"{sign}{bits}" for sign in "su" for bits in (16, 32, 64))
 UNTYPED = ("b16", "b32", "b64")
+SMALLEST = np.float32(2.0**-126)  # normal float32
 HALVES = ("f16", "bf16", "f16x2", "bf16x2")
 COMPARISONS: dict[str, Callable[[Array, Array], Array]] = {
     "eq": np.equal,
@@ -59,6 +60,22 @@ def fma(a: Array, b: Array, c: Array) -> Array:
     """One rounding, but for a tie in float64 that a float64 sum cannot see: about one case in 2^29."""
     wide = a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)
     return wide.astype(np.float32)
+
+
+def flush(x: Array) -> Array:
+    """0 of the same sign for a number too small to be normal."""
+    return np.where(np.abs(x) < SMALLEST, np.copysign(np.float32(0), x), x)
+
+
+def flushed(function: Callable[..., Array], *operands: Array) -> Array:
+    """What an instruction with `.ftz` gives."""
+    return flush(function(*(flush(x) for x in operands)))
+
+
+def divide_approximately(a: Array, b: Array) -> Array:
+    """div.approx: 0 for a divisor above 2^126, or NaN if an infinity is divided by it."""
+    huge = (np.abs(b) > np.float32(2.0**126)) & np.isfinite(b)
+    return np.where(huge, np.where(np.isfinite(a), np.copysign(np.float32(0), a / b), np.float32(np.nan)), a / b)
 
 
 def shift_left(a: Array, count: Array) -> Array:
@@ -210,12 +227,21 @@ def _floats() -> None:
             for rounding in ("", ".rn"):
                 _add(f"{name}{rounding}.f32.{kind}", "f32", f"{kind} f32", sums[name])
         _add(f"fma.rn.f32.{kind}", "f32", f"{kind} {kind} f32", fma)
-    for opcode in ("ex2.approx.f32", "ex2.approx.ftz.f32"):
-        _add(opcode, "f32", "f32", np.exp2)
-    for opcode in ("rcp.approx.f32", "rcp.approx.ftz.f32", "rcp.rn.f32"):
-        _add(opcode, "f32", "f32", lambda a: np.float32(1) / a)
-    for opcode in ("div.full.f32", "div.full.ftz.f32", "div.approx.f32", "div.rn.f32"):
-        _add(opcode, "f32", "f32 f32", np.divide)
+    special: dict[str, Callable[..., Array]] = {
+        "ex2.approx": np.exp2,
+        "rcp.approx": partial(np.divide, np.float32(1)),
+        "div.full": np.divide,
+        "div.approx": divide_approximately,
+    }
+    for name, function in special.items():
+        operands = "f32 f32" if name.startswith("div") else "f32"
+        _add(f"{name}.f32", "f32", operands, function)
+        _add(f"{name}.ftz.f32", "f32", operands, partial(flushed, function))
+    for name in ("add", "sub", "mul"):
+        _add(f"{name}.ftz.f32", "f32", "f32 f32", partial(flushed, sums[name]))
+    _add("fma.rn.ftz.f32", "f32", "f32 f32 f32", partial(flushed, fma))
+    _add("rcp.rn.f32", "f32", "f32", special["rcp.approx"])
+    _add("div.rn.f32", "f32", "f32 f32", np.divide)
     _add("tanh.approx.f32", "f32", "f32", np.tanh)
 
 

@@ -213,10 +213,20 @@ def result(opcode: str, operands: Sequence[Number], kinds: Sequence[str]) -> Num
         return _shift_right(operands[0], operands[1], kind)
     if name == "bfe":
         return _field(operands[0] & 0xFFFFFFFF, operands[1], operands[2], kind == "s32")
+    if "ftz" in parts:
+        return _flush(result(opcode.replace(".ftz", ""), [_flush(x) for x in operands], kinds))
+    if name == "div" and "approx" in parts and 2.0**126 < abs(operands[1]) < math.inf:
+        return 0.0 * operands[0] * math.copysign(1.0, operands[1])  # NaN of an infinity
     try:
         return ARITHMETIC[name](*operands)
     except OverflowError:
         return math.inf
+
+
+def _flush(x: float) -> float:
+    """0 for a float32 too small to be normal."""
+    rounded = float_of(bits_of_float(x, "f32"), "f32")
+    return math.copysign(0.0, x) if abs(rounded) < 2.0**-126 else x
 
 
 def _of_halves(opcode: str, halves: list[tuple[int, int]], kind: str) -> Number | tuple[Number, ...]:
