@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from fastcells.errors import KernelFault
 from tests.ptx.cases import Case, run
 from tests.ptx.launch import Options
 from tests.ptx.memory import Fault
@@ -16,7 +17,7 @@ from tests.ptx.mutate import Mutation, mutations, superfluous
 from tests.ptx.parse import Text
 
 SEEDS = 4  # tries until a mutation counts as not noticed; every other one with loads that are stale when they may be
-LIMIT = 100_000  # segments after which a launch counts as one without end: the cases here take up to 10,000
+LIMIT = 30_000  # segments after which a launch counts as one without end: the cases here take up to 10,000
 
 # One case for each kernel and each form of it that waits: small, but with every loop run more than twice.
 CASES = (
@@ -80,7 +81,7 @@ def is_noticed(case: Case, kernel: str, mutation: Mutation) -> bool:
         try:
             if not run(replace(case, options=options)).right:
                 return True
-        except Fault:
+        except (Fault, KernelFault):
             return True
     return False
 
