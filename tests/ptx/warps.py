@@ -193,10 +193,11 @@ class Warps:
             self.program.view.acquire(np.unique(self.threads[on] // WARP))
         return old
 
-    def fence(self) -> None:
-        for thread in self.threads:
+    def fence(self, active: Array | None) -> None:
+        threads = self.threads[self._active(active)]
+        for thread in threads:
             self.program.view.release(int(thread))
-        self.program.view.acquire(self.warps)
+        self.program.view.acquire(np.unique(threads // WARP))
 
     def barrier(self, of_a_warp: bool) -> None:
         if not of_a_warp:
