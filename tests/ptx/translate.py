@@ -53,22 +53,25 @@ class Translation:
         self.registers: dict[str, int] = {}
         self.counts: list[Counter[str]] = []
         self._parameters = dict(text.parameters)
-        self._namespace: dict[str, Any] = {"np": np, "merge": merge, **vars(values), **vars(matrix)}
+        self._namespace: dict[str, Any] = {"np": np, **vars(values), **vars(matrix)}
         self._constants: dict[tuple[str, bytes], str] = {}
         self._functions: dict[str, str] = {}
         stretches, self._starts = self._cut()
-        code = []
+        code: list[str] = []
         for number, stretch in enumerate(stretches):
-            lines = [f"def segment{number}(u):", " R = u.registers"]
+            code.append(f"def segment{number}(u):\n R = u.registers")
             ending = f" return {number + 1}"
             for instruction in stretch:
                 if instruction.opcode.startswith("bra"):
-                    ending = " return " + self._branch(instruction, number + 1)
+                    target = self._starts[self.text.labels[str(instruction.operands[0])]]
+                    body = [i for one in stretches[target : number + 1] for i in one][:-1]
+                    written = _written(code[target:]) if all(map(_may_repeat, body)) else None
+                    ending = " return " + self._branch(instruction, target, number + 1, written)
                 elif instruction.opcode in ("ret", "exit") and instruction.guard is None:
                     ending = " return -1"
                 else:
-                    lines += [f" {line}" for line in self._translated(instruction)]
-            code.append("\n".join([*lines, ending]))
+                    code[-1] += "".join(f"\n {line}" for line in self._translated(instruction))
+            code[-1] += "\n" + ending
             self.counts.append(Counter(class_of(i.opcode) for i in stretch))
         self.code = "\n".join(code)
         exec(compile(self.code, f"<{text.name}>", "exec"), self._namespace)
@@ -91,13 +94,11 @@ class Translation:
                 stretches.append([])
         return stretches[:-1] if not stretches[-1] else stretches, starts
 
-    def _branch(self, instruction: Instruction, following: int) -> str:
-        label = instruction.operands[0]
-        assert isinstance(label, str)
-        target = self._starts[self.text.labels[label]]
+    def _branch(self, instruction: Instruction, target: int, following: int, written: tuple[int, ...] | None) -> str:
         if instruction.guard is None:
             return str(target)
-        return f"u.branch({self._predicate(instruction.guard)}, {target}, {following}, {instruction.line})"
+        taken = self._predicate(instruction.guard)
+        return f"u.branch({taken}, {target}, {following}, {instruction.line}, {written})"
 
     def _translated(self, instruction: Instruction) -> list[str]:
         try:
@@ -327,9 +328,14 @@ class Translation:
         return [f"u.copy({addresses}, {int(str(size), 0)}, {length}, {active}, {i.line})"]
 
 
-def merge(active: Array, new: Array, old: Array) -> Array:
-    """The new value in the active threads."""
-    return new if len(active) == 1 and active[0] else np.where(active, new, old)
+def _may_repeat(i: Instruction) -> bool:
+    """Whether a thread that is through with a loop may execute this again, if its registers are put back."""
+    return i.opcode in TABLE or i.parts[0] in ("ld", "mov", "nop", "nanosleep")
+
+
+def _written(code: list[str]) -> tuple[int, ...]:
+    """Numbers of the registers that these functions write."""
+    return tuple(sorted({int(number) for one in code for number in re.findall(r"^ R\[(\d+)\] = ", one, re.M)}))
 
 
 def garbage(translation: Translation, rng: random.Random) -> list[Array]:
