@@ -16,6 +16,7 @@ import numpy as np
 from tests.ptx import matrix, values
 from tests.ptx.classes import class_of
 from tests.ptx.memory import ORDERED
+from tests.ptx.operands import by_whole_warps, many, unguarded, width
 from tests.ptx.operations import TABLE, Operation
 from tests.ptx.parse import Instruction, Operand, Text, Unsupported
 from tests.ptx.values import UNSIGNED, Array, bits_of, dtype_of
@@ -28,10 +29,11 @@ SPECIAL = {
     **{f"%ctaid.{axis}": f"u.program.id[{i}]" for i, axis in enumerate("xyz")},
     **{f"%nctaid.{axis}": f"u.program.grid[{i}]" for i, axis in enumerate("xyz")},
 }
-WIDTHS = {"rs": 16, "r": 32, "f": 32, "rd": 64, "fd": 64}  # of registers, by their names
-# What an access may say of caches, and what changes nothing here.
-HINTS = {"global", "gpu", "sys", "cta", "weak", "b8", "cg", "ca", "cs", "cv", "wt", "nc", "wb"}
+# What an access may say of caches, and what changes nothing here. Not `.cta`: such an access orders nothing for other
+# programs. Not `.nc`: it reads from a cache that no store reaches.
+HINTS = {"global", "gpu", "sys", "weak", "cg", "ca", "cs", "cv", "wt", "wb"}
 HINTS |= {f"L1::{policy}" for policy in ("evict_last", "evict_first", "no_allocate", "evict_normal", "evict_unchanged")}
+FENCES = re.compile(r"fence\.(acq_rel|sc)\.(gpu|sys)$|membar\.(gl|sys)$")  # what orders accesses of different programs
 # After these another warp may go on.
 YIELDS = re.compile(
     r"bra|ret|exit|bar\.|barrier|atom|red\.|fence|membar|nanosleep|st\.\S*global"
@@ -51,22 +53,25 @@ class Translation:
         self.registers: dict[str, int] = {}
         self.counts: list[Counter[str]] = []
         self._parameters = dict(text.parameters)
-        self._namespace: dict[str, Any] = {"np": np, "merge": merge, **vars(values), **vars(matrix)}
+        self._namespace: dict[str, Any] = {"np": np, **vars(values), **vars(matrix)}
         self._constants: dict[tuple[str, bytes], str] = {}
         self._functions: dict[str, str] = {}
         stretches, self._starts = self._cut()
-        code = []
+        code: list[str] = []
         for number, stretch in enumerate(stretches):
-            lines = [f"def segment{number}(u):", " R = u.registers"]
+            code.append(f"def segment{number}(u):\n R = u.registers")
             ending = f" return {number + 1}"
             for instruction in stretch:
                 if instruction.opcode.startswith("bra"):
-                    ending = " return " + self._branch(instruction, number + 1)
-                elif instruction.opcode in ("ret", "exit"):
+                    target = self._starts[self.text.labels[str(instruction.operands[0])]]
+                    body = [i for one in stretches[target : number + 1] for i in one][:-1]
+                    written = _written(code[target:]) if all(map(_may_repeat, body)) else None
+                    ending = " return " + self._branch(instruction, target, number + 1, written)
+                elif instruction.opcode in ("ret", "exit") and instruction.guard is None:
                     ending = " return -1"
                 else:
-                    lines += [f" {line}" for line in self._translated(instruction)]
-            code.append("\n".join([*lines, ending]))
+                    code[-1] += "".join(f"\n {line}" for line in self._translated(instruction))
+            code[-1] += "\n" + ending
             self.counts.append(Counter(class_of(i.opcode) for i in stretch))
         self.code = "\n".join(code)
         exec(compile(self.code, f"<{text.name}>", "exec"), self._namespace)
@@ -89,13 +94,11 @@ class Translation:
                 stretches.append([])
         return stretches[:-1] if not stretches[-1] else stretches, starts
 
-    def _branch(self, instruction: Instruction, following: int) -> str:
-        label = instruction.operands[0]
-        assert isinstance(label, str)
-        target = self._starts[self.text.labels[label]]
+    def _branch(self, instruction: Instruction, target: int, following: int, written: tuple[int, ...] | None) -> str:
         if instruction.guard is None:
             return str(target)
-        return f"u.branch({self._predicate(instruction.guard)}, {target}, {following}, {instruction.line})"
+        taken = self._predicate(instruction.guard)
+        return f"u.branch({taken}, {target}, {following}, {instruction.line}, {written})"
 
     def _translated(self, instruction: Instruction) -> list[str]:
         try:
@@ -115,34 +118,39 @@ class Translation:
         if parts[0] in ("ld", "st"):
             return self._access(i, active)
         if opcode in matrix.PRODUCTS:
-            _unguarded(i)
-            results = ", ".join(self._register(x) for x in _many(operands[0]))
-            lists = ", ".join("[" + ", ".join(self._value(x, "b32") for x in _many(o)) + "]" for o in operands[1:])
+            unguarded(i)
+            results = ", ".join(self._register(x) for x in many(operands[0]))
+            lists = ", ".join("[" + ", ".join(self._value(x, "b32") for x in many(o)) + "]" for o in operands[1:])
             return [f"{results}, = PRODUCTS[{opcode!r}](u.n, {lists})"]
         if parts[0] in ("ldmatrix", "stmatrix"):
-            _unguarded(i)
+            unguarded(i)
             return self._matrix_access(i)
+        if parts[0] in ("shfl", "redux", "vote") and parts[1] == "sync":
+            unguarded(i)
+            by_whole_warps(operands[-1])
         if parts[:2] == ["shfl", "sync"]:
             arguments = ", ".join(self._value(x, "b32") for x in operands[1:4])
             value, *inside = str(operands[0]).split("|")
-            lines = [f"t = shuffle(u.n, {parts[2]!r}, {arguments})", *self._put(i.guard, value, "t[0]", "b32")]
-            return lines + [line for name in inside for line in self._put(i.guard, name, "t[1]", "pred")]
+            lines = [f"t = shuffle(u.n, {parts[2]!r}, {arguments})", *self._put(None, value, "t[0]", "b32")]
+            return lines + [line for name in inside for line in self._put(None, name, "t[1]", "pred")]
         if parts[:2] == ["redux", "sync"]:
             value = f"reduce_warp(u.n, {parts[2]!r}, {self._value(operands[1], parts[3])})"
-            return self._put(i.guard, operands[0], value, parts[3])
+            return self._put(None, operands[0], value, parts[3])
         if parts[:2] == ["vote", "sync"]:
             kind = "b32" if parts[2] == "ballot" else "pred"
             value = f"vote(u.n, {parts[2]!r}, {self._value(operands[1], 'pred')})"
-            return self._put(i.guard, operands[0], value, kind)
+            return self._put(None, operands[0], value, kind)
         if opcode in ("bar.sync", "barrier.sync", "barrier.cta.sync.aligned", "bar.warp.sync"):
-            _unguarded(i)
-            if opcode != "bar.warp.sync" and operands != ("0",):
+            unguarded(i)
+            if opcode == "bar.warp.sync":
+                by_whole_warps(operands[0])
+            elif operands != ("0",):
                 raise Unsupported("a barrier of some of the warps")
             return [f"u.barrier({opcode == 'bar.warp.sync'})"]
         if parts[0] in ("atom", "red"):
             return self._atomic(i, active)
-        if parts[0] in ("fence", "membar"):
-            return ["u.fence()"]
+        if FENCES.match(opcode):
+            return [f"u.fence({active})"]
         if parts[0] == "nanosleep":
             return []
         if parts[:2] == ["cp", "async"]:
@@ -169,12 +177,12 @@ class Translation:
         expression = self._register(name)
         if kind == "pred":
             return f"~{expression}" if negated else expression
-        width, bits = _width(name), bits_of(kind)
-        if width < bits:
+        has, bits = width(name), bits_of(kind)
+        if has < bits:
             raise Unsupported(f"{name} read as {kind}")
         if kind in values.READERS:
             return f"read({expression}, {kind!r})"
-        if width > bits:
+        if has > bits:
             expression += f".astype(np.uint{bits})"
         return expression if kind[0] in "ub" else f"{expression}.view(np.{dtype_of(kind).__name__})"
 
@@ -214,9 +222,9 @@ class Translation:
             expression = f"write({expression}, {kind!r})"
         elif kind[0] in "sf":
             expression = f"({expression}).view(np.uint{bits_of(kind)})"
-        if kind != "pred" and _width(result) > bits_of(kind):  # a narrow value in a wide register keeps its sign
-            signed = f".view(np.int{bits_of(kind)}).astype(np.int{_width(result)}).view(np.uint{_width(result)})"
-            expression = f"({expression})" + (signed if kind[0] == "s" else f".astype(np.uint{_width(result)})")
+        if kind != "pred" and width(result) > bits_of(kind):  # a narrow value in a wide register keeps its sign
+            signed = f".view(np.int{bits_of(kind)}).astype(np.int{width(result)}).view(np.uint{width(result)})"
+            expression = f"({expression})" + (signed if kind[0] == "s" else f".astype(np.uint{width(result)})")
         register = self._register(result)
         if guard is None:
             return [f"{register} = {expression}"]
@@ -272,7 +280,7 @@ class Translation:
             raise Unsupported(f"{rest}")
         order = next((p for p in i.parts if p in ORDERED), "weak")
         address = self._address(i.operands[1 if load else 0], space)
-        registers = _many(i.operands[0 if load else 1])
+        registers = many(i.operands[0 if load else 1])
         assert len(registers) == vector, registers
         size = bits_of(kind) // 8
         how = f"{order!r}, " if space == "global" else ""
@@ -289,17 +297,20 @@ class Translation:
             raise Unsupported("a matrix of another shape")
         load = i.parts[0] == "ldmatrix"
         where, registers = (i.operands[1], i.operands[0]) if load else (i.operands[0], i.operands[1])
-        many, transposed = _many(registers), "trans" in i.parts
+        each, transposed = many(registers), "trans" in i.parts
         address = self._address(where, "shared")
         if load:
-            results = ", ".join(self._register(x) for x in many)
-            return [f"{results}, = u.load_matrices({address}, {len(many)}, {transposed}, {i.line})"]
-        stored = ", ".join(self._value(x, "b32") for x in many)
+            results = ", ".join(self._register(x) for x in each)
+            return [f"{results}, = u.load_matrices({address}, {len(each)}, {transposed}, {i.line})"]
+        stored = ", ".join(self._value(x, "b32") for x in each)
         return [f"u.store_matrices({address}, [{stored}], {transposed}, {i.line})"]
 
     def _atomic(self, i: Instruction, active: str) -> list[str]:
         if "add" not in i.parts or i.parts[-1] not in ("u32", "s32", "b32") or "global" not in i.parts:
             raise Unsupported("an atomic operation that the machine does not know")
+        rest = set(i.parts[1:-1]) - {"global", "add", "gpu", "sys"} - set(ORDERED)
+        if rest:
+            raise Unsupported(f"{rest}")
         order = next((p for p in i.parts if p in ORDERED), "relaxed")
         where, value = i.operands[-2:]
         arguments = f"{self._address(where, 'global')}, {self._value(value, 'u32')}"
@@ -317,31 +328,20 @@ class Translation:
         return [f"u.copy({addresses}, {int(str(size), 0)}, {length}, {active}, {i.line})"]
 
 
-def merge(active: Array, new: Array, old: Array) -> Array:
-    """The new value in the active threads."""
-    return new if len(active) == 1 and active[0] else np.where(active, new, old)
+def _may_repeat(i: Instruction) -> bool:
+    """Whether a thread that is through with a loop may execute this again, if its registers are put back."""
+    return i.opcode in TABLE or i.parts[0] in ("ld", "mov", "nop", "nanosleep")
+
+
+def _written(code: list[str]) -> tuple[int, ...]:
+    """Numbers of the registers that these functions write."""
+    return tuple(sorted({int(number) for one in code for number in re.findall(r"^ R\[(\d+)\] = ", one, re.M)}))
 
 
 def garbage(translation: Translation, rng: random.Random) -> list[Array]:
     """What registers hold before they are written: a half that nobody reads is packed with another, say."""
     found: list[Array] = []
     for name in translation.registers:
-        bits = 1 if name.startswith("%p") else _width(name)
+        bits = 1 if name.startswith("%p") else width(name)
         found.append(np.array([rng.getrandbits(bits)], bool if bits == 1 else UNSIGNED[bits]))
     return found
-
-
-def _width(register: str) -> int:
-    found = re.match(r"%([a-z]+)\d+$", register)
-    if found is None or found[1] not in WIDTHS:
-        raise Unsupported(f"the register {register}")
-    return WIDTHS[found[1]]
-
-
-def _many(operand: Operand) -> tuple[str, ...]:
-    return operand if isinstance(operand, tuple) else (operand,)
-
-
-def _unguarded(i: Instruction) -> None:
-    if i.guard:
-        raise Unsupported("under a predicate")

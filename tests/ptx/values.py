@@ -111,3 +111,8 @@ def write(value: Array, kind: str) -> Array:
 def every_thread(register: Array, threads: int) -> Array:
     """A register with one element for each thread."""
     return register if register.shape[0] == threads else np.broadcast_to(register, (threads, *register.shape[1:]))
+
+
+def merge(active: Array, new: Array, old: Array) -> Array:
+    """The new value in the active threads."""
+    return new if len(active) == 1 and active[0] else np.where(active, new, old)

@@ -33,14 +33,15 @@ class Warps:
         self.warps = np.unique(threads // WARP)
         self.tid, self.lane = threads.astype(np.uint32), (threads % WARP).astype(np.uint32)
         self.warp_id = (threads // WARP).astype(np.uint32)
+        self._through, self._kept = np.zeros(self.n, bool), dict[int, Array]()  # in a loop: who, with which registers
         # Who accesses shared memory: a warp, or, where there is only one, a thread.
         owner = self.lane if self.program.warps == 1 else self.warp_id
         self.owners = np.uint64(1) << owner.astype(np.uint64)
 
-    def branch(self, taken: Array, target: int, following: int, line: int) -> int:
-        if len(taken) > 1 and target <= self.next:
-            # A loop of loads in which each thread waits for its own: those that have it load again with their warp.
-            taken = np.repeat(every_thread(taken, self.n).reshape(-1, WARP).any(1), WARP)
+    def branch(self, taken: Array, target: int, following: int, line: int, written: tuple[int, ...] | None) -> int:
+        """written: registers that the loop up to here writes if a thread may go round once more without harm."""
+        if len(taken) > 1 and target <= self.next and written is not None:
+            taken = self._around(taken, written)
         if taken.all() or not taken.any():
             return target if taken[0] else following
         if self._copies != [[]]:
@@ -51,10 +52,25 @@ class Warps:
         rest = Warps(self.program, self.threads[~taken])
         rest.registers = [r if len(r) == 1 else r[~taken] for r in self.registers]
         rest.next = following
+        through, kept = self._through[taken], {r: k[taken] for r, k in self._kept.items()}
         self.registers = [r if len(r) == 1 else r[taken] for r in self.registers]
         self._take(self.threads[taken])
+        self._through, self._kept = through, kept
         self.program.groups.append(rest)
         return target
+
+    def _around(self, taken: Array, written: tuple[int, ...]) -> Array:
+        """A loop in which each thread waits for its own: one that is through goes round with its warp to no effect."""
+        through = self._through | ~taken
+        going = np.repeat((~through).reshape(-1, WARP).any(1), WARP)
+        if not self._through.any() and (going == taken).all():
+            return taken
+        for r in written:
+            now = every_thread(self.registers[r], self.n)
+            self._kept[r] = np.where(self._through, self._kept.get(r, now), now)
+            self.registers[r] = np.where(going, now, self._kept[r])
+        self._through = through & going
+        return going
 
     def _active(self, active: Array | None) -> Array:
         return np.ones(self.n, bool) if active is None else every_thread(active, self.n)
@@ -193,10 +209,11 @@ class Warps:
             self.program.view.acquire(np.unique(self.threads[on] // WARP))
         return old
 
-    def fence(self) -> None:
-        for thread in self.threads:
+    def fence(self, active: Array | None) -> None:
+        threads = self.threads[self._active(active)]
+        for thread in threads:
             self.program.view.release(int(thread))
-        self.program.view.acquire(self.warps)
+        self.program.view.acquire(np.unique(threads // WARP))
 
     def barrier(self, of_a_warp: bool) -> None:
         if not of_a_warp:
