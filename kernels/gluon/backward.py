@@ -1,0 +1,304 @@
+"""The adjoint of `forward.py`, split in the same way: the programs exchange the gates' gradients.
+
+A program owns BLOCK_H columns of the state's gradient for BLOCK_B sequences: the sum over gates and n of
+`W[g][n, k] d[g][n]`. Columns k are M of `mma`, the batch is N, and n is split over the warps.
+
+A cell's gradients are linear in that of its state. So what the rule makes of a step's saved values is known before the
+gradient is: its gradients for a state's gradient of 1 are the factors by which the real one is multiplied. They are
+computed while the program waits, from tiles loaded two steps ahead; then a gate's gradient is one product away.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from fastcells.kernels.gluon.exchange import poll, publish, sentinel
+from fastcells.kernels.gluon.tiles import (
+    barrier,
+    load_all,
+    owners_layout,
+    place,
+    prepared,
+    product,
+    products_layout,
+    run_length,
+    shared_layout,
+    store_all,
+    to_float32,
+)
+
+
+@gluon.jit
+def load_weights(
+    w_ptr,
+    H: gl.constexpr,
+    column,  # first of the program
+    A: gl.constexpr,
+    GATES: gl.constexpr,
+    BLOCK_H: gl.constexpr,
+    SPLIT: gl.constexpr,
+    BLOCK_K: gl.constexpr,
+    INNER: gl.constexpr,
+    PRECISION: gl.constexpr,
+):
+    """Each gate's transposed [SPLIT, BLOCK_H, BLOCK_K] for each of the INNER parts of a warp's rows; 0 past row H."""
+    BITS: gl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth
+    warp = gl.arange(0, SPLIT, layout=gl.SliceLayout(1, gl.SliceLayout(2, A)))[:, None, None]
+    k = column + gl.arange(0, BLOCK_H, layout=gl.SliceLayout(0, gl.SliceLayout(2, A)))[None, :, None]
+    k = gl.minimum(k, H - 1)
+    n = place(gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, gl.SliceLayout(1, A))), BITS)[None, None, :]
+    w = ()
+    for g in gl.static_range(GATES):
+        for part in gl.static_range(INNER):
+            at = (warp * INNER + part) * BLOCK_K + n
+            if SPLIT * INNER * BLOCK_K == H:
+                tile = gl.load(w_ptr + (g * H + at) * H + k)
+            else:
+                tile = gl.load(w_ptr + (g * H + at) * H + k, mask=at < H, other=0.0)
+            w += (prepared(tile, PRECISION),)
+    return w
+
+
+@gluon.jit
+def load_step(
+    d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr,
+    at, before, at_start, first_row, own, own_saved, H: gl.constexpr, STATES: gl.constexpr, SAVED: gl.constexpr,
+):  # fmt: skip
+    """What the backward of one step reads, as stored: (d_out, saved, the state before it).
+
+    at, before: rows of the step and of the one before it in [T * B, ...] planes; at_start: there is none before it.
+    """
+    saved = load_all(saved_ptr + at * (SAVED * H) + own_saved, H, SAVED)
+    before = gl.where(at_start, first_row, before)
+    prev = (gl.load(gl.where(at_start, h0_ptr, h_ptr) + before * H + own),)
+    if STATES == 2:
+        prev += (gl.load(gl.where(at_start, c0_ptr, c_ptr) + before * H + own),)
+    return gl.load(d_out_ptr + at * H + own), saved, prev
+
+
+@gluon.jit
+def unit(like, i: gl.constexpr, N: gl.constexpr):
+    """N tiles of zeros but for the i-th, which is of ones."""
+    tiles = ()
+    for j in gl.static_range(N):
+        tiles += (gl.full_like(like, 1.0 if i == j else 0.0),)
+    return tiles
+
+
+@gluon.jit
+def factors(saved, prev, new, BACKWARD: gl.constexpr, BACKWARD_LAST_GATE: gl.constexpr, STATES: gl.constexpr):
+    """What a step's gradients are multiples of: for each state's gradient, those that a gradient of 1 gives.
+
+    One entry for each state, and one more for the second product's operand: (d_x, d_h, d_prev). Then for each state the
+    gradient of the last gate's product, for a cell with a second one.
+    """
+    saved = to_float32(saved)
+    prev = to_float32(prev)
+    new = to_float32(new)
+    all_gates = ()
+    last_gate = ()
+    for s in gl.static_range(STATES):
+        one = unit(prev[0], s, STATES)
+        if BACKWARD_LAST_GATE is None:
+            all_gates += (BACKWARD(one, saved, prev, new),)
+        else:
+            all_gates += (BACKWARD(one, saved, prev, new, gl.zeros_like(prev[0])),)
+            last_gate += (BACKWARD_LAST_GATE(one, saved, prev, new),)
+    if BACKWARD_LAST_GATE is not None:
+        none = unit(prev[0], STATES, STATES)
+        all_gates += (BACKWARD(none, saved, prev, new, gl.full_like(prev[0], 1.0)),)
+    return all_gates, last_gate
+
+
+@gluon.jit
+def combine(d, by, which: gl.constexpr, N: gl.constexpr):
+    """N gradients: the sum over the given ones of each with its factors, `by[i][which]`."""
+    tiles = ()
+    for j in gl.static_range(N):
+        tile = d[len(d) - 1] * by[len(d) - 1][which][j]
+        for i in gl.static_range(len(d) - 1):
+            tile = gl.fma(d[len(d) - 2 - i], by[len(d) - 2 - i][which][j], tile)
+        tiles += (tile,)
+    return tiles
+
+
+@gluon.jit
+def zero_finished(active, tiles):
+    kept = ()
+    for i in gl.static_range(len(tiles)):
+        kept += (gl.where(active, tiles[i], 0.0),)
+    return kept
+
+
+@gluon.jit
+def gathered(
+    mailbox, w, sums, least, patience, fault_ptr, given_up_ptr, MMA: gl.constexpr, OWNERS: gl.constexpr,
+    FIRST: gl.constexpr, N: gl.constexpr, H: gl.constexpr, BLOCK_K: gl.constexpr, INNER: gl.constexpr,
+    PACK: gl.constexpr, WIDTH: gl.constexpr, SHAPE: gl.constexpr, PRECISION: gl.constexpr,
+):  # fmt: skip
+    """What the programs publish of N gates, from gate FIRST on, taken back through the weights: the owners' sums."""
+    pointers = ()
+    for g in gl.static_range(N):
+        for part in gl.static_range(INNER):
+            pointers += (mailbox + (FIRST + g) * WIDTH + part * BLOCK_K,)
+    operands = poll(pointers, least, patience, fault_ptr, given_up_ptr, PACK)
+    none = gl.zeros(SHAPE, gl.float32, layout=MMA)
+    total = none
+    for g in gl.static_range(N):
+        acc = none
+        for part in gl.static_range(INNER):
+            acc = product(w[(FIRST + g) * INNER + part], operands[g * INNER + part], acc, PRECISION)
+        total = acc if g == 0 else total + acc
+    sums.store(total)
+    barrier()
+    return gl.sum(sums.load(OWNERS), axis=0)
+
+
+@gluon.jit(do_not_specialize=["T", "B", "patience", "nothing"])
+def backward_kernel(
+    w_ptr,  # [GATES, H, H]
+    lengths_ptr,  # [B] int32: how many steps each row has; or None
+    mailbox_ptr,  # [T, B, GATES, WIDTH] gradient of the recurrent products, as the programs hand it on
+    given_up_ptr,  # [1] int32 in the mailbox's memory: whether a program waited in vain
+    fault_ptr,  # [1] int32 in the host's memory
+    d_gates_ptr,  # [T, B, GATES, H] out: the same; None where it is the mailbox
+    h0_ptr,  # [B, H] initial state
+    c0_ptr,  # [B, H], as all c pointers for a cell with a c only
+    h_ptr,  # [T, B, H] state after each step
+    c_ptr,  # [T, B, H]
+    saved_ptr,  # [T, B, SAVED, H]
+    d_out_ptr,  # [T, B, H] gradient of every output
+    d_h_n_ptr,  # [B, H] gradient of the final state
+    d_c_n_ptr,  # [B, H]
+    d_x_ptr,  # [T, B, GATES, H] out: gradient of the input projection; None where it is d_gates
+    d_h0_ptr,  # [B, H] out: gradient of the initial state
+    d_c0_ptr,  # [B, H] out
+    T,
+    B,
+    patience,
+    nothing,  # 0
+    H: gl.constexpr,
+    BACKWARD: gl.constexpr,
+    BACKWARD_LAST_GATE: gl.constexpr,  # the second product's rule, or None
+    GATES: gl.constexpr,
+    STATES: gl.constexpr,
+    SAVED: gl.constexpr,
+    BLOCK_B: gl.constexpr,
+    BLOCK_H: gl.constexpr,
+    SPLIT: gl.constexpr,  # parts of the gates' columns, one a warp
+    BLOCK_K: gl.constexpr,  # columns of an operand
+    INNER: gl.constexpr,  # operands of a warp and gate
+    REVERSE: gl.constexpr,
+    PRECISION: gl.constexpr,
+):
+    WIDTH: gl.constexpr = SPLIT * INNER * BLOCK_K
+    element: gl.constexpr = w_ptr.dtype.element_ty
+    BITS: gl.constexpr = element.primitive_bitwidth
+    THROUGH: gl.constexpr = GATES if BACKWARD_LAST_GATE is None else GATES - 1  # gates whose product reads h itself
+    PACK: gl.constexpr = BLOCK_K * BLOCK_B // 32
+    SHAPE: gl.constexpr = [SPLIT, BLOCK_H, BLOCK_B]
+    MMA: gl.constexpr = products_layout(SPLIT)
+    OPERAND: gl.constexpr = gl.DotOperandLayout(1, MMA, run_length(BITS))
+    OWNERS: gl.constexpr = owners_layout(SPLIT, BLOCK_H, BLOCK_B)
+    OWN: gl.constexpr = gl.SliceLayout(0, OWNERS)
+    zero = gl.to_tensor(0).to(gl.int64)  # makes what it is added to 64 bits wide
+    batch = zero + B
+    column = gl.program_id(0) * BLOCK_H
+    A: gl.constexpr = gl.DotOperandLayout(0, MMA, run_length(BITS))
+    w = load_weights(w_ptr, H, column, A, GATES, BLOCK_H, SPLIT, BLOCK_K, INNER, PRECISION)
+    cols = gl.minimum(column + gl.arange(0, BLOCK_H, layout=gl.SliceLayout(1, OWN))[:, None], H - 1)
+    sums = gl.allocate_shared_memory(gl.float32, SHAPE, shared_layout())
+    second_sums = gl.allocate_shared_memory(gl.float32, SHAPE, shared_layout()) if THROUGH < GATES else sums
+    warp = gl.arange(0, SPLIT, layout=gl.SliceLayout(1, gl.SliceLayout(2, OPERAND)))[:, None, None]
+    k = gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, gl.SliceLayout(2, OPERAND)))[None, :, None]
+    k += warp * (INNER * BLOCK_K)
+    polled_row = gl.arange(0, BLOCK_B, layout=gl.SliceLayout(0, gl.SliceLayout(1, OPERAND)))[None, None, :]
+    own_row = gl.arange(0, BLOCK_B, layout=gl.SliceLayout(0, OWN))[None, :]
+    least = gl.to_tensor(sentinel(BITS))
+    step = batch if REVERSE else -batch
+    # As in the forward pass, all programs of a group walk the same tiles in the same order.
+    for batch_tile in range(gl.program_id(1), gl.cdiv(B, BLOCK_B), gl.num_programs(1)):
+        first_row = zero + batch_tile * BLOCK_B
+        mail = gl.minimum(polled_row, B - 1 - batch_tile * BLOCK_B) * (GATES * WIDTH) + k
+        row = gl.minimum(own_row, B - 1 - batch_tile * BLOCK_B)
+        own = row * H + cols
+        own_mail = row * (GATES * WIDTH) + cols
+        own_x = row * (GATES * H) + cols
+        own_saved = row * (SAVED * H) + cols
+        if lengths_ptr is not None:
+            length = gl.load(lengths_ptr + first_row + row)
+        t = T * 0 if REVERSE else T - 1
+        at = t * batch + first_row  # row of a [T * B, ...] plane
+        d_state = (gl.load(d_h_n_ptr + first_row * H + own).to(gl.float32),)
+        new = (gl.load(h_ptr + at * H + own),)
+        if STATES == 2:
+            d_state += (gl.load(d_c_n_ptr + first_row * H + own).to(gl.float32),)
+            new += (gl.load(c_ptr + at * H + own),)
+        d_out, saved, prev = load_step(
+            d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr,
+            at, at + step, T == 1, first_row, own, own_saved, H, STATES, SAVED,
+        )  # fmt: skip
+        by, by_last_gate = factors(saved, prev, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
+        new = prev
+        following = at + gl.where(T > 1, step, 0)
+        d_out_next, saved, prev = load_step(
+            d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr,
+            following, following + step, T <= 2, first_row, own, own_saved, H, STATES, SAVED,
+        )  # fmt: skip
+        for i in range(T):
+            mailbox = mailbox_ptr + at * (GATES * WIDTH)
+            d = d_out.to(gl.float32)
+            if lengths_ptr is not None:
+                active = t < length
+                d = gl.where(active, d, 0.0)
+            d_state = (d_state[0] + d,) + d_state[1:]
+            given = d_state
+            if BACKWARD_LAST_GATE is not None:
+                d_last_gate = d_state[0] * by_last_gate[0]
+                if lengths_ptr is not None:
+                    d_last_gate = gl.where(active, d_last_gate, 0.0)
+                publish(mailbox + own_mail + THROUGH * WIDTH, d_last_gate.to(element))
+                d_reset_hidden = gathered(
+                    mailbox + mail, w, second_sums, least, patience, fault_ptr, given_up_ptr, MMA, OWNERS,
+                    THROUGH, 1, H, BLOCK_K, INNER, PACK, WIDTH, SHAPE, PRECISION,
+                )  # fmt: skip
+                given += (d_reset_hidden,)
+            d_h = combine(given, by, 1, GATES)
+            if lengths_ptr is not None:
+                d_h = zero_finished(active, d_h)
+            # First what the others wait for.
+            for g in gl.static_range(THROUGH):
+                publish(mailbox + own_mail + g * WIDTH, d_h[g].to(element))
+            d_prev = combine(given, by, 2, STATES)
+            if d_x_ptr is not None:
+                d_x = combine(given, by, 0, GATES)
+                if lengths_ptr is not None:
+                    d_x = zero_finished(active, d_x)
+                store_all(d_x_ptr + at * (GATES * H) + own_x, H, d_x)
+            if d_gates_ptr is not None:
+                store_all(d_gates_ptr + at * (GATES * H) + own_x, H, d_h)
+            if lengths_ptr is not None:
+                kept = ()
+                for s in gl.static_range(STATES):
+                    kept += (gl.where(active, d_prev[s], d_state[s]),)
+                d_prev = kept
+            # What the next steps need is under way, or computed, while this program waits.
+            at = following
+            following = at + gl.where(i + 2 < T, step, 0)
+            by, by_last_gate = factors(saved, prev, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
+            new = prev
+            d_out = d_out_next
+            d_out_next, saved, prev = load_step(
+                d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr,
+                following, following + step, i + 3 >= T, first_row, own, own_saved, H, STATES, SAVED,
+            )  # fmt: skip
+            if BACKWARD_LAST_GATE is None:
+                barrier()  # the sums overwrite what was read in the step before
+            taken_back = gathered(
+                mailbox + mail, w, sums, least, patience, fault_ptr, given_up_ptr, MMA, OWNERS,
+                0, THROUGH, H, BLOCK_K, INNER, PACK, WIDTH, SHAPE, PRECISION,
+            )  # fmt: skip
+            d_state = (d_prev[0] + taken_back,) + d_prev[1:]
+            t = t + 1 if REVERSE else t - 1
+        gl.store(d_h0_ptr + first_row * H + own, d_state[0].to(element))
+        if STATES == 2:
+            gl.store(d_c0_ptr + first_row * H + own, d_state[1].to(element))
