@@ -11,7 +11,7 @@ computed while the program waits, from tiles loaded two steps ahead; then a gate
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from fastcells.kernels.gluon.exchange import poll, publish, sentinel
+from fastcells.kernels.gluon.exchange import poll, publish, report, sentinel
 from fastcells.kernels.gluon.tiles import (
     barrier,
     load_all,
@@ -131,7 +131,7 @@ def zero_finished(active, tiles):
 
 @gluon.jit
 def gathered(
-    mailbox, w, sums, least, patience, fault_ptr, given_up_ptr, MMA: gl.constexpr, OWNERS: gl.constexpr,
+    mailbox, w, sums, least, patience, given_up_ptr, MMA: gl.constexpr, OWNERS: gl.constexpr,
     FIRST: gl.constexpr, N: gl.constexpr, H: gl.constexpr, BLOCK_K: gl.constexpr, INNER: gl.constexpr,
     PACK: gl.constexpr, WIDTH: gl.constexpr, SHAPE: gl.constexpr, PRECISION: gl.constexpr,
 ):  # fmt: skip
@@ -140,7 +140,7 @@ def gathered(
     for g in gl.static_range(N):
         for part in gl.static_range(INNER):
             pointers += (mailbox + (FIRST + g) * WIDTH + part * BLOCK_K,)
-    operands = poll(pointers, least, patience, fault_ptr, given_up_ptr, PACK)
+    operands = poll(pointers, least, patience, given_up_ptr, PACK)
     none = gl.zeros(SHAPE, gl.float32, layout=MMA)
     total = none
     for g in gl.static_range(N):
@@ -258,7 +258,7 @@ def backward_kernel(
                     d_last_gate = gl.where(active, d_last_gate, 0.0)
                 publish(mailbox + own_mail + THROUGH * WIDTH, d_last_gate.to(element))
                 d_reset_hidden = gathered(
-                    mailbox + mail, w, second_sums, least, patience, fault_ptr, given_up_ptr, MMA, OWNERS,
+                    mailbox + mail, w, second_sums, least, patience, given_up_ptr, MMA, OWNERS,
                     THROUGH, 1, H, BLOCK_K, INNER, PACK, WIDTH, SHAPE, PRECISION,
                 )  # fmt: skip
                 given += (d_reset_hidden,)
@@ -294,7 +294,7 @@ def backward_kernel(
             if BACKWARD_LAST_GATE is None:
                 barrier()  # the sums overwrite what was read in the step before
             taken_back = gathered(
-                mailbox + mail, w, sums, least, patience, fault_ptr, given_up_ptr, MMA, OWNERS,
+                mailbox + mail, w, sums, least, patience, given_up_ptr, MMA, OWNERS,
                 0, THROUGH, H, BLOCK_K, INNER, PACK, WIDTH, SHAPE, PRECISION,
             )  # fmt: skip
             d_state = (d_prev[0] + taken_back,) + d_prev[1:]
@@ -302,3 +302,4 @@ def backward_kernel(
         gl.store(d_h0_ptr + first_row * H + own, d_state[0].to(element))
         if STATES == 2:
             gl.store(d_c0_ptr + first_row * H + own, d_state[1].to(element))
+    report(given_up_ptr, fault_ptr)

@@ -12,7 +12,7 @@ Rows past the batch and columns past H are the last ones once more: computed twi
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from fastcells.kernels.gluon.exchange import never, no_sentinel, poll, publish, sentinel
+from fastcells.kernels.gluon.exchange import never, no_sentinel, poll, publish, report, sentinel
 from fastcells.kernels.gluon.tiles import (
     after,
     barrier,
@@ -231,7 +231,7 @@ def forward_kernel(
             pointers = ()
             for part in gl.static_range(INNER):
                 pointers += (source + mail + part * BLOCK_K,)
-            operands = poll(pointers, least, patience, fault_ptr, given_up_ptr, PACK)
+            operands = poll(pointers, least, patience, given_up_ptr, PACK)
             products(w, operands, sums, nothing, MMA, 0, THROUGH, SHAPE, PRECISION)
             barrier()
             h = ()
@@ -262,3 +262,4 @@ def forward_kernel(
         gl.store(h_n_ptr + (zero + first_row) * H + own, state[0].to(element))
         if STATES == 2:
             gl.store(c_n_ptr + (zero + first_row) * H + own, state[1].to(element))
+    report(given_up_ptr, fault_ptr)
