@@ -102,7 +102,7 @@ def factors(saved, prev, new, BACKWARD: gl.constexpr, BACKWARD_LAST_GATE: gl.con
             all_gates += (BACKWARD(one, saved, prev, new),)
         else:
             all_gates += (BACKWARD(one, saved, prev, new, gl.zeros_like(prev[0])),)
-            last_gate += (BACKWARD_LAST_GATE(one, saved, prev, new),)
+            last_gate += (((BACKWARD_LAST_GATE(one, saved, prev, new),),),)
     if BACKWARD_LAST_GATE is not None:
         none = unit(prev[0], STATES, STATES)
         all_gates += (BACKWARD(none, saved, prev, new, gl.full_like(prev[0], 1.0)),)
@@ -111,36 +111,63 @@ def factors(saved, prev, new, BACKWARD: gl.constexpr, BACKWARD_LAST_GATE: gl.con
 
 @gluon.jit
 def combine(d, by, which: gl.constexpr, N: gl.constexpr):
-    """N gradients: the sum over the given ones of each with its factors, `by[i][which]`."""
+    """N gradients: the sum over the given ones, each with its factors `by[i][which]`."""
     tiles = ()
     for j in gl.static_range(N):
         tile = d[len(d) - 1] * by[len(d) - 1][which][j]
-        for i in gl.static_range(len(d) - 1):
-            tile = gl.fma(d[len(d) - 2 - i], by[len(d) - 2 - i][which][j], tile)
+        for i in gl.static_range(1, len(d)):
+            tile = gl.fma(d[len(d) - 1 - i], by[len(d) - 1 - i][which][j], tile)
         tiles += (tile,)
     return tiles
 
 
 @gluon.jit
-def zero_finished(active, tiles):
-    kept = ()
-    for i in gl.static_range(len(tiles)):
-        kept += (gl.where(active, tiles[i], 0.0),)
-    return kept
+def add(d, by, tiles):
+    """The tiles, and one more given gradient with its factors."""
+    sums = ()
+    for j in gl.static_range(len(tiles)):
+        sums += (gl.fma(d, by[j], tiles[j]),)
+    return sums
 
 
 @gluon.jit
-def gathered(
-    mailbox, w, sums, least, patience, given_up_ptr, MMA: gl.constexpr, OWNERS: gl.constexpr,
-    FIRST: gl.constexpr, N: gl.constexpr, H: gl.constexpr, BLOCK_K: gl.constexpr, INNER: gl.constexpr,
-    PACK: gl.constexpr, WIDTH: gl.constexpr, SHAPE: gl.constexpr, PRECISION: gl.constexpr,
+def where_active(t, length, tiles, others):
+    """`tiles` in the rows whose sequence has step t, `others`, or 0, in the rest; length None: all have."""
+    if length is None:
+        return tiles
+    else:
+        chosen = ()
+        for i in gl.static_range(len(tiles)):
+            chosen += (gl.where(t < length, tiles[i], others[i] if len(others) else 0.0),)
+        return chosen
+
+
+@gluon.jit
+def publish_all(pointers, stride, tiles, dtype: gl.constexpr):
+    for i in gl.static_range(len(tiles)):
+        publish(pointers + i * stride, tiles[i].to(dtype))
+
+
+@gluon.jit
+def poll_gates(
+    mailbox, least, patience, given_up_ptr, FIRST: gl.constexpr, N: gl.constexpr,
+    WIDTH: gl.constexpr, BLOCK_K: gl.constexpr, INNER: gl.constexpr, PACK: gl.constexpr,
 ):  # fmt: skip
-    """What the programs publish of N gates, from gate FIRST on, taken back through the weights: the owners' sums."""
+    """What the programs publish of N gates, from gate FIRST on: INNER operands each."""
     pointers = ()
     for g in gl.static_range(N):
         for part in gl.static_range(INNER):
             pointers += (mailbox + (FIRST + g) * WIDTH + part * BLOCK_K,)
-    operands = poll(pointers, least, patience, given_up_ptr, PACK)
+    return poll(pointers, least, patience, given_up_ptr, PACK)
+
+
+@gluon.jit
+def taken_back(
+    operands, w, sums, MMA: gl.constexpr, OWNERS: gl.constexpr, FIRST: gl.constexpr, N: gl.constexpr,
+    SHAPE: gl.constexpr, PRECISION: gl.constexpr,
+):  # fmt: skip
+    """N gates' gradients through the weights, from gate FIRST on: their sum, each thread its elements'."""
+    INNER: gl.constexpr = len(operands) // N
     none = gl.zeros(SHAPE, gl.float32, layout=MMA)
     total = none
     for g in gl.static_range(N):
@@ -224,14 +251,13 @@ def backward_kernel(
         own_mail = row * (GATES * WIDTH) + cols
         own_x = row * (GATES * H) + cols
         own_saved = row * (SAVED * H) + cols
-        if lengths_ptr is not None:
-            length = gl.load(lengths_ptr + first_row + row)
+        length = gl.load(lengths_ptr + first_row + row) if lengths_ptr is not None else None
         t = T * 0 if REVERSE else T - 1
         at = t * batch + first_row  # row of a [T * B, ...] plane
-        d_state = (gl.load(d_h_n_ptr + first_row * H + own).to(gl.float32),)
+        known = (gl.load(d_h_n_ptr + first_row * H + own).to(gl.float32),)
         new = (gl.load(h_ptr + at * H + own),)
         if STATES == 2:
-            d_state += (gl.load(d_c_n_ptr + first_row * H + own).to(gl.float32),)
+            known += (gl.load(d_c_n_ptr + first_row * H + own).to(gl.float32),)
             new += (gl.load(c_ptr + at * H + own),)
         d_out, saved, prev = load_step(
             d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr,
@@ -239,66 +265,60 @@ def backward_kernel(
         )  # fmt: skip
         by, by_last_gate = factors(saved, prev, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
         new = prev
+        # What is known of the state's gradient before the others' part of it, and of what they wait for.
+        known = (known[0] + where_active(t, length, (d_out.to(gl.float32),), ())[0],) + known[1:]
+        others = gl.zeros_like(known[0])
+        first = combine(known, by, 1, GATES) if THROUGH == GATES else combine(known, by_last_gate, 0, 1)
         following = at + gl.where(T > 1, step, 0)
-        d_out_next, saved, prev = load_step(
+        d_out, saved, prev = load_step(
             d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr,
             following, following + step, T <= 2, first_row, own, own_saved, H, STATES, SAVED,
         )  # fmt: skip
+        to = mailbox_ptr + at * (GATES * WIDTH) + own_mail
+        source = mailbox_ptr + at * (GATES * WIDTH) + mail
         for i in range(T):
-            mailbox = mailbox_ptr + at * (GATES * WIDTH)
-            d = d_out.to(gl.float32)
-            if lengths_ptr is not None:
-                active = t < length
-                d = gl.where(active, d, 0.0)
-            d_state = (d_state[0] + d,) + d_state[1:]
-            given = d_state
-            if BACKWARD_LAST_GATE is not None:
-                d_last_gate = d_state[0] * by_last_gate[0]
-                if lengths_ptr is not None:
-                    d_last_gate = gl.where(active, d_last_gate, 0.0)
-                publish(mailbox + own_mail + THROUGH * WIDTH, d_last_gate.to(element))
-                d_reset_hidden = gathered(
-                    mailbox + mail, w, second_sums, least, patience, given_up_ptr, MMA, OWNERS,
-                    THROUGH, 1, H, BLOCK_K, INNER, PACK, WIDTH, SHAPE, PRECISION,
-                )  # fmt: skip
-                given += (d_reset_hidden,)
-            d_h = combine(given, by, 1, GATES)
-            if lengths_ptr is not None:
-                d_h = zero_finished(active, d_h)
-            # First what the others wait for.
-            for g in gl.static_range(THROUGH):
-                publish(mailbox + own_mail + g * WIDTH, d_h[g].to(element))
-            d_prev = combine(given, by, 2, STATES)
+            if THROUGH == GATES:
+                d_h = where_active(t, length, add(others, by[0][1], first), ())
+                publish_all(to, WIDTH, d_h, element)
+                d_state = (known[0] + others,) + known[1:]
+                given = d_state
+            else:
+                d_last_gate = where_active(t, length, add(others, by_last_gate[0][0], first), ())
+                publish_all(to + THROUGH * WIDTH, WIDTH, d_last_gate, element)
+                operands = poll_gates(source, least, patience, given_up_ptr, THROUGH, 1, WIDTH, BLOCK_K, INNER, PACK)
+                d_state = (known[0] + others,) + known[1:]
+                first = combine(d_state, by, 1, GATES)
+                d_reset_hidden = taken_back(operands, w, second_sums, MMA, OWNERS, THROUGH, 1, SHAPE, PRECISION)
+                d_h = where_active(t, length, add(d_reset_hidden, by[STATES][1], first), ())
+                publish_all(to, WIDTH, d_h[:THROUGH], element)
+                given = d_state + (d_reset_hidden,)
             if d_x_ptr is not None:
-                d_x = combine(given, by, 0, GATES)
-                if lengths_ptr is not None:
-                    d_x = zero_finished(active, d_x)
+                d_x = where_active(t, length, combine(given, by, 0, GATES), ())
                 store_all(d_x_ptr + at * (GATES * H) + own_x, H, d_x)
             if d_gates_ptr is not None:
                 store_all(d_gates_ptr + at * (GATES * H) + own_x, H, d_h)
-            if lengths_ptr is not None:
-                kept = ()
-                for s in gl.static_range(STATES):
-                    kept += (gl.where(active, d_prev[s], d_state[s]),)
-                d_prev = kept
-            # What the next steps need is under way, or computed, while this program waits.
+            known = where_active(t, length, combine(given, by, 2, STATES), d_state)
+            # In the shadow of the exchange: the next step's factors, and the loads for the one after that. In this
+            # order, so that what is loaded needs no copy, which would wait for it.
+            t = t + 1 if REVERSE else t - 1
+            by, by_last_gate = factors(saved, prev, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
+            d_out = gl.where(i + 1 < T, d_out.to(gl.float32), 0.0)
+            known = (known[0] + where_active(t, length, (d_out,), ())[0],) + known[1:]
+            first = combine(known, by, 1, GATES) if THROUGH == GATES else combine(known, by_last_gate, 0, 1)
+            new = prev
             at = following
             following = at + gl.where(i + 2 < T, step, 0)
-            by, by_last_gate = factors(saved, prev, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
-            new = prev
-            d_out = d_out_next
-            d_out_next, saved, prev = load_step(
+            d_out, saved, prev = load_step(
                 d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr,
                 following, following + step, i + 3 >= T, first_row, own, own_saved, H, STATES, SAVED,
             )  # fmt: skip
-            if BACKWARD_LAST_GATE is None:
+            if THROUGH == GATES:
                 barrier()  # the sums overwrite what was read in the step before
-            taken_back = gathered(
-                mailbox + mail, w, sums, least, patience, given_up_ptr, MMA, OWNERS,
-                0, THROUGH, H, BLOCK_K, INNER, PACK, WIDTH, SHAPE, PRECISION,
-            )  # fmt: skip
-            d_state = (d_prev[0] + taken_back,) + d_prev[1:]
-            t = t + 1 if REVERSE else t - 1
+            operands = poll_gates(source, least, patience, given_up_ptr, 0, THROUGH, WIDTH, BLOCK_K, INNER, PACK)
+            to += step * (GATES * WIDTH)
+            source += step * (GATES * WIDTH)
+            others = taken_back(operands, w, sums, MMA, OWNERS, 0, THROUGH, SHAPE, PRECISION)
+        d_state = (known[0] + others,) + known[1:]
         gl.store(d_h0_ptr + first_row * H + own, d_state[0].to(element))
         if STATES == 2:
             gl.store(d_c0_ptr + first_row * H + own, d_state[1].to(element))

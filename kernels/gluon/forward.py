@@ -125,6 +125,26 @@ def products(
         sums[FIRST + g].store(after(parts[g], parts[N - 1], nothing) if g < N - 1 else parts[g])
 
 
+@gluon.jit
+def poll_row(
+    source, least, patience, given_up_ptr, BLOCK_K: gl.constexpr, INNER: gl.constexpr, PACK: gl.constexpr
+):  # fmt: skip
+    """INNER operands, from a warp's part of each row on."""
+    pointers = ()
+    for part in gl.static_range(INNER):
+        pointers += (source + part * BLOCK_K,)
+    return poll(pointers, least, patience, given_up_ptr, PACK)
+
+
+@gluon.jit
+def add_up(sums, b, FIRST: gl.constexpr, N: gl.constexpr, OWNERS: gl.constexpr):
+    """N gates' products with their bias, from gate FIRST on, each thread its elements'."""
+    h = ()
+    for g in gl.static_range(FIRST, FIRST + N):
+        h += (gl.sum(sums[g].load(OWNERS), axis=0) + b[g],)
+    return h
+
+
 @gluon.jit(do_not_specialize=["T", "B", "V", "patience", "nothing"])
 def forward_kernel(
     x_ptr,  # [T, B, GATES, H] input projection with b_ih; given ids [V, GATES, H], W_ih^T
@@ -221,23 +241,26 @@ def forward_kernel(
             state += (gl.load(c0_ptr + (zero + first_row) * H + own).to(gl.float32),)
         x = load_input(x_ptr, ids_ptr, load_ids(ids_ptr, at, row), at, own_x, cols, V, H, GATES)
         ids = load_ids(ids_ptr, at + gl.where(T > 1, step, 0), row)
-        source = first_ptr + (zero + first_row) * WIDTH
+        source = first_ptr + (zero + first_row) * WIDTH + mail
         least = gl.to_tensor(never(BITS))  # the initial state is there, whatever it holds
         for i in range(T):
             # The next step's input is under way while this program waits, as the ids are that name the one after.
             following = at + gl.where(i + 1 < T, step, 0)
             x_next = load_input(x_ptr, ids_ptr, ids, following, own_x, cols, V, H, GATES)
             ids = load_ids(ids_ptr, following + gl.where(i + 2 < T, step, 0), row)
-            pointers = ()
-            for part in gl.static_range(INNER):
-                pointers += (source + mail + part * BLOCK_K,)
-            operands = poll(pointers, least, patience, given_up_ptr, PACK)
+            operands = poll_row(source, least, patience, given_up_ptr, BLOCK_K, INNER, PACK)
             products(w, operands, sums, nothing, MMA, 0, THROUGH, SHAPE, PRECISION)
             barrier()
-            h = ()
-            for g in gl.static_range(THROUGH):
-                h += (gl.sum(sums[g].load(OWNERS), axis=0) + b[g],)
-            new, saved = FORWARD(with_bias(x, b_ih), h, state)
+            h = add_up(sums, b, 0, THROUGH, OWNERS)
+            x_now = with_bias(x, b_ih)
+            if RESET_HIDDEN is not None:
+                plane = reset_hidden_ptr + at * WIDTH
+                publish(plane + own_mail, RESET_HIDDEN(x_now, h, state).to(element))
+                operands = poll_row(plane + mail, sentinel(BITS), patience, given_up_ptr, BLOCK_K, INNER, PACK)
+                products(w, operands, sums, nothing, MMA, THROUGH, 1, SHAPE, PRECISION)
+                barrier()
+                h += add_up(sums, b, THROUGH, 1, OWNERS)
+            new, saved = FORWARD(x_now, h, state)
             if lengths_ptr is not None:
                 active = t < length
                 frozen = ()
@@ -253,8 +276,9 @@ def forward_kernel(
                 gl.store(c_ptr + at * H + own, state[1].to(element))
             if saved_ptr is not None:
                 store_all(saved_ptr + at * (SAVED * H) + own_saved, H, saved)
-            barrier()
-            source = mailbox_ptr + at * WIDTH
+            if RESET_HIDDEN is None:
+                barrier()  # the next sums overwrite what was read here
+            source = mailbox_ptr + at * WIDTH + mail
             least = gl.to_tensor(sentinel(BITS))
             at = following
             t = t - 1 if REVERSE else t + 1
