@@ -14,6 +14,7 @@ from triton.experimental.gluon import language as gl
 from fastcells.kernels.gluon.exchange import poll, publish, report, sentinel
 from fastcells.kernels.gluon.tiles import (
     barrier,
+    freeze_finished,
     load_all,
     owners_layout,
     place,
@@ -131,15 +132,12 @@ def add(d, by, tiles):
 
 
 @gluon.jit
-def where_active(t, length, tiles, others):
-    """`tiles` in the rows whose sequence has step t, `others`, or 0, in the rest; length None: all have."""
-    if length is None:
-        return tiles
-    else:
-        chosen = ()
-        for i in gl.static_range(len(tiles)):
-            chosen += (gl.where(t < length, tiles[i], others[i] if len(others) else 0.0),)
-        return chosen
+def zero_finished(t, length, tiles):
+    """The tiles in the rows whose sequence has step t, 0 in the others; length None: all have."""
+    kept = ()
+    for i in gl.static_range(len(tiles)):
+        kept += (gl.where(t < length, tiles[i], 0.0) if length is not None else tiles[i],)
+    return kept
 
 
 @gluon.jit
@@ -266,7 +264,7 @@ def backward_kernel(
         by, by_last_gate = factors(saved, prev, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
         new = prev
         # What is known of the state's gradient before the others' part of it, and of what they wait for.
-        known = (known[0] + where_active(t, length, (d_out.to(gl.float32),), ())[0],) + known[1:]
+        known = (known[0] + zero_finished(t, length, (d_out.to(gl.float32),))[0],) + known[1:]
         others = gl.zeros_like(known[0])
         first = combine(known, by, 1, GATES) if THROUGH == GATES else combine(known, by_last_gate, 0, 1)
         following = at + gl.where(T > 1, step, 0)
@@ -278,32 +276,32 @@ def backward_kernel(
         source = mailbox_ptr + at * (GATES * WIDTH) + mail
         for i in range(T):
             if THROUGH == GATES:
-                d_h = where_active(t, length, add(others, by[0][1], first), ())
+                d_h = zero_finished(t, length, add(others, by[0][1], first))
                 publish_all(to, WIDTH, d_h, element)
                 d_state = (known[0] + others,) + known[1:]
                 given = d_state
             else:
-                d_last_gate = where_active(t, length, add(others, by_last_gate[0][0], first), ())
+                d_last_gate = zero_finished(t, length, add(others, by_last_gate[0][0], first))
                 publish_all(to + THROUGH * WIDTH, WIDTH, d_last_gate, element)
                 operands = poll_gates(source, least, patience, given_up_ptr, THROUGH, 1, WIDTH, BLOCK_K, INNER, PACK)
                 d_state = (known[0] + others,) + known[1:]
                 first = combine(d_state, by, 1, GATES)
                 d_reset_hidden = taken_back(operands, w, second_sums, MMA, OWNERS, THROUGH, 1, SHAPE, PRECISION)
-                d_h = where_active(t, length, add(d_reset_hidden, by[STATES][1], first), ())
+                d_h = zero_finished(t, length, add(d_reset_hidden, by[STATES][1], first))
                 publish_all(to, WIDTH, d_h[:THROUGH], element)
                 given = d_state + (d_reset_hidden,)
             if d_x_ptr is not None:
-                d_x = where_active(t, length, combine(given, by, 0, GATES), ())
+                d_x = zero_finished(t, length, combine(given, by, 0, GATES))
                 store_all(d_x_ptr + at * (GATES * H) + own_x, H, d_x)
             if d_gates_ptr is not None:
                 store_all(d_gates_ptr + at * (GATES * H) + own_x, H, d_h)
-            known = where_active(t, length, combine(given, by, 2, STATES), d_state)
+            known = freeze_finished(t, length, combine(given, by, 2, STATES), d_state)
             # In the shadow of the exchange: the next step's factors, and the loads for the one after that. In this
             # order, so that what is loaded needs no copy, which would wait for it.
             t = t + 1 if REVERSE else t - 1
             by, by_last_gate = factors(saved, prev, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
             d_out = gl.where(i + 1 < T, d_out.to(gl.float32), 0.0)
-            known = (known[0] + where_active(t, length, (d_out,), ())[0],) + known[1:]
+            known = (known[0] + zero_finished(t, length, (d_out,))[0],) + known[1:]
             first = combine(known, by, 1, GATES) if THROUGH == GATES else combine(known, by_last_gate, 0, 1)
             new = prev
             at = following

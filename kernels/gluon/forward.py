@@ -16,6 +16,7 @@ from fastcells.kernels.gluon.exchange import never, no_sentinel, poll, publish, 
 from fastcells.kernels.gluon.tiles import (
     after,
     barrier,
+    freeze_finished,
     owners_layout,
     place,
     prepared,
@@ -231,8 +232,7 @@ def forward_kernel(
         own_mail = row * WIDTH + cols
         own_x = row * (GATES * H) + cols
         own_saved = row * (SAVED * H) + cols
-        if lengths_ptr is not None:
-            length = gl.load(lengths_ptr + first_row + row)
+        length = gl.load(lengths_ptr + first_row + row) if lengths_ptr is not None else None
         t = T - 1 if REVERSE else T * 0
         step = -batch if REVERSE else batch
         at = t * batch + first_row  # row of a [T * B, ...] plane
@@ -261,13 +261,7 @@ def forward_kernel(
                 barrier()
                 h += add_up(sums, b, THROUGH, 1, OWNERS)
             new, saved = FORWARD(x_now, h, state)
-            if lengths_ptr is not None:
-                active = t < length
-                frozen = ()
-                for s in gl.static_range(STATES):
-                    frozen += (gl.where(active, new[s], state[s]),)
-                new = frozen
-            state = new
+            state = freeze_finished(t, length, new, state)
             # First what the others wait for.
             publish(mailbox_ptr + at * WIDTH + own_mail, state[0].to(element))
             if h_ptr is not None:

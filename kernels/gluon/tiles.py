@@ -115,3 +115,12 @@ def store_all(ptr, stride, tiles):
     """All tiles, in the tensor's dtype."""
     for i in gl.static_range(len(tiles)):
         gl.store(ptr + i * stride, tiles[i].to(ptr.dtype.element_ty))
+
+
+@gluon.jit
+def freeze_finished(t, length, new, old):
+    """`new` in the rows whose sequence has step t, `old` in the others; length None: all have."""
+    tiles = ()
+    for i in gl.static_range(len(new)):
+        tiles += (gl.where(t < length, new[i], old[i]) if length is not None else new[i],)
+    return tiles
