@@ -18,7 +18,7 @@ from fastcells.kernels.gluon.backward import backward_kernel
 from fastcells.kernels.gluon.forward import forward_kernel
 from fastcells.kernels.gluon.plan import Resident
 from fastcells.kernels.gluon.rules import RULES
-from fastcells.kernels.triton.fault import PATIENCE, fault_word, raise_fault
+from fastcells.kernels.triton import fault
 from fastcells.kernels.triton.launch import Arguments, Backward, BackwardPass, Forward, ForwardPass, Pass
 
 LINE = 128  # bytes of a cache line
@@ -48,6 +48,8 @@ class Mailboxes:
 
 def gluon_forward(forward: ForwardPass, plan: Resident) -> Forward:
     """The whole sequence, split over programs that exchange the state each step."""
+    device, what = forward.w.device, f"gluon_forward of {forward.rule.spec.name}"
+    fault.raise_fault(device, what)
     forward = replace(forward, rule=RULES[forward.rule.spec.name])
     T, (B, H) = forward.x.steps, forward.state[0].shape
     second = forward.rule.reset_hidden is not None
@@ -61,11 +63,15 @@ def gluon_forward(forward: ForwardPass, plan: Resident) -> Forward:
         reset_hidden_ptr=mailboxes[1] if second else None,
         **_arguments(plan, forward, mailboxes),
     )
+    if device.type == "cpu":  # the launch is over; a GPU's own fault is seen by a later one, for which nobody waits
+        fault.raise_fault(device, what)
     return out
 
 
 def gluon_backward(backward: BackwardPass, plan: Resident) -> Backward:
     """The adjoint of `gluon_forward`, split in the same way; the programs exchange the gates' gradients."""
+    device, what = backward.w.device, f"gluon_backward of {backward.rule.spec.name}"
+    fault.raise_fault(device, what)
     backward = replace(backward, rule=RULES[backward.rule.spec.name])
     (T, B, H), gates = backward.d_hidden.shape, backward.rule.spec.num_gates
     mailboxes = Mailboxes(1, (T, B, gates, plan.width), H, like=backward.d_hidden)
@@ -76,6 +82,8 @@ def gluon_backward(backward: BackwardPass, plan: Resident) -> Backward:
         mailbox_ptr=mailboxes[0],
         **_arguments(plan, backward, mailboxes),
     )
+    if device.type == "cpu":
+        fault.raise_fault(device, what)
     return out
 
 
@@ -87,12 +95,10 @@ def _grid(plan: Resident, given: Pass) -> tuple[int, int]:
 
 def _arguments(plan: Resident, given: Pass, mailboxes: Mailboxes) -> Arguments:
     """Of both kernels, because they are split."""
-    device = given.w.device
-    raise_fault(device, "impl='gluon'")
     return {
         "given_up_ptr": mailboxes.given_up,
-        "fault_ptr": fault_word(device),
-        "patience": PATIENCE,
+        "fault_ptr": fault.fault_word(given.w.device),
+        "patience": fault.PATIENCE,
         "nothing": 0,
         "BLOCK_B": plan.batch,
         "BLOCK_H": plan.hidden,

@@ -66,7 +66,9 @@ def resident_plan(
 ) -> Resident | str:
     """The plan with the fewest modelled cycles among those that fit, or the reason why none does."""
     if device.capability < CAPABILITY:
-        return f"compute capability {device.capability / 10:.1f}: the kernels use an instruction of {CAPABILITY / 10:.1f}"
+        return (
+            f"compute capability {device.capability / 10:.1f}: the kernels use an instruction of {CAPABILITY / 10:.1f}"
+        )
     shape = Shape(H, gates, item_size, precision, backward)
     fitting: list[tuple[float, Resident]] = []
     least = None
@@ -98,7 +100,9 @@ def _candidates(shape: Shape, device: Device) -> Iterator[Resident]:
             inner = min(columns & -columns, 256)
             for batch in (8, 16, 32):
                 if batch * inner <= 4096:
-                    reason = f"{programs} programs a group hold {hidden} columns' weights in the registers of {split} warps"
+                    reason = (
+                        f"{programs} programs a group hold {hidden} columns' weights in the registers of {split} warps"
+                    )
                     yield Resident(batch, hidden, split, inner, columns // inner, groups, reason)
 
 
