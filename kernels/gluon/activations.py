@@ -1,7 +1,7 @@
 """The activations, in Gluon: as kernels/triton/activations.py, with a reciprocal in place of each division.
 
-The reciprocal is of a number from 1 to infinity, so that nothing is lost without the care for small ones that a division
-takes. Safe for every float32, infinities included, and NaN goes through.
+The reciprocal is of a number from 1 to infinity, so that nothing is lost without the care for small ones that a
+division takes. Safe for every float32, infinities included, and NaN goes through.
 """
 
 from triton.experimental import gluon

@@ -16,47 +16,17 @@ from fastcells.kernels.gluon.tiles import (
     barrier,
     freeze_finished,
     load_all,
+    load_weights,
+    offsets,
+    owned,
     owners_layout,
-    place,
-    prepared,
+    polled,
     product,
     products_layout,
-    run_length,
     shared_layout,
     store_all,
     to_float32,
 )
-
-
-@gluon.jit
-def load_weights(
-    w_ptr,
-    H: gl.constexpr,
-    column,  # first of the program
-    A: gl.constexpr,
-    GATES: gl.constexpr,
-    BLOCK_H: gl.constexpr,
-    SPLIT: gl.constexpr,
-    BLOCK_K: gl.constexpr,
-    INNER: gl.constexpr,
-    PRECISION: gl.constexpr,
-):
-    """Each gate's transposed [SPLIT, BLOCK_H, BLOCK_K] for each of the INNER parts of a warp's rows; 0 past row H."""
-    BITS: gl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth
-    warp = gl.arange(0, SPLIT, layout=gl.SliceLayout(1, gl.SliceLayout(2, A)))[:, None, None]
-    k = column + gl.arange(0, BLOCK_H, layout=gl.SliceLayout(0, gl.SliceLayout(2, A)))[None, :, None]
-    k = gl.minimum(k, H - 1)
-    n = place(gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, gl.SliceLayout(1, A))), BITS)[None, None, :]
-    w = ()
-    for g in gl.static_range(GATES):
-        for part in gl.static_range(INNER):
-            at = (warp * INNER + part) * BLOCK_K + n
-            if SPLIT * INNER * BLOCK_K == H:
-                tile = gl.load(w_ptr + (g * H + at) * H + k)
-            else:
-                tile = gl.load(w_ptr + (g * H + at) * H + k, mask=at < H, other=0.0)
-            w += (prepared(tile, PRECISION),)
-    return w
 
 
 @gluon.jit
@@ -161,12 +131,12 @@ def poll_gates(
 
 @gluon.jit
 def taken_back(
-    operands, w, sums, MMA: gl.constexpr, OWNERS: gl.constexpr, FIRST: gl.constexpr, N: gl.constexpr,
+    operands, w, sums, OWNERS: gl.constexpr, FIRST: gl.constexpr, N: gl.constexpr,
     SHAPE: gl.constexpr, PRECISION: gl.constexpr,
 ):  # fmt: skip
     """N gates' gradients through the weights, from gate FIRST on: their sum, each thread its elements'."""
     INNER: gl.constexpr = len(operands) // N
-    none = gl.zeros(SHAPE, gl.float32, layout=MMA)
+    none = gl.zeros(SHAPE, gl.float32, layout=products_layout(SHAPE[0]))
     total = none
     for g in gl.static_range(N):
         acc = none
@@ -221,23 +191,15 @@ def backward_kernel(
     THROUGH: gl.constexpr = GATES if BACKWARD_LAST_GATE is None else GATES - 1  # gates whose product reads h itself
     PACK: gl.constexpr = BLOCK_K * BLOCK_B // 32
     SHAPE: gl.constexpr = [SPLIT, BLOCK_H, BLOCK_B]
-    MMA: gl.constexpr = products_layout(SPLIT)
-    OPERAND: gl.constexpr = gl.DotOperandLayout(1, MMA, run_length(BITS))
     OWNERS: gl.constexpr = owners_layout(SPLIT, BLOCK_H, BLOCK_B)
-    OWN: gl.constexpr = gl.SliceLayout(0, OWNERS)
     zero = gl.to_tensor(0).to(gl.int64)  # makes what it is added to 64 bits wide
     batch = zero + B
     column = gl.program_id(0) * BLOCK_H
-    A: gl.constexpr = gl.DotOperandLayout(0, MMA, run_length(BITS))
-    w = load_weights(w_ptr, H, column, A, GATES, BLOCK_H, SPLIT, BLOCK_K, INNER, PRECISION)
-    cols = gl.minimum(column + gl.arange(0, BLOCK_H, layout=gl.SliceLayout(1, OWN))[:, None], H - 1)
+    w = load_weights(w_ptr, column, True, H, GATES, BLOCK_H, SPLIT, BLOCK_K, INNER, PRECISION)
+    own_row, cols = owned(column, H, BLOCK_H, BLOCK_B, SPLIT)
+    polled_row, k = polled(SPLIT, BLOCK_K, INNER, BLOCK_B, BITS)
     sums = gl.allocate_shared_memory(gl.float32, SHAPE, shared_layout())
     second_sums = gl.allocate_shared_memory(gl.float32, SHAPE, shared_layout()) if THROUGH < GATES else sums
-    warp = gl.arange(0, SPLIT, layout=gl.SliceLayout(1, gl.SliceLayout(2, OPERAND)))[:, None, None]
-    k = gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, gl.SliceLayout(2, OPERAND)))[None, :, None]
-    k += warp * (INNER * BLOCK_K)
-    polled_row = gl.arange(0, BLOCK_B, layout=gl.SliceLayout(0, gl.SliceLayout(1, OPERAND)))[None, None, :]
-    own_row = gl.arange(0, BLOCK_B, layout=gl.SliceLayout(0, OWN))[None, :]
     least = gl.to_tensor(sentinel(BITS))
     step = batch if REVERSE else -batch
     # As in the forward pass, all programs of a group walk the same tiles in the same order.
@@ -245,10 +207,8 @@ def backward_kernel(
         first_row = zero + batch_tile * BLOCK_B
         mail = gl.minimum(polled_row, B - 1 - batch_tile * BLOCK_B) * (GATES * WIDTH) + k
         row = gl.minimum(own_row, B - 1 - batch_tile * BLOCK_B)
-        own = row * H + cols
+        own, own_x, own_saved = offsets(row, cols, H, GATES, SAVED)
         own_mail = row * (GATES * WIDTH) + cols
-        own_x = row * (GATES * H) + cols
-        own_saved = row * (SAVED * H) + cols
         length = gl.load(lengths_ptr + first_row + row) if lengths_ptr is not None else None
         t = T * 0 if REVERSE else T - 1
         at = t * batch + first_row  # row of a [T * B, ...] plane
@@ -286,7 +246,7 @@ def backward_kernel(
                 operands = poll_gates(source, least, patience, given_up_ptr, THROUGH, 1, WIDTH, BLOCK_K, INNER, PACK)
                 d_state = (known[0] + others,) + known[1:]
                 first = combine(d_state, by, 1, GATES)
-                d_reset_hidden = taken_back(operands, w, second_sums, MMA, OWNERS, THROUGH, 1, SHAPE, PRECISION)
+                d_reset_hidden = taken_back(operands, w, second_sums, OWNERS, THROUGH, 1, SHAPE, PRECISION)
                 d_h = zero_finished(t, length, add(d_reset_hidden, by[STATES][1], first))
                 publish_all(to, WIDTH, d_h[:THROUGH], element)
                 given = d_state + (d_reset_hidden,)
@@ -315,7 +275,7 @@ def backward_kernel(
             operands = poll_gates(source, least, patience, given_up_ptr, 0, THROUGH, WIDTH, BLOCK_K, INNER, PACK)
             to += step * (GATES * WIDTH)
             source += step * (GATES * WIDTH)
-            others = taken_back(operands, w, sums, MMA, OWNERS, 0, THROUGH, SHAPE, PRECISION)
+            others = taken_back(operands, w, sums, OWNERS, 0, THROUGH, SHAPE, PRECISION)
         d_state = (known[0] + others,) + known[1:]
         gl.store(d_h0_ptr + first_row * H + own, d_state[0].to(element))
         if STATES == 2:

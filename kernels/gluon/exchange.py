@@ -7,9 +7,9 @@ that neither arithmetic nor a conversion yields; a loaded state that holds it is
 Here the poll is inline assembly, because what it loads has to stay in the registers where the tensor core reads it: a
 lane loads its share of an operand in runs of 16 bytes, and loads again on its own, without a vote or a barrier.
 
-Waits end. A lane that polled `patience` times in vain, or sees in the launch's memory that another one did, goes on with
-what it has. That holds the sentinel, a NaN, which goes through the products into all that depends on it. Whoever saw
-that word at its end tells the host (`report`).
+Waits end. A lane that polled `patience` times in vain, or sees in the launch's memory that another one did, goes on
+with what it has. That holds the sentinel, a NaN, which goes through the products into all that depends on it. Programs
+then end soon, without waiting for one another, and tell the host (`report`).
 """
 
 from triton.experimental import gluon

@@ -1,10 +1,10 @@
 """The whole sequence forward, split over programs that hold their columns' weights in registers.
 
 A program owns BLOCK_H hidden columns of BLOCK_B sequences. The products are W h^T: rows of W are M of `mma`, and the
-batch is N, which may then be 8. K is split over the warps. A poll loads h into the operand's registers, so that only the
-partial sums pass through shared memory, once a step: a barrier, and each thread adds up the parts of its elements and
-owns them from there on: state, input, what is saved, the store. The other barrier of a step keeps the next sums from
-overwriting these; it lies in the shadow of the exchange.
+batch is N, which may then be 8. K is split over the warps. A poll loads h into the operand's registers, so that only
+the partial sums pass through shared memory, once a step: a barrier, and each thread adds up the parts of its elements
+and owns them from there on: state, input, what is saved, the store. The other barrier of a step keeps the next sums
+from overwriting these; it lies in the shadow of the exchange.
 
 Rows past the batch and columns past H are the last ones once more: computed twice, and stored twice with one value.
 """
@@ -17,12 +17,13 @@ from fastcells.kernels.gluon.tiles import (
     after,
     barrier,
     freeze_finished,
+    load_weights,
+    offsets,
+    owned,
     owners_layout,
-    place,
-    prepared,
+    polled,
     product,
     products_layout,
-    run_length,
     shared_layout,
     store_all,
 )
@@ -71,43 +72,11 @@ def load_bias(b_ptr, cols, H: gl.constexpr, GATES: gl.constexpr):
 
 
 @gluon.jit
-def load_weights(
-    w_ptr,
-    H: gl.constexpr,
-    column,  # first of the program
-    A: gl.constexpr,
-    GATES: gl.constexpr,
-    BLOCK_H: gl.constexpr,
-    SPLIT: gl.constexpr,
-    BLOCK_K: gl.constexpr,
-    INNER: gl.constexpr,
-    PRECISION: gl.constexpr,
-):
-    """Each gate's [SPLIT, BLOCK_H, BLOCK_K] for each of the INNER parts of a warp's columns; 0 past column H."""
-    BITS: gl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth
-    warp = gl.arange(0, SPLIT, layout=gl.SliceLayout(1, gl.SliceLayout(2, A)))[:, None, None]
-    n = column + gl.arange(0, BLOCK_H, layout=gl.SliceLayout(0, gl.SliceLayout(2, A)))[None, :, None]
-    n = gl.minimum(n, H - 1)
-    k = place(gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, gl.SliceLayout(1, A))), BITS)[None, None, :]
-    w = ()
-    for g in gl.static_range(GATES):
-        for part in gl.static_range(INNER):
-            at = (warp * INNER + part) * BLOCK_K + k
-            if SPLIT * INNER * BLOCK_K == H:
-                tile = gl.load(w_ptr + (g * H + n) * H + at)
-            else:
-                tile = gl.load(w_ptr + (g * H + n) * H + at, mask=at < H, other=0.0)
-            w += (prepared(tile, PRECISION),)
-    return w
-
-
-@gluon.jit
 def products(
     w,
     operands,
     sums,
     nothing,
-    MMA: gl.constexpr,
     FIRST: gl.constexpr,
     N: gl.constexpr,
     SHAPE: gl.constexpr,
@@ -115,7 +84,7 @@ def products(
 ):
     """N gates' partial sums, from gate FIRST on, into shared memory."""
     INNER: gl.constexpr = len(operands)
-    none = gl.zeros(SHAPE, gl.float32, layout=MMA)
+    none = gl.zeros(SHAPE, gl.float32, layout=products_layout(SHAPE[0]))
     parts = ()
     for g in gl.static_range(N):
         acc = none
@@ -191,47 +160,25 @@ def forward_kernel(
     THROUGH: gl.constexpr = GATES if RESET_HIDDEN is None else GATES - 1  # gates whose product reads h itself
     PACK: gl.constexpr = BLOCK_K * BLOCK_B // 32
     SHAPE: gl.constexpr = [SPLIT, BLOCK_H, BLOCK_B]
-    MMA: gl.constexpr = products_layout(SPLIT)
-    OPERAND: gl.constexpr = gl.DotOperandLayout(1, MMA, run_length(BITS))
     OWNERS: gl.constexpr = owners_layout(SPLIT, BLOCK_H, BLOCK_B)
-    OWN: gl.constexpr = gl.SliceLayout(0, OWNERS)
     zero = gl.to_tensor(0).to(gl.int64)  # makes what it is added to 64 bits wide
     batch = zero + B
     column = gl.program_id(0) * BLOCK_H
-    w = load_weights(
-        w_ptr,
-        H,
-        column,
-        gl.DotOperandLayout(0, MMA, run_length(BITS)),
-        GATES,
-        BLOCK_H,
-        SPLIT,
-        BLOCK_K,
-        INNER,
-        PRECISION,
-    )
-    cols = gl.minimum(column + gl.arange(0, BLOCK_H, layout=gl.SliceLayout(1, OWN))[:, None], H - 1)
+    w = load_weights(w_ptr, column, False, H, GATES, BLOCK_H, SPLIT, BLOCK_K, INNER, PRECISION)
+    own_row, cols = owned(column, H, BLOCK_H, BLOCK_B, SPLIT)
+    polled_row, k = polled(SPLIT, BLOCK_K, INNER, BLOCK_B, BITS)
     b = load_bias(b_ptr, cols, H, GATES)
     b_ih = load_bias(b_ih_ptr, cols, H, GATES) if b_ih_ptr is not None else None
     sums = ()
-    for g in gl.static_range(GATES):
+    for _ in gl.static_range(GATES):
         sums += (gl.allocate_shared_memory(gl.float32, SHAPE, shared_layout()),)
-    warp = gl.arange(0, SPLIT, layout=gl.SliceLayout(1, gl.SliceLayout(2, OPERAND)))[:, None, None]
-    k = (
-        warp * (INNER * BLOCK_K)
-        + gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, gl.SliceLayout(2, OPERAND)))[None, :, None]
-    )
-    polled_row = gl.arange(0, BLOCK_B, layout=gl.SliceLayout(0, gl.SliceLayout(1, OPERAND)))[None, None, :]
-    own_row = gl.arange(0, BLOCK_B, layout=gl.SliceLayout(0, OWN))[None, :]
     # All programs of a group walk the same tiles in the same order, so that nobody waits for one that never comes.
     for batch_tile in range(gl.program_id(1), gl.cdiv(B, BLOCK_B), gl.num_programs(1)):
         first_row = batch_tile * BLOCK_B
         mail = gl.minimum(polled_row, B - 1 - first_row) * WIDTH + k
         row = gl.minimum(own_row, B - 1 - first_row)
-        own = row * H + cols
+        own, own_x, own_saved = offsets(row, cols, H, GATES, SAVED)
         own_mail = row * WIDTH + cols
-        own_x = row * (GATES * H) + cols
-        own_saved = row * (SAVED * H) + cols
         length = gl.load(lengths_ptr + first_row + row) if lengths_ptr is not None else None
         t = T - 1 if REVERSE else T * 0
         step = -batch if REVERSE else batch
@@ -249,7 +196,7 @@ def forward_kernel(
             x_next = load_input(x_ptr, ids_ptr, ids, following, own_x, cols, V, H, GATES)
             ids = load_ids(ids_ptr, following + gl.where(i + 2 < T, step, 0), row)
             operands = poll_row(source, least, patience, given_up_ptr, BLOCK_K, INNER, PACK)
-            products(w, operands, sums, nothing, MMA, 0, THROUGH, SHAPE, PRECISION)
+            products(w, operands, sums, nothing, 0, THROUGH, SHAPE, PRECISION)
             barrier()
             h = add_up(sums, b, 0, THROUGH, OWNERS)
             x_now = with_bias(x, b_ih)
@@ -257,7 +204,7 @@ def forward_kernel(
                 plane = reset_hidden_ptr + at * WIDTH
                 publish(plane + own_mail, RESET_HIDDEN(x_now, h, state).to(element))
                 operands = poll_row(plane + mail, sentinel(BITS), patience, given_up_ptr, BLOCK_K, INNER, PACK)
-                products(w, operands, sums, nothing, MMA, THROUGH, 1, SHAPE, PRECISION)
+                products(w, operands, sums, nothing, THROUGH, 1, SHAPE, PRECISION)
                 barrier()
                 h += add_up(sums, b, THROUGH, 1, OWNERS)
             new, saved = FORWARD(x_now, h, state)

@@ -16,6 +16,8 @@ CAPABILITY = 90  # the least: `max.u16x2` came with it, and earlier cards have h
 L2 = 3134  # bytes a cycle, for all programs together: an estimate, 5.5 TB/s
 ROOM = 208  # registers a thread for weights, operands and sums, of 255; the rest is addresses, the state, its input
 
+ROOM_FOR_THREE = 192  # where three products make one
+
 
 @dataclass(frozen=True)
 class Resident:
@@ -71,11 +73,11 @@ def resident_plan(
         )
     shape = Shape(H, gates, item_size, precision, backward)
     fitting: list[tuple[float, Resident]] = []
-    least = None
+    least, room = None, ROOM_FOR_THREE if shape.thrice else ROOM
     for plan in _candidates(shape, device):
         registers = _registers(shape, plan)
         least = registers if least is None else min(least, registers)
-        if registers <= ROOM:
+        if registers <= room:
             turns = ceil(ceil(B / plan.batch) / plan.groups)
             fitting.append((turns * _cycles(shape, plan, B), plan))
     if least is None:
@@ -83,7 +85,7 @@ def resident_plan(
     if not fitting:
         return (
             f"H={H}: {'backward' if backward else 'forward'}, the weights of 16 columns and what they are multiplied "
-            f"with take {least} registers a thread, and there is room for {ROOM}"
+            f"with take {least} registers a thread, and there is room for {room}"
         )
     return min(fitting, key=lambda fit: fit[0])[1]
 

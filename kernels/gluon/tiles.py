@@ -124,3 +124,55 @@ def freeze_finished(t, length, new, old):
     for i in gl.static_range(len(new)):
         tiles += (gl.where(t < length, new[i], old[i]) if length is not None else new[i],)
     return tiles
+
+
+@gluon.jit
+def load_weights(
+    w_ptr, column, TRANSPOSED: gl.constexpr, H: gl.constexpr, GATES: gl.constexpr, BLOCK_H: gl.constexpr,
+    SPLIT: gl.constexpr, BLOCK_K: gl.constexpr, INNER: gl.constexpr, PRECISION: gl.constexpr,
+):  # fmt: skip
+    """Each gate's [SPLIT, BLOCK_H, BLOCK_K] for each of the INNER parts of what a warp multiplies; 0 past H.
+
+    column: the first one of the program; TRANSPOSED: of the weights' columns, not of their rows.
+    """
+    BITS: gl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth
+    LAYOUT: gl.constexpr = gl.DotOperandLayout(0, products_layout(SPLIT), run_length(BITS))
+    warp = gl.arange(0, SPLIT, layout=gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT)))[:, None, None]
+    own = column + gl.arange(0, BLOCK_H, layout=gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))[None, :, None]
+    own = gl.minimum(own, H - 1)
+    k = place(gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT))), BITS)[None, None, :]
+    w = ()
+    for g in gl.static_range(GATES):
+        for part in gl.static_range(INNER):
+            at = (warp * INNER + part) * BLOCK_K + k
+            pointers = w_ptr + g * H * H + (at * H + own if TRANSPOSED else own * H + at)
+            WHOLE: gl.constexpr = SPLIT * INNER * BLOCK_K == H
+            tile = gl.load(pointers) if WHOLE else gl.load(pointers, mask=at < H, other=0.0)
+            w += (prepared(tile, PRECISION),)
+            if INNER > 1:
+                barrier()  # of the elements loaded one by one, those of a single part are in registers
+    return w
+
+
+@gluon.jit
+def polled(SPLIT: gl.constexpr, BLOCK_K: gl.constexpr, INNER: gl.constexpr, BLOCK_B: gl.constexpr, BITS: gl.constexpr):
+    """(row, column) of a thread's share of a warp's first operand, [SPLIT, BLOCK_K, BLOCK_B]."""
+    LAYOUT: gl.constexpr = gl.DotOperandLayout(1, products_layout(SPLIT), run_length(BITS))
+    warp = gl.arange(0, SPLIT, layout=gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT)))[:, None, None]
+    k = gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))[None, :, None]
+    row = gl.arange(0, BLOCK_B, layout=gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT)))[None, None, :]
+    return row, warp * (INNER * BLOCK_K) + k
+
+
+@gluon.jit
+def owned(column, H: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_B: gl.constexpr, SPLIT: gl.constexpr):
+    """(row, column) of a thread's elements, [BLOCK_H, BLOCK_B]; column: the first one of the program."""
+    LAYOUT: gl.constexpr = gl.SliceLayout(0, owners_layout(SPLIT, BLOCK_H, BLOCK_B))
+    cols = column + gl.arange(0, BLOCK_H, layout=gl.SliceLayout(1, LAYOUT))[:, None]
+    return gl.arange(0, BLOCK_B, layout=gl.SliceLayout(0, LAYOUT))[None, :], gl.minimum(cols, H - 1)
+
+
+@gluon.jit
+def offsets(row, cols, H: gl.constexpr, GATES: gl.constexpr, SAVED: gl.constexpr):
+    """Of a thread's elements in a [B, H], a [B, GATES, H] and a [B, SAVED, H] plane."""
+    return row * H + cols, row * (GATES * H) + cols, row * (SAVED * H) + cols
