@@ -141,12 +141,12 @@ def load_weights(
     own = column + gl.arange(0, BLOCK_H, layout=gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))[None, :, None]
     own = gl.minimum(own, H - 1)
     k = place(gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT))), BITS)[None, None, :]
+    WHOLE: gl.constexpr = SPLIT * INNER * BLOCK_K == H
     w = ()
     for g in gl.static_range(GATES):
         for part in gl.static_range(INNER):
             at = (warp * INNER + part) * BLOCK_K + k
             pointers = w_ptr + g * H * H + (at * H + own if TRANSPOSED else own * H + at)
-            WHOLE: gl.constexpr = SPLIT * INNER * BLOCK_K == H
             tile = gl.load(pointers) if WHOLE else gl.load(pointers, mask=at < H, other=0.0)
             w += (prepared(tile, PRECISION),)
             if INNER > 1:
