@@ -93,6 +93,16 @@ def combine(d, by, which: gl.constexpr, N: gl.constexpr):
 
 
 @gluon.jit
+def combine_all(d, by, by_last_gate, GATES: gl.constexpr, STATES: gl.constexpr, EACH_GATE: gl.constexpr):
+    """(d_x, d_h, d_prev) so far, before the last gradient that they are made of; not EACH_GATE: the last gate's."""
+    if EACH_GATE:
+        return combine(d, by, 0, GATES), combine(d, by, 1, GATES), combine(d, by, 2, STATES)
+    else:
+        none = combine(d, by_last_gate, 0, 1)
+        return none, none, none
+
+
+@gluon.jit
 def add(d, by, tiles):
     """The tiles, and one more given gradient with its factors."""
     sums = ()
@@ -226,7 +236,7 @@ def backward_kernel(
         # What is known of the state's gradient before the others' part of it, and of what they wait for.
         known = (known[0] + zero_finished(t, length, (d_out.to(gl.float32),))[0],) + known[1:]
         others = gl.zeros_like(known[0])
-        first = combine(known, by, 1, GATES) if THROUGH == GATES else combine(known, by_last_gate, 0, 1)
+        rest = combine_all(known, by, by_last_gate, GATES, STATES, THROUGH == GATES)
         following = at + gl.where(T > 1, step, 0)
         d_out, saved, prev = load_step(
             d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr,
@@ -235,34 +245,34 @@ def backward_kernel(
         to = mailbox_ptr + at * (GATES * WIDTH) + own_mail
         source = mailbox_ptr + at * (GATES * WIDTH) + mail
         for i in range(T):
+            d_state = (known[0] + others,) + known[1:]
             if THROUGH == GATES:
-                d_h = zero_finished(t, length, add(others, by[0][1], first))
-                publish_all(to, WIDTH, d_h, element)
-                d_state = (known[0] + others,) + known[1:]
-                given = d_state
+                last = others
+                by_last = by[0]
             else:
-                d_last_gate = zero_finished(t, length, add(others, by_last_gate[0][0], first))
+                d_last_gate = zero_finished(t, length, add(others, by_last_gate[0][0], rest[0]))
                 publish_all(to + THROUGH * WIDTH, WIDTH, d_last_gate, element)
                 operands = poll_gates(source, least, patience, given_up_ptr, THROUGH, 1, WIDTH, BLOCK_K, INNER, PACK)
-                d_state = (known[0] + others,) + known[1:]
-                first = combine(d_state, by, 1, GATES)
-                d_reset_hidden = taken_back(operands, w, second_sums, OWNERS, THROUGH, 1, SHAPE, PRECISION)
-                d_h = zero_finished(t, length, add(d_reset_hidden, by[STATES][1], first))
-                publish_all(to, WIDTH, d_h[:THROUGH], element)
-                given = d_state + (d_reset_hidden,)
+                rest = combine_all(d_state, by, by_last_gate, GATES, STATES, True)
+                last = taken_back(operands, w, second_sums, OWNERS, THROUGH, 1, SHAPE, PRECISION)
+                by_last = by[STATES]
+            # First what the others wait for.
+            d_h = zero_finished(t, length, add(last, by_last[1], rest[1]))
+            publish_all(to, WIDTH, d_h[:THROUGH], element)
             if d_x_ptr is not None:
-                d_x = zero_finished(t, length, combine(given, by, 0, GATES))
-                store_all(d_x_ptr + at * (GATES * H) + own_x, H, d_x)
+                store_all(
+                    d_x_ptr + at * (GATES * H) + own_x, H, zero_finished(t, length, add(last, by_last[0], rest[0]))
+                )
             if d_gates_ptr is not None:
                 store_all(d_gates_ptr + at * (GATES * H) + own_x, H, d_h)
-            known = freeze_finished(t, length, combine(given, by, 2, STATES), d_state)
+            known = freeze_finished(t, length, add(last, by_last[2], rest[2]), d_state)
             # In the shadow of the exchange: the next step's factors, and the loads for the one after that. In this
             # order, so that what is loaded needs no copy, which would wait for it.
             t = t + 1 if REVERSE else t - 1
             by, by_last_gate = factors(saved, prev, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
             d_out = gl.where(i + 1 < T, d_out.to(gl.float32), 0.0)
             known = (known[0] + zero_finished(t, length, (d_out,))[0],) + known[1:]
-            first = combine(known, by, 1, GATES) if THROUGH == GATES else combine(known, by_last_gate, 0, 1)
+            rest = combine_all(known, by, by_last_gate, GATES, STATES, THROUGH == GATES)
             new = prev
             at = following
             following = at + gl.where(i + 2 < T, step, 0)

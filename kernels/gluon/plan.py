@@ -99,7 +99,8 @@ def _candidates(shape: Shape, device: Device) -> Iterator[Resident]:
             columns = ceil(shape.H / (split * shape.unit)) * shape.unit  # of a warp
             if split * columns > 2 * max(shape.H, shape.unit):
                 continue  # most of it would be zeros
-            inner = min(columns & -columns, 256)
+            # The backward loads its weights one by one before they are packed, of one operand at a time.
+            inner = min(columns & -columns, 2048 // hidden if shape.backward else 256)
             for batch in (8, 16, 32):
                 if batch * inner <= 4096:
                     reason = (

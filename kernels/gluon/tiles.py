@@ -149,7 +149,7 @@ def load_weights(
             pointers = w_ptr + g * H * H + (at * H + own if TRANSPOSED else own * H + at)
             tile = gl.load(pointers) if WHOLE else gl.load(pointers, mask=at < H, other=0.0)
             w += (prepared(tile, PRECISION),)
-            if INNER > 1:
+            if TRANSPOSED and INNER > 1:
                 barrier()  # of the elements loaded one by one, those of a single part are in registers
     return w
 
