@@ -14,6 +14,7 @@ from triton.experimental.gluon import language as gl
 from fastcells.kernels.gluon.exchange import poll, publish, report, sentinel
 from fastcells.kernels.gluon.tiles import (
     barrier,
+    few_sums,
     freeze_finished,
     load_all,
     load_weights,
@@ -148,11 +149,12 @@ def taken_back(
     INNER: gl.constexpr = len(operands) // N
     none = gl.zeros(SHAPE, gl.float32, layout=products_layout(SHAPE[0]))
     total = none
+    APART: gl.constexpr = few_sums(SHAPE)
     for g in gl.static_range(N):
-        acc = none
+        acc = none if APART else total
         for part in gl.static_range(INNER):
             acc = product(w[(FIRST + g) * INNER + part], operands[g * INNER + part], acc, PRECISION)
-        total = acc if g == 0 else total + acc
+        total = total + acc if APART and g > 0 else acc
     sums.store(total)
     barrier()
     return gl.sum(sums.load(OWNERS), axis=0)

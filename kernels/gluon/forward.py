@@ -16,6 +16,7 @@ from fastcells.kernels.gluon.exchange import never, no_sentinel, poll, publish, 
 from fastcells.kernels.gluon.tiles import (
     after,
     barrier,
+    few_sums,
     freeze_finished,
     load_weights,
     offsets,
@@ -84,6 +85,7 @@ def products(
 ):
     """N gates' partial sums, from gate FIRST on, into shared memory."""
     INNER: gl.constexpr = len(operands)
+    TIED: gl.constexpr = few_sums(SHAPE)
     none = gl.zeros(SHAPE, gl.float32, layout=products_layout(SHAPE[0]))
     parts = ()
     for g in gl.static_range(N):
@@ -92,7 +94,7 @@ def products(
             acc = product(w[(FIRST + g) * INNER + part], operands[part], acc, PRECISION)
         parts += (acc,)
     for g in gl.static_range(N):
-        sums[FIRST + g].store(after(parts[g], parts[N - 1], nothing) if g < N - 1 else parts[g])
+        sums[FIRST + g].store(after(parts[g], parts[N - 1], nothing) if TIED and g < N - 1 else parts[g])
 
 
 @gluon.jit

@@ -73,7 +73,7 @@ def resident_plan(
         )
     shape = Shape(H, gates, item_size, precision, backward)
     fitting: list[tuple[float, Resident]] = []
-    least, room = None, ROOM_FOR_THREE if shape.thrice else ROOM
+    least, room = None, ROOM_FOR_THREE if shape.thrice else ROOM_BACKWARD if backward else ROOM
     for plan in _candidates(shape, device):
         registers = _registers(shape, plan)
         least = registers if least is None else min(least, registers)
@@ -123,11 +123,12 @@ def _registers(shape: Shape, plan: Resident) -> int:
     """A thread's, for weights, operands, sums, and what its elements take beyond those of the first."""
     weights = _words(shape, plan, shape.gates * plan.hidden)
     operands = _words(shape, plan, shape.polled * plan.batch)
-    sums = shape.gates * plan.hidden * plan.batch // 32
+    apart = plan.hidden // 16 * (plan.batch // 8) * plan.split < 16  # `few_sums` in tiles.py: all gates' sums at once
+    sums = (shape.gates if apart else 1) * plan.hidden * plan.batch // 32
     own = _owned(plan)
     if shape.thrice:  # the operands and their two parts; the sums of the small ones
         operands, sums = 3 * operands, 2 * sums
-    return weights + operands + sums + 3 * shape.gates * (own - 1)
+    return weights + operands + sums + 6 * shape.gates * (own - 1)
 
 
 def _cycles(shape: Shape, plan: Resident, B: int) -> float:

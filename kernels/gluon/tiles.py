@@ -36,6 +36,16 @@ def run_length(bits):
 
 
 @gluon.constexpr_function
+def few_sums(shape):
+    """Whether one gate's sums, [SPLIT, BLOCK_H, BLOCK_B], are too few to keep the tensor cores at work in turn.
+
+    A sum waits for its last product as long as four products take, and there are four tensor cores.
+    """
+    split, columns, rows = shape
+    return columns // 16 * (rows // 8) * split < 16
+
+
+@gluon.constexpr_function
 def shared_layout():
     return gl.SwizzledSharedLayout(2, 4, 4, [2, 1, 0])
 
