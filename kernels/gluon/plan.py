@@ -14,9 +14,8 @@ from fastcells.kernels.triton.plan import Device
 
 CAPABILITY = 90  # the least: `max.u16x2` came with it, and earlier cards have had no trial of any kind
 L2 = 3134  # bytes a cycle, for all programs together: an estimate, 5.5 TB/s
-ROOM = 208  # registers a thread for weights, operands and sums, of 255; the rest is addresses, the state, its input
-
-ROOM_FOR_THREE = 192  # where three products make one
+# Registers a thread for weights, operands and sums, of 255; the rest is addresses, the state, its input.
+ROOM, ROOM_BACKWARD, ROOM_FOR_THREE = 216, 208, 192  # FOR_THREE: where three products make one
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,8 @@ def _registers(shape: Shape, plan: Resident) -> int:
     own = _owned(plan)
     if shape.thrice:  # the operands and their two parts; the sums of the small ones
         operands, sums = 3 * operands, 2 * sums
-    return weights + operands + sums + 6 * shape.gates * (own - 1)
+    beside = 8 if plan.width > shape.H else 0  # the outputs' addresses, which are then not the mailbox's
+    return weights + operands + sums + 6 * shape.gates * (own - 1) + beside
 
 
 def _cycles(shape: Shape, plan: Resident, B: int) -> float:
