@@ -71,14 +71,15 @@ def resident_plan(
             f"compute capability {device.capability / 10:.1f}: the kernels use an instruction of {CAPABILITY / 10:.1f}"
         )
     shape = Shape(H, gates, item_size, precision, backward)
-    fitting: list[tuple[float, Resident]] = []
+    fitting: list[tuple[bool, float, Resident]] = []
     least, room = None, ROOM_FOR_THREE if shape.thrice else ROOM_BACKWARD if backward else ROOM
     for plan in _candidates(shape, device):
         registers = _registers(shape, plan)
         least = registers if least is None else min(least, registers)
         if registers <= room:
-            turns = ceil(ceil(B / plan.batch) / plan.groups)
-            fitting.append((turns * _cycles(shape, plan, B), plan))
+            tight = plan.width > H and registers > room - 8  # beside the mailbox, the outputs have their own addresses
+            in_turn = ceil(ceil(B / plan.batch) / plan.groups)
+            fitting.append((tight, in_turn * _cycles(shape, plan, B), plan))
     if least is None:
         return f"H={H}: {ceil(H / 32)} programs wait for each other, and {device.multiprocessors} do not run at once"
     if not fitting:
@@ -86,7 +87,7 @@ def resident_plan(
             f"H={H}: {'backward' if backward else 'forward'}, the weights of 16 columns and what they are multiplied "
             f"with take {least} registers a thread, and there is room for {room}"
         )
-    return min(fitting, key=lambda fit: fit[0])[1]
+    return min(fitting, key=lambda fit: fit[:2])[2]
 
 
 def _candidates(shape: Shape, device: Device) -> Iterator[Resident]:
