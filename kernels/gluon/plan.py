@@ -128,8 +128,7 @@ def _registers(shape: Shape, plan: Resident) -> int:
     own = _owned(plan)
     if shape.thrice:  # the operands and their two parts; the sums of the small ones
         operands, sums = 3 * operands, 2 * sums
-    beside = 8 if plan.width > shape.H else 0  # the outputs' addresses, which are then not the mailbox's
-    return weights + operands + sums + 6 * shape.gates * (own - 1) + beside
+    return weights + operands + sums + 6 * shape.gates * (own - 1)
 
 
 def _cycles(shape: Shape, plan: Resident, B: int) -> float:
