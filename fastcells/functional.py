@@ -54,7 +54,7 @@ def rnn(
         resets: bool [T, B]; where true, the step starts from a state of zeros instead of the one before it, as at the
             start of an episode in reinforcement learning. Past a row's length it means nothing.
         reverse: walk time from the last step to the first; `out[t]` stays the output at step t.
-        impl: "auto", "torch", "cpu", "triton" or "triton-step".
+        impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon".
 
     Returns:
         out [T, B, H] and h_n [B, H].

@@ -40,7 +40,7 @@ class RNN(_HiddenStateLayer):
     `one_hot(ids, input_size)` and costs a row gather. Ids outside [0, input_size) raise IndexError on the CPU.
 
     Keyword-only:
-        impl: "auto", "torch", "cpu", "triton" or "triton-step"; see `fastcells.explain`.
+        impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
 
     Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
     Equations: documentation of torch.nn.RNN.
@@ -87,7 +87,7 @@ class GRU(_HiddenStateLayer):
     Keyword-only:
         reset_after: True for torch's and cuDNN's `n = tanh(x_n + r * (W_hn h + b_hn))`; False for
             `n = tanh(x_n + W_hn (r * h) + b_hn)` (Cho et al. 2014, Keras's and the textbooks' default).
-        impl: "auto", "torch", "cpu", "triton" or "triton-step"; see `fastcells.explain`.
+        impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
 
     Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
     Equations: documentation of torch.nn.GRU; Cho et al. 2014 (arXiv 1406.1078v3), equations 5 to 8.
@@ -131,7 +131,7 @@ class LSTM(Layer):
     `one_hot(ids, input_size)` and costs a row gather. Ids outside [0, input_size) raise IndexError on the CPU.
 
     Keyword-only:
-        impl: "auto", "torch", "cpu", "triton" or "triton-step"; see `fastcells.explain`.
+        impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
 
     Returns: output [T, B, D*H_out] and (h_n [num_layers*D, B, H_out], c_n [num_layers*D, B, H]), D being 2 if
     bidirectional and 1 if not, H_out proj_size if that is positive and H if not.

@@ -111,7 +111,7 @@ def _must_unroll(choice: Choice, spec: CellSpec, weights: RecurrentWeights, step
     if transformed() or autocast_dtype(weights.w_hh) is not None:
         if not backend.may_unroll:
             raise CannotRun(
-                "impl='cpu', 'triton' and 'triton-step'",
+                "impl='cpu', 'triton', 'triton-step' and 'gluon'",
                 "kernels do not run under torch.jit.trace, torch.func transforms or with forward-mode derivatives; "
                 "impl='torch' does",
             )

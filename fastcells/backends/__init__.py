@@ -2,8 +2,9 @@
 
 from fastcells.backends.base import Backend
 from fastcells.backends.cpu.backend import CPU
+from fastcells.backends.gluon.backend import GLUON
 from fastcells.backends.torch.backend import TORCH
 from fastcells.backends.triton.backend import TRITON, TRITON_STEP
 
 # "auto" takes the first that has an advantage for a call, and torch's where none has.
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TORCH, CPU, TRITON, TRITON_STEP)}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TORCH, CPU, TRITON, TRITON_STEP, GLUON)}

@@ -95,9 +95,12 @@ def run_without(case: Case, absent: int, patience: int) -> tuple[str, list[Tenso
         returned.extend(t for t in (out.hidden, *out.last) if t is not None)
         return out
 
-    with mock.patch.object(fault, "PATIENCE", patience), mock.patch.object(launch_split, "split_forward", keep):
-        with mock.patch.object(fault, "raise_fault", lambda *_: None):
-            end = verdict(alone)
+    with (
+        mock.patch.object(fault, "PATIENCE", patience),
+        mock.patch.object(fault, "raise_fault"),
+        mock.patch.object(launch_split, "split_forward", keep),
+    ):
+        end = verdict(alone)
     word = int(fault.fault_word(torch.device("cpu")).item())
     fault.fault_word(torch.device("cpu")).zero_()
     return f"{end}, fault word {word}", returned

@@ -28,30 +28,40 @@ if TYPE_CHECKING:
 
 def run_forward(given: ForwardPass, plan: plans.Plan) -> Forward:
     """All steps of a cell. RuntimeError if tensors differ in dtype or device."""
+    forward = contiguous_forward(given)
+    with torch.cuda.device_of(given.w):  # Triton launches on the current device, whatever the tensors' is
+        return _forward_launcher(plan)(forward, plan)
+
+
+def contiguous_forward(given: ForwardPass) -> ForwardPass:
+    """As launchers take it. RuntimeError if tensors differ in dtype or device."""
     initial = {f"{name}0": s for name, s in zip(given.rule.spec.states, given.state, strict=True)}
     check_alike(x_proj=given.x.x, **initial, w_hh=given.w, b_hh=given.b, b_ih=given.x.bias)
-    forward = replace(
+    return replace(
         given,
         state=tuple(_contiguous(s) for s in given.state),
         w=_contiguous(given.w),
         x=StepInput(_contiguous(given.x.x), _contiguous_or_none(given.x.ids), _contiguous_or_none(given.x.bias)),
         b=_contiguous_or_none(given.b),
     )
-    with torch.cuda.device_of(given.w):  # Triton launches on the current device, whatever the tensors' is
-        return _forward_launcher(plan)(forward, plan)
 
 
 def run_backward(given: BackwardPass, plan: plans.Plan) -> Backward:
     """The adjoint of `run_forward`."""
-    backward = replace(
+    backward = contiguous_backward(given)
+    with torch.cuda.device_of(given.w):
+        return _backward_launcher(plan)(backward, plan)
+
+
+def contiguous_backward(given: BackwardPass) -> BackwardPass:
+    """As launchers take it."""
+    return replace(
         given,
         state=tuple(_contiguous(s) for s in given.state),
         w=_contiguous(given.w),
         d_hidden=_contiguous(given.d_hidden),
         d_last=tuple(_contiguous(d) for d in given.d_last),
     )
-    with torch.cuda.device_of(given.w):
-        return _backward_launcher(plan)(backward, plan)
 
 
 def _forward_launcher(plan: plans.Plan) -> Callable[..., Forward]:

@@ -1,0 +1,1 @@
+"""The implementation `impl="gluon"`."""

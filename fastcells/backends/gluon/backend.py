@@ -1,0 +1,127 @@
+"""When the Gluon kernels run a recurrence: where they are asked for by name, on a card that they fit.
+
+`"auto"` never takes them. They go beyond plain Triton, with inline assembly, and have run on no GPU yet: only the
+machine of tests/ptx has executed them.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+
+from fastcells.backends.base import Call, Choice, Gradients, Inputs, KernelBackend, PreviousStates, Trace, h_and_c
+from fastcells.backends.triton.backend import CELLS, gpu, matmul_precision
+from fastcells.kernels.gluon.plan import Resident, resident_plan
+from fastcells.modes import traced
+from fastcells.spec import CellSpec, State
+
+
+class Plans(NamedTuple):
+    """How both passes of a layer are launched."""
+
+    forward: Resident
+    backward: Resident
+    precision: str  # `matmul_precision`
+
+
+class GluonBackend(KernelBackend):
+    """The recurrence with its weights in registers, split over programs that exchange the state each step."""
+
+    name = "gluon"
+    cells = CELLS
+    options = frozenset({"lengths"})
+    dtypes = frozenset({torch.float32, torch.float16, torch.bfloat16})
+    takes_ids = True
+
+    def obstacle(self, call: Call) -> str | None:
+        if find_spec("triton") is None:
+            return "triton is not installed"
+        if not call.w_hh.is_cuda:
+            return f"the weights are on {call.w_hh.device}: an NVIDIA GPU is needed, for Gluon has no interpreter"
+        obstacle = super().obstacle(call) or missing()
+        if obstacle is None and call.w_hh.numel() == 0:
+            obstacle = f"w_hh of shape {list(call.w_hh.shape)} is empty"
+        if obstacle is None and traced():
+            obstacle = "it has no operator that torch.compile could see; 'triton' has"
+        if obstacle is None:
+            plans = (self._plan(call, backward=backward) for backward in (False, True))
+            reason = next((plan for plan in plans if isinstance(plan, str)), None)
+            obstacle = reason and f"{reason}; 'triton' runs more shapes, 'triton-step' all"
+        return obstacle
+
+    def choose(self, call: Call, reason: str) -> Choice:
+        forward, backward = (self._plan(call, backward=backward) for backward in (False, True))
+        assert not isinstance(forward, str) and not isinstance(backward, str), "the obstacle was not asked for"
+        plans = Plans(forward, backward, matmul_precision(call.dtype, call.w_hh.device))
+        return Choice(self.name, "resident", f"{reason}; {forward.reason}", plans, self)
+
+    def _plan(self, call: Call, *, backward: bool) -> Resident | str:
+        """How a pass is launched, or the reason why it cannot be."""
+        device = gpu(call.w_hh.device)
+        assert device is not None, "asked for a CPU"
+        precision = matmul_precision(call.dtype, call.w_hh.device)
+        H, size = call.w_hh.shape[1], call.dtype.itemsize
+        return resident_plan(H, call.B, call.spec.num_gates, size, device, precision=precision, backward=backward)
+
+    def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
+        from fastcells.backends.triton import operators
+        from fastcells.kernels.gluon.launch import gluon_forward
+
+        (x, ids, b_ih), state, (w_hh, b_hh, *_), (reverse, lengths, *_) = inputs
+        plans: Plans = choice.plan
+        x = x if ids is None else x.t().contiguous()  # rows in one piece each, as TritonBackend has them
+        given = operators.ForwardArguments(
+            x, *h_and_c(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih
+        )
+        with torch.cuda.device_of(w_hh):
+            out = gluon_forward(
+                operators.contiguous_forward(operators.forward_pass(given, plans.precision)), plans.forward
+            )
+        return Trace(out.hidden, out.last, (out.cells, out.saved))
+
+    def backward(
+        self,
+        choice: Choice,
+        spec: CellSpec,
+        inputs: Inputs,
+        trace: Trace,
+        previous: PreviousStates,
+        d_hidden: torch.Tensor,
+        d_last: State,
+    ) -> Gradients:
+        from fastcells.backends.triton import operators
+        from fastcells.kernels.gluon.launch import gluon_backward
+
+        _, state, (w_hh, *_), (reverse, lengths, *_) = inputs
+        cells, saved = trace.saved
+        plans: Plans = choice.plan
+        given = operators.BackwardArguments(
+            d_hidden, *h_and_c(d_last), *h_and_c(state), w_hh,
+            trace.hidden, cells, saved, lengths, spec.name, choice.path, reverse,
+        )  # fmt: skip
+        with torch.cuda.device_of(w_hh):
+            out = gluon_backward(
+                operators.contiguous_backward(operators.backward_pass(given, plans.precision)), plans.backward
+            )
+        return Gradients(out.d_x.flatten(2), out.d_gates.flatten(2), out.d_state)
+
+
+@cache
+def missing() -> str | None:
+    """What the installed Triton lacks, or None."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "Gluon has no interpreter, and TRITON_INTERPRET=1 is set"
+    import triton
+
+    try:
+        from fastcells.kernels.gluon import launch  # noqa: F401
+    except (ImportError, AttributeError) as error:
+        return f"Triton {triton.__version__} lacks what the kernels need of Gluon: {error}"
+    return None
+
+
+GLUON = GluonBackend()

@@ -1,0 +1,112 @@
+"""The launchers of the Gluon kernels: they prepare the mailboxes, and launch what runs at once together.
+
+As kernels/triton/launch_split.py, they take a pass over time and a plan, and return the pass's results. Two launches,
+whatever T and B, one of which fills the mailboxes; where the mailboxes' rows are wider than H a few more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn.functional import pad
+
+from fastcells.kernels.gluon.backward import backward_kernel
+from fastcells.kernels.gluon.forward import forward_kernel
+from fastcells.kernels.gluon.plan import Resident
+from fastcells.kernels.gluon.rules import RULES
+from fastcells.kernels.triton import fault
+from fastcells.kernels.triton.launch import Arguments, Backward, BackwardPass, Forward, ForwardPass, Pass
+
+LINE = 128  # bytes of a cache line
+
+
+class Mailboxes:
+    """One tensor, so that one launch fills it: mailboxes of one shape, and behind them the word of who gave up."""
+
+    def __init__(self, number: int, shape: tuple[int, ...], H: int, like: Tensor) -> None:
+        """shape: of a mailbox, rows of which are as wide as the operands; past column H they hold zeros."""
+        self._shape, self._each = shape, triton.cdiv(math.prod(shape), LINE) * LINE  # 16 divides each address
+        memory = like.new_empty(number * self._each + LINE)
+        words = memory.view(torch.int16 if memory.element_size() == 2 else torch.int32)
+        words.fill_(-1)  # the sentinel
+        self._memory = memory
+        self.given_up = memory.view(torch.int32)[-1:]
+        if shape[-1] > H:
+            for i in range(number):
+                self[i][..., H:].zero_()
+
+    def __getitem__(self, i: int) -> Tensor:
+        """A mailbox, but no view to autograd: what is returned to a user may be changed in place."""
+        view = self._memory[i * self._each :][: math.prod(self._shape)].view(self._shape)
+        part: Tensor = self._memory.new_empty(0)
+        return part.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
+
+
+def gluon_forward(forward: ForwardPass, plan: Resident) -> Forward:
+    """The whole sequence, split over programs that exchange the state each step."""
+    device, what = forward.w.device, f"gluon_forward of {forward.rule.spec.name}"
+    fault.raise_fault(device, what)
+    forward = replace(forward, rule=RULES[forward.rule.spec.name])
+    T, (B, H) = forward.x.steps, forward.state[0].shape
+    second = forward.rule.reset_hidden is not None
+    mailboxes = Mailboxes(2 if second else 1, (T, B, plan.width), H, like=forward.w)
+    wide = plan.width > H
+    out = forward.results(hidden=None if wide else mailboxes[0])
+    forward_kernel[_grid(plan, forward)](
+        **{**forward.sequence_arguments(out), "h_ptr": out.hidden if wide else None},
+        first_ptr=pad(forward.state[0], (0, plan.width - H)) if wide else forward.state[0],
+        mailbox_ptr=mailboxes[0],
+        reset_hidden_ptr=mailboxes[1] if second else None,
+        **_arguments(plan, forward, mailboxes),
+    )
+    if device.type == "cpu":  # the launch is over; a GPU's own fault is seen by a later one, for which nobody waits
+        fault.raise_fault(device, what)
+    return out
+
+
+def gluon_backward(backward: BackwardPass, plan: Resident) -> Backward:
+    """The adjoint of `gluon_forward`, split in the same way; the programs exchange the gates' gradients."""
+    device, what = backward.w.device, f"gluon_backward of {backward.rule.spec.name}"
+    fault.raise_fault(device, what)
+    backward = replace(backward, rule=RULES[backward.rule.spec.name])
+    (T, B, H), gates = backward.d_hidden.shape, backward.rule.spec.num_gates
+    mailboxes = Mailboxes(1, (T, B, gates, plan.width), H, like=backward.d_hidden)
+    wide = plan.width > H
+    out = backward.results(d_gates=None if wide else mailboxes[0])
+    backward_kernel[_grid(plan, backward)](
+        **{**backward.sequence_arguments(out), "d_gates_ptr": out.d_gates if wide else None},
+        mailbox_ptr=mailboxes[0],
+        **_arguments(plan, backward, mailboxes),
+    )
+    if device.type == "cpu":
+        fault.raise_fault(device, what)
+    return out
+
+
+def _grid(plan: Resident, given: Pass) -> tuple[int, int]:
+    """Column tiles, and groups of programs: never more of them than batch tiles."""
+    B, H = given.state[0].shape
+    return triton.cdiv(H, plan.hidden), min(plan.groups, triton.cdiv(B, plan.batch))
+
+
+def _arguments(plan: Resident, given: Pass, mailboxes: Mailboxes) -> Arguments:
+    """Of both kernels, because they are split."""
+    return {
+        "given_up_ptr": mailboxes.given_up,
+        "fault_ptr": fault.fault_word(given.w.device),
+        "patience": fault.PATIENCE,
+        "nothing": 0,
+        "BLOCK_B": plan.batch,
+        "BLOCK_H": plan.hidden,
+        "SPLIT": plan.split,
+        "BLOCK_K": plan.inner,
+        "INNER": plan.operands,
+        "num_warps": plan.split,
+        "maxnreg": 255,  # left alone, ptxas goes for two programs a multiprocessor, and spills
+        # Cooperative: the driver refuses a grid that cannot run at once, where programs would wait for ever.
+        "launch_cooperative_grid": True,
+    }

@@ -1,0 +1,146 @@
+"""Which blocks for which shape: pure Python, without a GPU and without triton.
+
+No row has been timed. What decides is what fits the registers without spilling, and a model of a step's cycles. Both
+formulas are fitted to what ptxas made of 50 kernels for sm_90: within 5% of the cycles that its own stall counts give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+
+from fastcells.kernels.triton.plan import Device
+
+CAPABILITY = 90  # the least: `max.u16x2` came with it, and earlier cards have had no trial of any kind
+L2 = 3134  # bytes a cycle, for all programs together: an estimate, 5.5 TB/s
+# Registers a thread for weights, operands and sums, of 255; the rest is addresses, the state, its input.
+ROOM, ROOM_BACKWARD, ROOM_FOR_THREE = 216, 208, 192  # FOR_THREE: where three products make one
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A pass split over programs that keep their weights in registers, and so have to run at once."""
+
+    batch: int
+    hidden: int  # columns of a program
+    split: int  # parts of K, one a warp
+    inner: int  # columns of an operand
+    operands: int  # of a warp, and in a backward pass of a gate
+    groups: int  # of programs that run at once, at most; each does one batch tile after another
+    reason: str
+
+    @property
+    def width(self) -> int:
+        """Columns of a mailbox's row."""
+        return self.split * self.inner * self.operands
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a plan is for."""
+
+    H: int
+    gates: int
+    item_size: int
+    precision: str  # of a float32 matmul: "tf32" or "tf32x3"
+    backward: bool
+
+    @property
+    def unit(self) -> int:
+        """Columns that `mma` and 16-byte loads allow a warp: K comes in multiples of it."""
+        return 128 // self.item_size
+
+    @property
+    def polled(self) -> int:
+        """Rows' worth of operands that a step gathers at once."""
+        return self.gates if self.backward else 1
+
+    @property
+    def thrice(self) -> bool:
+        """Whether three products make one."""
+        return self.item_size == 4 and self.precision == "tf32x3"
+
+
+def resident_plan(
+    H: int, B: int, gates: int, item_size: int, device: Device, *, precision: str = "tf32", backward: bool = False
+) -> Resident | str:
+    """The plan with the fewest modelled cycles among those that fit, or the reason why none does."""
+    if device.capability < CAPABILITY:
+        return (
+            f"compute capability {device.capability / 10:.1f}: the kernels use an instruction of {CAPABILITY / 10:.1f}"
+        )
+    shape = Shape(H, gates, item_size, precision, backward)
+    fitting: list[tuple[bool, float, Resident]] = []
+    least, room = None, ROOM_FOR_THREE if shape.thrice else ROOM_BACKWARD if backward else ROOM
+    for plan in _candidates(shape, device):
+        registers = _registers(shape, plan)
+        least = registers if least is None else min(least, registers)
+        if registers <= room:
+            tight = plan.width > H and registers > room - 8  # beside the mailbox, the outputs have their own addresses
+            in_turn = ceil(ceil(B / plan.batch) / plan.groups)
+            fitting.append((tight, in_turn * _cycles(shape, plan, B), plan))
+    if least is None:
+        return f"H={H}: {ceil(H / 32)} programs wait for each other, and {device.multiprocessors} do not run at once"
+    if not fitting:
+        return (
+            f"H={H}: {'backward' if backward else 'forward'}, the weights of 16 columns and what they are multiplied "
+            f"with take {least} registers a thread, and there is room for {room}"
+        )
+    return min(fitting, key=lambda fit: fit[:2])[2]
+
+
+def _candidates(shape: Shape, device: Device) -> Iterator[Resident]:
+    """Every split that runs at once."""
+    for hidden in (16, 32):
+        programs = ceil(shape.H / hidden)
+        groups = device.multiprocessors // programs
+        for split in (1, 2, 4, 8) if groups else ():
+            columns = ceil(shape.H / (split * shape.unit)) * shape.unit  # of a warp
+            if split * columns > 2 * max(shape.H, shape.unit):
+                continue  # most of it would be zeros
+            # The backward loads its weights one by one before they are packed, of one operand at a time.
+            inner = min(columns & -columns, 2048 // hidden if shape.backward else 256)
+            for batch in (8, 16, 32):
+                if batch * inner <= 4096:
+                    reason = (
+                        f"{programs} programs a group hold {hidden} columns' weights in the registers of {split} warps"
+                    )
+                    yield Resident(batch, hidden, split, inner, columns // inner, groups, reason)
+
+
+def _owned(plan: Resident) -> int:
+    """Elements of a thread."""
+    return max(1, plan.hidden * plan.batch // (32 * plan.split))
+
+
+def _words(shape: Shape, plan: Resident, rows: int) -> int:
+    """Registers a thread of an operand with so many rows."""
+    return rows * plan.width * shape.item_size // (4 * 32 * plan.split)
+
+
+def _registers(shape: Shape, plan: Resident) -> int:
+    """A thread's, for weights, operands, sums, and what its elements take beyond those of the first."""
+    weights = _words(shape, plan, shape.gates * plan.hidden)
+    operands = _words(shape, plan, shape.polled * plan.batch)
+    apart = plan.hidden // 16 * (plan.batch // 8) * plan.split < 16  # `few_sums` in tiles.py: all gates' sums at once
+    sums = (shape.gates if apart else 1) * plan.hidden * plan.batch // 32
+    own = _owned(plan)
+    if shape.thrice:  # the operands and their two parts; the sums of the small ones
+        operands, sums = 3 * operands, 2 * sums
+    return weights + operands + sums + 6 * shape.gates * (own - 1)
+
+
+def _cycles(shape: Shape, plan: Resident, B: int) -> float:
+    """Of a step, modelled for sm_90."""
+    programs = ceil(shape.H / plan.hidden) * min(plan.groups, ceil(B / plan.batch))
+    row = shape.polled * plan.batch * plan.width * shape.item_size  # bytes that a program gathers
+    gathered = max(row / 64, programs * row / L2)
+    chain = plan.width * shape.item_size / (32 * plan.split)  # `mma` one after another, each waiting for the last
+    turns = max(1, plan.split / 4)  # warps that share one tensor core and one way to shared memory
+    each = shape.gates * (plan.hidden // 16) * (plan.batch // 8) * turns * 8
+    products = chain * max(33, each) * (4 if shape.thrice else 1)
+    own = _owned(plan)
+    sums = (1 if shape.backward else shape.gates) * plan.split * turns * 4 * own
+    apart = 50 if plan.width > shape.H else 0  # the outputs are stored beside the mailbox
+    return 600 + 1.1 * gathered + 1.2 * products + 1.75 * sums + 70 * (own - 1) + apart
