@@ -12,7 +12,7 @@ from dataclasses import dataclass
 SHARED_MEMORY = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 
 REGISTERS = 65536  # of a multiprocessor, 32 bit each; a thread has 255 at most
-POLLED_REGISTERS = 64  # of a thread, for what it polls at once: the gates of an LSTM with H=256, 16 bit; more spill
+POLLED_REGISTERS = 64  # of a thread, for what it polls at once; half of them with four gates, which else spill
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,8 @@ def split_plan(
             in_turn = -(-tiles // groups)  # batch tiles that the busiest group does
             tile = batch * inner * item_size
             room = (limit - _copies(item_size, precision) * gates * padded * columns * item_size) // tile
-            polled = max(1, min(POLLED_REGISTERS * 4 * 32 * warps // tile, room - 1))  # one more is converted
+            registers = POLLED_REGISTERS if gates < 4 else POLLED_REGISTERS // 2
+            polled = max(1, min(registers * 4 * 32 * warps // tile, room - 1))  # one more is converted
             fitting.append((in_turn, columns, Split(blocks, groups, exchange, polled)))
     return min(fitting, key=lambda fit: fit[:2])[2] if fitting else refusal
 
