@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from fastcells.backends.triton.operators import run_backward, run_forward
+from fastcells.kernels.gluon.launch import gluon_backward, gluon_forward
+from fastcells.kernels.gluon.plan import Resident, resident_plan
 from fastcells.kernels.triton import plan
 from fastcells.kernels.triton.launch import BackwardPass, ForwardPass, StepInput
 from fastcells.kernels.triton.rules import RULES
@@ -29,6 +31,7 @@ DTYPES = {
 }
 ROUNDINGS = 8  # how many of these may add up in a result: the kernels come to 2, a wrong term to hundreds
 VOCABULARY = 11
+LAUNCHERS: dict[str, tuple[Any, Any]] = {"gluon": (gluon_forward, gluon_backward)}
 DEVICES = {80: plan.Device(80, 108), 90: plan.Device(90, 132), 100: plan.Device(100, 148)}
 
 
@@ -60,12 +63,17 @@ class Case:
         target = f"sm_{self.options.target}"
         return "-".join([way, self.rule, self.dtype, f"T{self.T}-B{self.B}-H{self.H}", target, *flags, *weak])
 
-    def plan(self, *, backward: bool) -> plan.Plan:
+    def plan(self, *, backward: bool) -> plan.Plan | Resident:
         """How the launcher is asked to launch it: the plan's blocks for this shape."""
         dtype, precision, _ = DTYPES[self.dtype]
         gates, size = SPECS[self.rule].num_gates, dtype.itemsize
         if self.path == "step":
             return plan.step_blocks(size)
+        if self.path == "gluon":
+            device = DEVICES[self.options.target]
+            resident = resident_plan(self.H, self.B, gates, size, device, precision=precision, backward=backward)
+            assert isinstance(resident, Resident), resident
+            return replace(resident, groups=self.programs)
         if self.path == "sequence":
             target = self.options.target
             found = plan.sequence_blocks(self.H, gates, size, target, precision=precision, backward=backward)
@@ -121,11 +129,12 @@ def run(case: Case) -> Result:
     given, x = _input(case, rows, dtype)
     d_hidden, d_last = torch.randn(T, B, H).to(dtype), tuple(torch.randn(B, H).to(dtype) for _ in spec.states)
     common = (rule, state, w, lengths, case.reverse, precision)
+    forward, backward = LAUNCHERS.get(case.path, (run_forward, run_backward))
     with executed(case.options) as launches:
-        out = run_forward(ForwardPass(*common, given, b, save=True), case.plan(backward=False))
+        out = forward(ForwardPass(*common, given, b, save=True), case.plan(backward=False))
         results: dict[str, Any] = {"hidden": out.hidden, "last": out.last}
         if case.backward:
-            back = run_backward(BackwardPass(*common, out, d_hidden, d_last), case.plan(backward=True))
+            back = backward(BackwardPass(*common, out, d_hidden, d_last), case.plan(backward=True))
             results |= {"d_x": back.d_x.flatten(2), "d_gates": back.d_gates.flatten(2), "d_state": back.d_state}
     exact = reference(spec, x, state, w, b, lengths, case.reverse, d_hidden, d_last, out.hidden, ROUNDINGS * rounding)
     errors = {name: max(map(error, _tensors(value), _tensors(exact[name]))) for name, value in results.items()}

@@ -19,7 +19,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
+from fastcells.kernels.gluon import launch as launch_gluon
 from fastcells.kernels.triton import launch_sequence, launch_split, launch_step
 from tests.ptx.machine import Machine
 from tests.ptx.memory import Memory
@@ -27,7 +29,7 @@ from tests.ptx.parse import Text, parse
 from tests.ptx.translate import Translation
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
-LAUNCHERS = (launch_sequence, launch_split, launch_step)
+LAUNCHERS = (launch_sequence, launch_split, launch_step, launch_gluon)
 LAUNCH_OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_cooperative_grid")
 Edit = Callable[[Text], Text]  # a change to a kernel, to see whether it is noticed
 
@@ -153,7 +155,8 @@ def compiled(kernel: Any, arguments: dict[str, Any], target: int) -> tuple[str, 
     options = {name: arguments[name] for name in LAUNCH_OPTIONS if name in arguments}
     key = (kernel, target, *signature.items(), *attributes, *constants.items(), *options.items())
     if key not in _texts:
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+        source_of = GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource
+        source = source_of(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
         assembler = CUDABackend.make_cubin
         try:
             CUDABackend.make_cubin = lambda *args, **named: b""  # nobody runs it here, and it takes the most time

@@ -7,53 +7,29 @@ from typing import Any
 from unittest import mock
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from fastcells.errors import KernelFault
 from fastcells.kernels.triton import exchange, fault, launch_split
+from tests.ptx import broken
 from tests.ptx.cases import Case, Result, run
 from tests.ptx.launch import Edit
 from tests.ptx.memory import Fault
 from tests.ptx.parse import Text
 
 
-@triton.jit
-def wait_for_one_less(counter_ptr, arrivals, patience, fault_ptr):
-    return exchange.counter_wait(counter_ptr, arrivals - 1, patience, fault_ptr)
-
-
-@triton.jit
-def publish_unmasked(pointers, words, mask):
-    exchange.counter_publish(pointers, words, mask | (mask == mask))
-
-
-@triton.jit
-def arrive_without_barrier(counter_ptr, patience):
-    tl.atomic_add(counter_ptr, 1, mask=patience > 0, sem="release", scope="gpu")
-
-
-@triton.jit
-def gather_past_the_row(pointers, masks, published, patience, fault_ptr):
-    every = ()
-    for i in tl.static_range(len(pointers)):
-        every += (masks[i] | (masks[i] == masks[i]),)
-    return exchange.counter_gather(pointers, every, published, patience, fault_ptr)
-
-
 BROKEN: dict[str, dict[str, Any]] = {
-    "off-by-one counter": {"wait": wait_for_one_less},
-    "wrong mask": {"publish": publish_unmasked},
-    "no barrier before the release": {"arrive": arrive_without_barrier},
-    "out of bounds": {"gather": gather_past_the_row},
+    "off-by-one counter": {"wait": broken.wait_for_one_less},
+    "wrong mask": {"publish": broken.publish_unmasked},
+    "no barrier before the release": {"arrive": broken.arrive_without_barrier},
+    "out of bounds": {"gather": broken.gather_past_the_row},
 }
 
 
 def run_broken(case: Case, name: str) -> str:
     """What the machine says of a case whose exchange has this fault: "right", or how it was noticed."""
-    broken = replace(exchange.EXCHANGES[case.exchange], **BROKEN[name])
-    with mock.patch.dict(launch_split.EXCHANGES, {case.exchange: broken}):
+    exchanged = replace(exchange.EXCHANGES[case.exchange], **BROKEN[name])
+    with mock.patch.dict(exchange.EXCHANGES, {case.exchange: exchanged}):
         return verdict(case)
 
 

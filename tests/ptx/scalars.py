@@ -214,7 +214,8 @@ def result(opcode: str, operands: Sequence[Number], kinds: Sequence[str]) -> Num
     if name == "bfe":
         return _field(operands[0] & 0xFFFFFFFF, operands[1], operands[2], kind == "s32")
     if "ftz" in parts:
-        return _flush(result(opcode.replace(".ftz", ""), [_flush(x) for x in operands], kinds))
+        value: Any = result(opcode.replace(".ftz", ""), [_flush(x) for x in operands], kinds)
+        return _flush(value)
     if name == "div" and "approx" in parts and 2.0**126 < abs(operands[1]) < math.inf:
         return 0.0 * operands[0] * math.copysign(1.0, operands[1])  # NaN of an infinity
     try:

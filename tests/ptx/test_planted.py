@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastcells.kernels.triton.exchange import EXCHANGES
-from tests.ptx import mutate, planted, sensitivity
+from tests.ptx import broken, mutate, planted, sensitivity
 from tests.ptx.cases import Case
 from tests.ptx.launch import Options
 from tests.ptx.worker import Run
@@ -46,9 +46,9 @@ def test_the_interpreter_does_not_see_a_missing_barrier() -> None:
     concurrent = pytest.importorskip("tests.triton.test_concurrent")
     if torch.cuda.is_available():
         pytest.skip("no interpreter with a GPU")
-    broken = replace(EXCHANGES["counter"], arrive=planted.arrive_without_barrier)
+    unordered = replace(EXCHANGES["counter"], arrive=broken.arrive_without_barrier)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(EXCHANGES, "counter", broken)
+        patch.setitem(EXCHANGES, "counter", unordered)
         with concurrent.split("counter", seed=1):
             assert concurrent.excess(concurrent.GRU, 3, 20, 40) <= 0
 

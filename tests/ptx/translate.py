@@ -329,8 +329,9 @@ class Translation:
 
 
 def _may_repeat(i: Instruction) -> bool:
-    """Whether a thread that is through with a loop may execute this again, if its registers are put back."""
-    return i.opcode in TABLE or i.parts[0] in ("ld", "mov", "nop", "nanosleep")
+    """Whether a thread that is through with a loop may execute this again: its registers are put back."""
+    stores = i.parts[0] == "st" and "global" in i.parts
+    return i.opcode in TABLE or stores or i.parts[0] in ("ld", "mov", "nop", "nanosleep")
 
 
 def _written(code: list[str]) -> tuple[int, ...]:

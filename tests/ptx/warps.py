@@ -180,7 +180,7 @@ class Warps:
         self, address: Array, offset: int, size: int, values: Sequence[Array], active: Array | None, order: str,
         line: int,
     ) -> None:  # fmt: skip
-        on = self._active(active)
+        on = self._active(active) & ~self._through
         start = every_thread(address, self.n) + _offset(offset)
         _aligned(start[on], size * len(values), line)
         vector = len(values)
