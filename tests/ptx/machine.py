@@ -15,9 +15,10 @@ from itertools import pairwise
 import numpy as np
 
 from tests.ptx.memory import Fault, Memory, View
+from tests.ptx.operands import width
 from tests.ptx.shared import Race, SharedMemory
-from tests.ptx.translate import Translation, garbage
-from tests.ptx.values import UNSIGNED
+from tests.ptx.translate import Translation
+from tests.ptx.values import UNSIGNED, Array
 from tests.ptx.warps import WARP, Warps
 
 BURSTS = (1, 1, 2, 5, 20)  # segments that warps run before others may
@@ -141,3 +142,12 @@ class Machine:
             for name, number in classes.items():
                 total[name] += number * times
         return total
+
+
+def garbage(translation: Translation, rng: random.Random) -> list[Array]:
+    """What registers hold before they are written: a half that nobody reads is packed with another, say."""
+    found: list[Array] = []
+    for name in translation.registers:
+        bits = 1 if name.startswith("%p") else width(name)
+        found.append(np.array([rng.getrandbits(bits)], bool if bits == 1 else UNSIGNED[bits]))
+    return found

@@ -17,7 +17,6 @@ from tests.ptx.launch import Edit
 from tests.ptx.memory import Fault
 from tests.ptx.parse import Text
 
-
 BROKEN: dict[str, dict[str, Any]] = {
     "off-by-one counter": {"wait": broken.wait_for_one_less},
     "wrong mask": {"publish": broken.publish_unmasked},

@@ -120,7 +120,6 @@ def test_instruction(opcode: str) -> None:
         "bar.warp.sync 15;",
         "shfl.sync.idx.b32 %r4, %r3, 0, 31, 15;",
         "@%p1 shfl.sync.idx.b32 %r4, %r3, 0, 31, -1;",
-        "redux.sync.add.u32 %r4, %r3, %r1;",
         "vote.sync.any.pred %p2, %p1, 1;",
         # what orders nothing for other programs
         "fence.acq_rel.cta;",
@@ -154,19 +153,30 @@ def test_inner_scopes_have_their_own_registers_and_labels() -> None:
     assert first.tolist() == [2 * max(9, t + 1) for t in range(32)]
 
 
-def test_a_loop_that_does_more_than_load_is_refused_where_the_threads_of_a_warp_part() -> None:
-    """Going round once more, a thread would store again."""
+def test_a_mask_of_threads_in_a_register_is_looked_at() -> None:
+    body = "mov.b32 %r3, {mask};\nredux.sync.add.u32 %r4, %r1, %r3;"
+    run(body.format(mask=-1), np.zeros(1, np.uint32), np.zeros(1, np.uint32))
+    with pytest.raises(Fault, match="executed by some of a warp's threads, 0xf"):
+        run(body.format(mask=15), np.zeros(1, np.uint32), np.zeros(1, np.uint32))
+
+
+def test_a_loop_with_an_atomic_is_refused_where_the_threads_of_a_warp_part() -> None:
+    """Going round once more, a thread would add again; a store it leaves out."""
     body = """
     mov.b32 %r3, {start};
     mad.wide.u32 %rd3, %r1, 4, %rd1;
     again:
-    st.global.b32 [ %rd3 ], {{ %r3 }};
+    {effect}
     add.s32 %r3, %r3, 1;
     setp.lt.s32 %p1, %r3, 40;
     @%p1 bra again;
 """
+    store, add = "st.global.b32 [ %rd3 ], { %r3 };", "red.relaxed.gpu.global.add.u32 [ %rd3 ], 1;"
     first, second = np.zeros(32, np.uint32), np.zeros(32, np.uint32)
-    run(body.format(start=0), first, second)
+    run(body.format(start="%r1", effect=store), first, second)
     assert (first == 39).all()
+    first[:] = 0
+    run(body.format(start=0, effect=add), first, second)
+    assert (first == 40).all()
     with pytest.raises(Fault, match="the threads of a warp part"):
-        run(body.format(start="%r1"), first, second)
+        run(body.format(start="%r1", effect=add), first, second)

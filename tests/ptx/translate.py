@@ -6,7 +6,6 @@ The functions work on `warps.Warps` (called u), registers of all whose threads t
 
 from __future__ import annotations
 
-import random
 import re
 from collections import Counter
 from typing import Any
@@ -126,20 +125,7 @@ class Translation:
             unguarded(i)
             return self._matrix_access(i)
         if parts[0] in ("shfl", "redux", "vote") and parts[1] == "sync":
-            unguarded(i)
-            by_whole_warps(operands[-1])
-        if parts[:2] == ["shfl", "sync"]:
-            arguments = ", ".join(self._value(x, "b32") for x in operands[1:4])
-            value, *inside = str(operands[0]).split("|")
-            lines = [f"t = shuffle(u.n, {parts[2]!r}, {arguments})", *self._put(None, value, "t[0]", "b32")]
-            return lines + [line for name in inside for line in self._put(None, name, "t[1]", "pred")]
-        if parts[:2] == ["redux", "sync"]:
-            value = f"reduce_warp(u.n, {parts[2]!r}, {self._value(operands[1], parts[3])})"
-            return self._put(None, operands[0], value, parts[3])
-        if parts[:2] == ["vote", "sync"]:
-            kind = "b32" if parts[2] == "ballot" else "pred"
-            value = f"vote(u.n, {parts[2]!r}, {self._value(operands[1], 'pred')})"
-            return self._put(None, operands[0], value, kind)
+            return [f"u.by_whole_warps({self._value(operands[-1], 'u32')}, {i.line})", *self._among_threads(i)]
         if opcode in ("bar.sync", "barrier.sync", "barrier.cta.sync.aligned", "bar.warp.sync"):
             unguarded(i)
             if opcode == "bar.warp.sync":
@@ -231,6 +217,25 @@ class Translation:
         return [f"{register} = merge({self._predicate(guard)}, {expression}, {register})"]
 
     # -- instructions
+
+    def _among_threads(self, i: Instruction) -> list[str]:
+        """What the threads of a warp hand each other."""
+        unguarded(i)
+        by_whole_warps(i.operands[-1])
+        parts, operands = i.parts, i.operands
+        if parts[0] == "shfl":
+            arguments = ", ".join(self._value(x, "b32") for x in operands[1:4])
+            value, *inside = str(operands[0]).split("|")
+            lines = [f"t = shuffle(u.n, {parts[2]!r}, {arguments})", *self._put(None, value, "t[0]", "b32")]
+            return lines + [line for name in inside for line in self._put(None, name, "t[1]", "pred")]
+        if parts[0] == "redux":
+            value = f"reduce_warp(u.n, {parts[2]!r}, {self._value(operands[1], parts[3])})"
+            return self._put(None, operands[0], value, parts[3])
+        if parts[0] == "vote":
+            kind = "b32" if parts[2] == "ballot" else "pred"
+            value = f"vote(u.n, {parts[2]!r}, {self._value(operands[1], 'pred')})"
+            return self._put(None, operands[0], value, kind)
+        raise Unsupported("an instruction that the machine does not know")
 
     def _operation(self, i: Instruction, operation: Operation) -> list[str]:
         name = self._functions.setdefault(i.opcode, f"operation{len(self._functions)}")
@@ -337,12 +342,3 @@ def _may_repeat(i: Instruction) -> bool:
 def _written(code: list[str]) -> tuple[int, ...]:
     """Numbers of the registers that these functions write."""
     return tuple(sorted({int(number) for one in code for number in re.findall(r"^ R\[(\d+)\] = ", one, re.M)}))
-
-
-def garbage(translation: Translation, rng: random.Random) -> list[Array]:
-    """What registers hold before they are written: a half that nobody reads is packed with another, say."""
-    found: list[Array] = []
-    for name in translation.registers:
-        bits = 1 if name.startswith("%p") else width(name)
-        found.append(np.array([rng.getrandbits(bits)], bool if bits == 1 else UNSIGNED[bits]))
-    return found

@@ -209,6 +209,10 @@ class Warps:
             self.program.view.acquire(np.unique(self.threads[on] // WARP))
         return old
 
+    def by_whole_warps(self, mask: Array, line: int) -> None:
+        if (mask != 0xFFFFFFFF).any():
+            raise Fault(f"line {line}: executed by some of a warp's threads, {int(mask.min()):#x}")
+
     def fence(self, active: Array | None) -> None:
         threads = self.threads[self._active(active)]
         for thread in threads:
