@@ -120,7 +120,7 @@ def test_instruction(opcode: str) -> None:
         "bar.warp.sync 15;",
         "shfl.sync.idx.b32 %r4, %r3, 0, 31, 15;",
         "@%p1 shfl.sync.idx.b32 %r4, %r3, 0, 31, -1;",
-        "redux.sync.add.u32 %r4, %r3, %r1;",
+        "redux.sync.add.u32 %r4, %r3, 7;",
         "vote.sync.any.pred %p2, %p1, 1;",
         # what orders nothing for other programs
         "fence.acq_rel.cta;",
@@ -135,6 +135,13 @@ def test_instruction(opcode: str) -> None:
 def test_unknown_instructions_raise_with_their_text(line: str) -> None:
     with pytest.raises(Unsupported, match=re.escape(line.removeprefix("@%p1 ").split()[0].rstrip(";"))):
         Translation(parse(text(line)))
+
+
+def test_a_reduction_of_some_threads_is_refused_where_a_register_says_so() -> None:
+    first, second = np.zeros(1, np.uint32), np.zeros(1, np.uint32)
+    run("mov.b32 %r5, -1;\nredux.sync.add.u32 %r4, %r1, %r5;", first, second)
+    with pytest.raises(Unsupported, match="by the threads"):
+        run("mov.b32 %r5, 7;\nredux.sync.add.u32 %r4, %r1, %r5;", first, second)
 
 
 def test_inner_scopes_have_their_own_registers_and_labels() -> None:

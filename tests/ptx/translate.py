@@ -6,7 +6,6 @@ The functions work on `warps.Warps` (called u), registers of all whose threads t
 
 from __future__ import annotations
 
-import random
 import re
 from collections import Counter
 from typing import Any
@@ -127,26 +126,26 @@ class Translation:
             return self._matrix_access(i)
         if parts[0] in ("shfl", "redux", "vote") and parts[1] == "sync":
             unguarded(i)
-            by_whole_warps(operands[-1])
+            check = self._whole_warps(operands[-1])
         if parts[:2] == ["shfl", "sync"]:
             arguments = ", ".join(self._value(x, "b32") for x in operands[1:4])
             value, *inside = str(operands[0]).split("|")
-            lines = [f"t = shuffle(u.n, {parts[2]!r}, {arguments})", *self._put(None, value, "t[0]", "b32")]
+            lines = [*check, f"t = shuffle(u.n, {parts[2]!r}, {arguments})", *self._put(None, value, "t[0]", "b32")]
             return lines + [line for name in inside for line in self._put(None, name, "t[1]", "pred")]
         if parts[:2] == ["redux", "sync"]:
             value = f"reduce_warp(u.n, {parts[2]!r}, {self._value(operands[1], parts[3])})"
-            return self._put(None, operands[0], value, parts[3])
+            return [*check, *self._put(None, operands[0], value, parts[3])]
         if parts[:2] == ["vote", "sync"]:
             kind = "b32" if parts[2] == "ballot" else "pred"
             value = f"vote(u.n, {parts[2]!r}, {self._value(operands[1], 'pred')})"
-            return self._put(None, operands[0], value, kind)
+            return [*check, *self._put(None, operands[0], value, kind)]
         if opcode in ("bar.sync", "barrier.sync", "barrier.cta.sync.aligned", "bar.warp.sync"):
             unguarded(i)
             if opcode == "bar.warp.sync":
-                by_whole_warps(operands[0])
-            elif operands != ("0",):
+                return [*self._whole_warps(operands[0]), "u.barrier(True)"]
+            if operands != ("0",):
                 raise Unsupported("a barrier of some of the warps")
-            return [f"u.barrier({opcode == 'bar.warp.sync'})"]
+            return ["u.barrier(False)"]
         if parts[0] in ("atom", "red"):
             return self._atomic(i, active)
         if FENCES.match(opcode):
@@ -185,6 +184,13 @@ class Translation:
         if has > bits:
             expression += f".astype(np.uint{bits})"
         return expression if kind[0] in "ub" else f"{expression}.view(np.{dtype_of(kind).__name__})"
+
+    def _whole_warps(self, mask: Operand) -> list[str]:
+        """What makes sure that all threads of a warp take part."""
+        if not str(mask).startswith("%"):
+            by_whole_warps(mask)
+            return []
+        return [f"all_take_part({self._value(mask, 'u32')})"]
 
     def _constant(self, text: str, kind: str) -> str:
         if kind == "pred":
@@ -336,12 +342,3 @@ def _may_repeat(i: Instruction) -> bool:
 def _written(code: list[str]) -> tuple[int, ...]:
     """Numbers of the registers that these functions write."""
     return tuple(sorted({int(number) for one in code for number in re.findall(r"^ R\[(\d+)\] = ", one, re.M)}))
-
-
-def garbage(translation: Translation, rng: random.Random) -> list[Array]:
-    """What registers hold before they are written: a half that nobody reads is packed with another, say."""
-    found: list[Array] = []
-    for name in translation.registers:
-        bits = 1 if name.startswith("%p") else width(name)
-        found.append(np.array([rng.getrandbits(bits)], bool if bits == 1 else UNSIGNED[bits]))
-    return found
