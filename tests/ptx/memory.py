@@ -77,7 +77,7 @@ class Buffer:
         self.lines = np.zeros((2, n), np.int32)
 
 
-@dataclass
+@dataclass(eq=False)
 class Store:
     """What one instruction stored and what is still on its way: an element in each row."""
 
@@ -267,11 +267,10 @@ class View:
     def _arrive(self, store: Store, chosen: Array) -> None:
         """These elements of a store; of two stores to one place the older one goes first."""
         places = store.at[chosen][:, None] + np.arange(store.values.shape[1])
-        for older in self.pending:
-            if older is store:
-                break
-            if older.buffer is store.buffer:
-                self._commit(older, _within(older, places))
+        if (self._own[store.buffer.name][0][places] > 1).any():
+            for older in self.pending[: self.pending.index(store)]:
+                if older.buffer is store.buffer:
+                    self._commit(older, _within(older, places))
         self._commit(store, chosen)
         self.pending = [store for store in self.pending if len(store.at)]
 
@@ -293,7 +292,8 @@ class View:
         if order in ("release", "acq_rel"):
             self.release(thread)
         places = at + np.arange(4)
-        for store in list(self.pending):  # what was stored here before goes first
+        under_way = buffer.name in self._own and self._own[buffer.name][0][places].any()
+        for store in list(self.pending) if under_way else []:  # what was stored here before goes first
             if store.buffer is buffer:
                 mine = (store.threads == thread) | (store.epoch < self.epoch)
                 self._arrive(store, mine & _within(store, places))
