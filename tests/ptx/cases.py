@@ -19,8 +19,8 @@ from fastcells.kernels.triton.launch import BackwardPass, ForwardPass, StepInput
 from fastcells.kernels.triton.rules import RULES
 from fastcells.spec import SPECS, CellSpec, RecurrentWeights
 from tests.ptx.launch import Options, executed
+from tests.ptx.memory import Race
 from tests.ptx.parse import Text
-from tests.ptx.shared import Race
 
 # Storage dtype, precision of the matmuls, and the rounding of one of their factors.
 DTYPES = {
@@ -107,8 +107,8 @@ class Result:
         """The two instructions of each race."""
         pairs = [(name, race) for name, races in self.races.items() for race in races]
         return "\n".join(
-            f"{name}, byte {race.byte}, after {race.epoch} barriers: {self.places[f'{name}:{race.line}']} and "
-            f"{self.places[f'{name}:{race.other}']}"
+            f"{name}, byte {race.byte} of {race.where}, after {race.epoch} barriers: "
+            f"{self.places[f'{name}:{race.line}']} and {self.places[f'{name}:{race.other}']}"
             for name, race in pairs
         )
 

@@ -3,7 +3,7 @@
     memory = Memory(weak=True, rng=random.Random(seed))
     Machine(translation, grid, shared_bytes, memory).run(parameters, together=True)
 
-It raises Fault for an access out of bounds, and for programs that do not end; races in shared memory are collected.
+It raises Fault for an access out of bounds, and for programs that do not end; races are collected.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from tests.ptx.memory import Fault, Memory, View
+from tests.ptx.memory import Fault, Memory, Race, View
 from tests.ptx.operands import width
-from tests.ptx.shared import Race, SharedMemory
+from tests.ptx.shared import SharedMemory
 from tests.ptx.translate import Translation
 from tests.ptx.values import UNSIGNED, Array
 from tests.ptx.warps import WARP, Warps
@@ -36,7 +36,7 @@ class Program:
         self.warps = machine.translation.text.threads // WARP
         garbage = machine.rng.randrange(256)
         self.shared = SharedMemory(machine.shared_bytes, machine.translation.granule, garbage)
-        self.view = View(machine.memory, self.warps)
+        self.view = View(machine.memory, self.warps * WARP)
         # Warps in one group run in lockstep; how many groups there are is a matter of chance, unless it is given.
         parts = min(self.warps, groups or machine.rng.randint(1, self.warps))
         cuts = [0, *sorted(machine.rng.sample(range(1, self.warps), parts - 1)), self.warps]
@@ -77,7 +77,7 @@ class Machine:
         self.rng: random.Random = memory.rng
         self.groups, self.limit, self.drain, self.absent = groups, limit, drain, absent
         self.executed = [0] * len(translation.segments)  # how often a warp has run each segment
-        self.garbage = garbage(translation, self.rng)
+        self.garbage = _garbage(translation, self.rng)
         self.steps = 0
         self.races: list[Race] = []
         self.parameters: dict[str, np.ndarray] = {}
@@ -94,6 +94,7 @@ class Machine:
             else:
                 for index in programs:
                     self._run([Program(self, index, self.groups)])
+        self.races += self.memory.races
         self.memory.write_back()
 
     def _run(self, programs: list[Program]) -> None:
@@ -144,7 +145,7 @@ class Machine:
         return total
 
 
-def garbage(translation: Translation, rng: random.Random) -> list[Array]:
+def _garbage(translation: Translation, rng: random.Random) -> list[Array]:
     """What registers hold before they are written: a half that nobody reads is packed with another, say."""
     found: list[Array] = []
     for name in translation.registers:

@@ -59,6 +59,12 @@ PRODUCTS: dict[str, Callable[..., list[Array]]] = {
 }
 
 
+def all_take_part(masks: Array) -> None:
+    """Refuse what only some threads of a warp would execute."""
+    if (masks != np.uint32(0xFFFFFFFF)).any():
+        raise Unsupported(f"by the threads {masks} of a warp")
+
+
 def shuffle(threads: int, mode: str, a: Array, b: Array, c: Array) -> tuple[Array, Array]:
     """shfl.sync: (the value of another thread, whether it is one of this thread's part of the warp)."""
     value = every_thread(a, threads).reshape(-1, WARP)

@@ -30,6 +30,6 @@ def unguarded(i: Instruction) -> None:
 
 
 def by_whole_warps(mask: Operand) -> None:
-    """Refuse one that only some threads of a warp take part in; what a register says is known when it runs."""
-    if mask not in WHOLE_WARP and not str(mask).startswith("%"):
+    """Refuse one that only some threads of a warp take part in."""
+    if mask not in WHOLE_WARP:
         raise Unsupported(f"by the threads {mask} of a warp")

@@ -7,25 +7,12 @@ warp's reading what it has written itself. A copy that is not waited for belongs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from tests.ptx.memory import Fault
+from tests.ptx.memory import MOST, Fault, Race
 from tests.ptx.values import Array
 
 COPY = np.uint64(1 << 63)  # who writes a place that an asynchronous copy is under way to
-MOST = 20  # races that are kept
-
-
-@dataclass(frozen=True)
-class Race:
-    """Two accesses that nothing orders: the lines of the PTX, and the first byte."""
-
-    line: int
-    other: int
-    byte: int
-    epoch: int
 
 
 class SharedMemory:

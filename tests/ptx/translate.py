@@ -125,14 +125,27 @@ class Translation:
             unguarded(i)
             return self._matrix_access(i)
         if parts[0] in ("shfl", "redux", "vote") and parts[1] == "sync":
-            return [f"u.by_whole_warps({self._value(operands[-1], 'u32')}, {i.line})", *self._among_threads(i)]
+            unguarded(i)
+            check = self._whole_warps(operands[-1])
+        if parts[:2] == ["shfl", "sync"]:
+            arguments = ", ".join(self._value(x, "b32") for x in operands[1:4])
+            value, *inside = str(operands[0]).split("|")
+            lines = [*check, f"t = shuffle(u.n, {parts[2]!r}, {arguments})", *self._put(None, value, "t[0]", "b32")]
+            return lines + [line for name in inside for line in self._put(None, name, "t[1]", "pred")]
+        if parts[:2] == ["redux", "sync"]:
+            value = f"reduce_warp(u.n, {parts[2]!r}, {self._value(operands[1], parts[3])})"
+            return [*check, *self._put(None, operands[0], value, parts[3])]
+        if parts[:2] == ["vote", "sync"]:
+            kind = "b32" if parts[2] == "ballot" else "pred"
+            value = f"vote(u.n, {parts[2]!r}, {self._value(operands[1], 'pred')})"
+            return [*check, *self._put(None, operands[0], value, kind)]
         if opcode in ("bar.sync", "barrier.sync", "barrier.cta.sync.aligned", "bar.warp.sync"):
             unguarded(i)
             if opcode == "bar.warp.sync":
-                by_whole_warps(operands[0])
-            elif operands != ("0",):
+                return [*self._whole_warps(operands[0]), "u.barrier(True)"]
+            if operands != ("0",):
                 raise Unsupported("a barrier of some of the warps")
-            return [f"u.barrier({opcode == 'bar.warp.sync'})"]
+            return ["u.barrier(False)"]
         if parts[0] in ("atom", "red"):
             return self._atomic(i, active)
         if FENCES.match(opcode):
@@ -171,6 +184,13 @@ class Translation:
         if has > bits:
             expression += f".astype(np.uint{bits})"
         return expression if kind[0] in "ub" else f"{expression}.view(np.{dtype_of(kind).__name__})"
+
+    def _whole_warps(self, mask: Operand) -> list[str]:
+        """What makes sure that all threads of a warp take part."""
+        if not str(mask).startswith("%"):
+            by_whole_warps(mask)
+            return []
+        return [f"all_take_part({self._value(mask, 'u32')})"]
 
     def _constant(self, text: str, kind: str) -> str:
         if kind == "pred":
@@ -217,25 +237,6 @@ class Translation:
         return [f"{register} = merge({self._predicate(guard)}, {expression}, {register})"]
 
     # -- instructions
-
-    def _among_threads(self, i: Instruction) -> list[str]:
-        """What the threads of a warp hand each other."""
-        unguarded(i)
-        by_whole_warps(i.operands[-1])
-        parts, operands = i.parts, i.operands
-        if parts[0] == "shfl":
-            arguments = ", ".join(self._value(x, "b32") for x in operands[1:4])
-            value, *inside = str(operands[0]).split("|")
-            lines = [f"t = shuffle(u.n, {parts[2]!r}, {arguments})", *self._put(None, value, "t[0]", "b32")]
-            return lines + [line for name in inside for line in self._put(None, name, "t[1]", "pred")]
-        if parts[0] == "redux":
-            value = f"reduce_warp(u.n, {parts[2]!r}, {self._value(operands[1], parts[3])})"
-            return self._put(None, operands[0], value, parts[3])
-        if parts[0] == "vote":
-            kind = "b32" if parts[2] == "ballot" else "pred"
-            value = f"vote(u.n, {parts[2]!r}, {self._value(operands[1], 'pred')})"
-            return self._put(None, operands[0], value, kind)
-        raise Unsupported("an instruction that the machine does not know")
 
     def _operation(self, i: Instruction, operation: Operation) -> list[str]:
         name = self._functions.setdefault(i.opcode, f"operation{len(self._functions)}")
@@ -334,7 +335,7 @@ class Translation:
 
 
 def _may_repeat(i: Instruction) -> bool:
-    """Whether a thread that is through with a loop may execute this again: its registers are put back."""
+    """Whether a thread that is through with a loop may execute this again: registers are put back, stores left out."""
     stores = i.parts[0] == "st" and "global" in i.parts
     return i.opcode in TABLE or stores or i.parts[0] in ("ld", "mov", "nop", "nanosleep")
 

@@ -163,7 +163,7 @@ class Warps:
         read = np.zeros((self.n * vector, size), np.uint8)
         threads = np.repeat(self.threads, vector)
         for buffer, at, here in memory.find(elements, size, active, f"line {line}: load"):
-            read[here] = view.load(buffer, at[here], size, threads[here], order)
+            read[here] = view.load(buffer, at[here], size, threads[here], order, line)
         return read.reshape(self.n, size * vector)
 
     def load_global(
@@ -171,8 +171,6 @@ class Warps:
     ) -> list[Array]:
         on = self._active(active)
         read = self._read(every_thread(address, self.n) + _offset(offset), size, vector, on, order, line)
-        if order == "acquire":
-            self.program.view.acquire(np.unique(self.threads[on] // WARP))
         columns: Array = read.view(UNSIGNED[8 * size])
         return [columns[:, i] for i in range(vector)]
 
@@ -191,7 +189,7 @@ class Warps:
                 self.program.view.release(int(thread))
         found = self.program.machine.memory.find(elements, size, np.repeat(on, vector), f"line {line}: store")
         for buffer, at, here in found:
-            self.program.view.store(buffer, at[here], rows[here], threads[here], line)
+            self.program.view.store(buffer, at[here], rows[here], threads[here], order, line)
 
     def add_atomically(
         self, address: Array, offset: int, value: Array, active: Array | None, order: str, line: int
@@ -202,28 +200,20 @@ class Warps:
         old = np.zeros(self.n, np.uint32)
         for buffer, at, here in self.program.machine.memory.find(start, 4, on, f"line {line}: atomic"):
             for i in here.nonzero()[0]:
-                if order in ("release", "acq_rel"):
-                    self.program.view.release(int(self.threads[i]))
-                old[i] = self.program.view.add_atomically(buffer, int(at[i]), int(value[i]))
-        if order in ("acquire", "acq_rel"):
-            self.program.view.acquire(np.unique(self.threads[on] // WARP))
+                thread = int(self.threads[i])
+                old[i] = self.program.view.add_atomically(buffer, int(at[i]), int(value[i]), thread, order, line)
         return old
 
-    def by_whole_warps(self, mask: Array, line: int) -> None:
-        if (mask != 0xFFFFFFFF).any():
-            raise Fault(f"line {line}: executed by some of a warp's threads, {int(mask.min()):#x}")
-
     def fence(self, active: Array | None) -> None:
-        threads = self.threads[self._active(active)]
-        for thread in threads:
-            self.program.view.release(int(thread))
-        self.program.view.acquire(np.unique(threads // WARP))
+        self.program.view.fence(self.threads[self._active(active)])
 
     def barrier(self, of_a_warp: bool) -> None:
         if not of_a_warp:
             self.state = "barrier"
-        elif self.program.warps == 1:  # among several it orders what a race between warps does not ask about
+        elif self.program.warps == 1:
             self.program.pass_barrier()
+        else:  # it orders what a race between warps does not ask about
+            self.program.view.barrier_of_a_warp(self.threads)
 
 
 def _offset(offset: int) -> np.uint64:
