@@ -128,12 +128,13 @@ class Machine:
     def _advance(self, group: Warps, burst: int) -> None:
         segments, executed = self.translation.segments, self.executed
         for _ in range(burst):
-            executed[group.next] += group.n // WARP
+            now = group.next
+            executed[now] += group.n // WARP
             self.steps += 1
-            group.next = segments[group.next](group)
+            group.next = segments[now](group)
             if group.next < 0:
                 group.state = "done"
-            if group.state != "ready":
+            if group.state != "ready" or group.next <= now:  # who goes round a loop may wait for another
                 return
 
     def instructions(self) -> Counter[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ FLOAT: dict[int, type] = {32: np.float32, 64: np.float64}
 CANONICAL_NAN = 0x7FFF  # what a conversion to 16 bits makes of any NaN; 0x7FFFFFFF in 32 bits
 
 
+@cache
 def bits_of(kind: str) -> int:
     """How many bits a value of this type has: 32 for f32, and for the pair bf16x2."""
     number, _, pair = re.sub(r"^[a-z]+", "", kind).partition("x")
