@@ -286,5 +286,7 @@ def test_impl_is_checked(kind: str) -> None:
     late = ours(I, H)
     late.impl = "nonsense"
     for call in (late, lambda x: fastcells.explain(late, x)):
-        with pytest.raises(ValueError, match=r"'auto', 'torch', 'cpu', 'triton', 'triton-step', 'gluon', got 'nonsense'"):
+        with pytest.raises(
+            ValueError, match=r"'auto', 'torch', 'cpu', 'triton', 'triton-step', 'gluon', got 'nonsense'"
+        ):
             call(some(kind))
