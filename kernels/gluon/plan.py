@@ -131,7 +131,7 @@ def _registers(shape: Shape, plan: Resident) -> int:
     own = _owned(plan)
     if shape.thrice:  # the operands and their two parts; the sums of the small ones
         operands, sums = 3 * operands, 2 * sums
-    return weights + operands + sums + 6 * shape.gates * (own - 1)
+    return weights + operands + sums + 8 * shape.gates * (own - 1)
 
 
 def _cycles(shape: Shape, plan: Resident, B: int) -> float:

@@ -83,6 +83,7 @@ def test_mailboxes(kernels: tuple[Recorder, Recorder], H: int, rule: str, dtype:
             assert result is results
             assert results.isnan().all(), "the kernel writes it all"
     first = there["first_ptr"]
+    assert first.shape == (B, 128)
     assert torch.equal(first[:, :H], given.state[0])
     assert (first[:, H:] == 0).all()
     for t in (*results_of(out), *results_of(d)):
