@@ -87,6 +87,11 @@ def test_an_old_card(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "compute capability 8.0" in (GLUON.obstacle(call()) or "")
 
 
+def test_another_makers_card(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "NVIDIA" in (GLUON.obstacle(call()) or "")
+
+
 def test_a_triton_without_gluon(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "missing", lambda: "Triton 9.9 lacks it")
     assert GLUON.obstacle(call()) == "Triton 9.9 lacks it"
