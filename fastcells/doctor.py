@@ -93,7 +93,7 @@ def environment(device: torch.device) -> Iterator[tuple[str, str]]:
     try:
         triton = metadata.version("triton")
     except metadata.PackageNotFoundError:
-        yield "triton", "not installed: the implementations triton and triton-step cannot run"
+        yield "triton", "not installed: the implementations triton, triton-step and gluon cannot run"
     else:
         how = "on the GPU" if device.type == "cuda" else "in the interpreter, to check numbers; no GPU was found"
         yield "triton", f"{triton}, kernels run {how}"

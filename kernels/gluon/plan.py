@@ -13,6 +13,7 @@ from math import ceil
 from fastcells.kernels.triton.plan import Device
 
 CAPABILITY = 90  # the least: `max.u16x2` came with it, and earlier cards have had no trial of any kind
+LARGEST = 1024  # of the shapes that ptxas's registers have been read off for
 L2 = 3134  # bytes a cycle, for all programs together: an estimate, 5.5 TB/s
 # Registers a thread for weights, operands and sums, of 255; the rest is addresses, the state, its input.
 ROOM, ROOM_BACKWARD, ROOM_FOR_THREE = 216, 208, 192  # FOR_THREE: where three products make one
@@ -70,6 +71,8 @@ def resident_plan(
         return (
             f"compute capability {device.capability / 10:.1f}: the kernels use an instruction of {CAPABILITY / 10:.1f}"
         )
+    if H > LARGEST:
+        return f"H={H}: there is no row for more than {LARGEST} columns"
     shape = Shape(H, gates, item_size, precision, backward)
     fitting: list[tuple[bool, float, Resident]] = []
     least, room = None, ROOM_FOR_THREE if shape.thrice else ROOM_BACKWARD if backward else ROOM
@@ -97,7 +100,7 @@ def _candidates(shape: Shape, device: Device) -> Iterator[Resident]:
         groups = device.multiprocessors // programs
         for split in (1, 2, 4, 8) if groups else ():
             columns = ceil(shape.H / (split * shape.unit)) * shape.unit  # of a warp
-            if split * columns > 2 * max(shape.H, shape.unit):
+            if split * columns > max(2 * shape.H, 4 * shape.unit):
                 continue  # most of it would be zeros
             # The backward loads its weights one by one before they are packed, of one operand at a time.
             inner = min(columns & -columns, 2048 // hidden if shape.backward else 256)
@@ -124,11 +127,11 @@ def _registers(shape: Shape, plan: Resident) -> int:
     weights = _words(shape, plan, shape.gates * plan.hidden)
     operands = _words(shape, plan, shape.polled * plan.batch)
     apart = plan.hidden // 16 * (plan.batch // 8) * plan.split < 16  # `few_sums` in tiles.py: all gates' sums at once
-    sums = (shape.gates if apart else 1) * plan.hidden * plan.batch // 32
+    sums = (shape.gates if apart or shape.thrice else 1) * plan.hidden * plan.batch // 32
     own = _owned(plan)
     if shape.thrice:  # the operands and their two parts; the sums of the small ones
         operands, sums = 3 * operands, 2 * sums
-    return weights + operands + sums + 6 * shape.gates * (own - 1)
+    return weights + operands + sums + 8 * shape.gates * (own - 1)
 
 
 def _cycles(shape: Shape, plan: Resident, B: int) -> float:

@@ -40,6 +40,8 @@ class GluonBackend(KernelBackend):
     def obstacle(self, call: Call) -> str | None:
         if find_spec("triton") is None:
             return "triton is not installed"
+        if torch.version.hip is not None:
+            return "the kernels are written in NVIDIA's instructions"
         if not call.w_hh.is_cuda:
             return f"the weights are on {call.w_hh.device}: an NVIDIA GPU is needed, for Gluon has no interpreter"
         obstacle = super().obstacle(call) or missing()

@@ -1,0 +1,97 @@
+"""When impl="gluon" runs: where it is named, on a card that it fits, and otherwise never, with a reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+import fastcells
+from fastcells.backends import BACKENDS
+from fastcells.backends.base import ASKED_FOR, Call
+from fastcells.backends.gluon import backend
+from fastcells.dispatch import WITH_ADVANTAGE
+from fastcells.kernels.triton.plan import Device
+from fastcells.spec import GRU_RESET_AFTER
+
+GLUON = BACKENDS["gluon"]
+
+
+@dataclass(frozen=True)
+class OnCard:
+    """A weight as the choice sees it, on a card that this machine need not have."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype = torch.bfloat16
+    is_cuda = True
+    device = torch.device("cuda")
+
+    def numel(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An H100, and a Triton that compiles for it."""
+    monkeypatch.setattr(backend, "gpu", lambda device: Device(90, 132))
+    monkeypatch.setattr(backend, "missing", lambda: None)
+    monkeypatch.setattr(Call, "dtype", property(lambda call: call.w_hh.dtype))
+
+
+def call(H: int = 256, dtype: torch.dtype = torch.bfloat16, **options: Any) -> Call:
+    w: Any = OnCard((3 * H, H), dtype)
+    return Call("gluon", GRU_RESET_AFTER, False, 35, 32, w, w, **options)
+
+
+def test_on_a_cpu_it_declines_with_a_reason() -> None:
+    pytest.importorskip("triton", reason="its absence comes first")
+    gru = fastcells.GRU(5, 7, impl="gluon")
+    for run in (gru, lambda x: fastcells.explain(gru, x)):
+        with pytest.raises(fastcells.CannotRun, match="the weights are on cpu: an NVIDIA GPU is needed"):
+            run(torch.zeros(3, 2, 5))
+
+
+def test_auto_never_takes_it(card: None) -> None:
+    assert GLUON not in WITH_ADVANTAGE
+    assert GLUON.advantage(call()) is None
+    assert GLUON.obstacle(call()) is None
+
+
+def test_a_choice_says_how_it_runs(card: None) -> None:
+    choice = GLUON.choose(call(), ASKED_FOR)
+    assert str(choice) == (
+        "gluon (resident): asked for; 16 programs a group hold 16 columns' weights in the registers of 4 warps"
+    )
+    assert choice.plan.backward.width == 256
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (call(1025), "no row for more than 1024 columns"),
+        (call(600, torch.float32), "registers a thread"),
+        (call(dtype=torch.float64), "no kernel for torch.float64"),
+        (call(options=frozenset({"resets"})), "no kernel for resets"),
+        (call(0), "is empty"),
+    ],
+    ids=["no row", "large", "float64", "resets", "empty"],
+)
+def test_reasons(card: None, given: Call, reason: str) -> None:
+    assert reason in (GLUON.obstacle(given) or "")
+
+
+def test_an_old_card(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "gpu", lambda device: Device(80, 108))
+    assert "compute capability 8.0" in (GLUON.obstacle(call()) or "")
+
+
+def test_another_makers_card(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "NVIDIA" in (GLUON.obstacle(call()) or "")
+
+
+def test_a_triton_without_gluon(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "missing", lambda: "Triton 9.9 lacks it")
+    assert GLUON.obstacle(call()) == "Triton 9.9 lacks it"

@@ -1,0 +1,147 @@
+"""Compile the Gluon kernels as their launchers would, on a machine that need not have a GPU.
+
+    python -m tests.support.gluon_kernels '[["gru", "bfloat16", 256, 32, 90, null], ...]'
+
+prints a JSON list of figures, one for each kernel of each case: rule, dtype, H, B, target and, in place of the plan's
+own blocks, others. A process of its own, since nothing is compiled where TRITON_INTERPRET is set.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from bench.compile import TYPES, cuobjdump, resources
+from fastcells.kernels.gluon import launch
+from fastcells.kernels.gluon.plan import Resident, resident_plan
+from fastcells.kernels.triton.launch import BackwardPass, ForwardPass, StepInput
+from fastcells.kernels.triton.plan import Device
+from fastcells.kernels.triton.rules import RULES
+
+CARDS = {90: Device(90, 132), 100: Device(100, 148)}
+DTYPES = {
+    "bfloat16": (torch.bfloat16, "ieee"),
+    "float16": (torch.float16, "ieee"),
+    "float32": (torch.float32, "tf32"),
+    "float32x3": (torch.float32, "tf32x3"),
+}
+T = 7
+
+
+class Recorder:
+    """Stands in a kernel's place, and keeps the arguments of its last launch."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        return self.record
+
+    def record(self, **arguments: Any) -> None:
+        self.arguments = arguments
+
+
+def compiled(kernel: Any, arguments: dict[str, Any], target: int) -> Any:
+    """As Triton's own launch would compile it: addresses that 16 divides, sizes as numbers of the launch."""
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + TYPES[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif parameter.is_constexpr or value is None:
+            signature[parameter.name] = "constexpr"
+            constants[(index,)] = value
+        else:
+            signature[parameter.name] = "i32"
+    source = GluonASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = {name: arguments[name] for name in ("num_warps", "maxnreg", "launch_cooperative_grid")}
+    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+
+
+def launches(rule: str, dtype: str, H: int, B: int, target: int, blocks: list[int] | None) -> list[Recorder]:
+    """What forward and backward launch, with every option of a step that changes the kernels' loads."""
+    torch_dtype, precision = DTYPES[dtype]
+    spec = RULES[rule].spec
+    plans = []
+    for backward in (False, True):
+        size = torch_dtype.itemsize
+        plan = resident_plan(H, B, spec.num_gates, size, CARDS[target], precision=precision, backward=backward)
+        plan = Resident(*blocks, 1, "test") if blocks else plan
+        assert isinstance(plan, Resident), plan
+        plans.append(plan)
+
+    def meta(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch_dtype, device="meta")
+
+    rows = spec.num_gates * H
+    state, w = tuple(meta(B, H) for _ in spec.states), meta(rows, H)
+    given = (RULES[rule], state, w, torch.empty(B, dtype=torch.int32, device="meta"), False, precision)
+    recorders = [Recorder(launch.forward_kernel), Recorder(launch.backward_kernel)]
+    launch.forward_kernel, launch.backward_kernel = recorders
+    out = launch.gluon_forward(ForwardPass(*given, StepInput(meta(T, B, rows)), meta(rows), True), plans[0])
+    launch.gluon_backward(BackwardPass(*given, out._replace(last=()), meta(T, B, H), state), plans[1])
+    launch.forward_kernel, launch.backward_kernel = (recorder.kernel for recorder in recorders)
+    return recorders
+
+
+def figures(kernel: Any, arguments: dict[str, Any], target: int) -> dict[str, object]:
+    """What the machine code of the loop over time holds, and what the kernel takes."""
+    binary = compiled(kernel, arguments, target)
+    registers, stack = resources(binary)
+    loop = Counter(re.split(r"[. ]", re.sub(r"^@!?U?P\w+\s+", "", text))[0] for text in time_loop(binary))
+    matmuls, inner = arguments["GATES"] * arguments["BLOCK_H"] // 16 * (arguments["BLOCK_B"] // 8), arguments["BLOCK_K"]
+    size = arguments["w_ptr"].element_size()
+    return {
+        "kernel": kernel.__name__,
+        "target": target,
+        "triton": triton.__version__,
+        "blocks": [arguments[name] for name in ("BLOCK_B", "BLOCK_H", "SPLIT", "BLOCK_K", "INNER")],
+        "registers": registers,
+        "stack": stack,
+        "local": loop["LDL"] + loop["STL"],
+        "barriers": loop["BAR"],
+        "matmuls": loop["HMMA"],
+        "expected": matmuls
+        * inner
+        * arguments["INNER"]
+        * size
+        // 32
+        * (3 if arguments["PRECISION"] == "tf32x3" else 1),
+        "cooperative": binary.metadata.launch_cooperative_grid,
+    }
+
+
+def time_loop(binary: Any) -> list[str]:
+    """The innermost loop with the most matrix instructions."""
+    code = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", cuobjdump(binary, "-sass"), re.M)
+    position = {int(address, 16): i for i, (address, _) in enumerate(code)}
+    loops = []
+    for i, (_, text) in enumerate(code):
+        jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        start = position.get(int(jump[1], 16), i) if jump else i
+        if start < i:
+            inside = [text for _, text in code[start : i + 1]]
+            loops.append((sum("HMMA" in text for text in inside), -len(inside), inside))
+    return max(loops)[2]
+
+
+def main(cases: list[list[Any]]) -> None:
+    found = []
+    for rule, dtype, H, B, target, blocks in cases:
+        for recorder in launches(rule, dtype, H, B, target, blocks):
+            found.append(figures(recorder.kernel, recorder.arguments, target))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
