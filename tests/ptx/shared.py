@@ -13,6 +13,7 @@ from tests.ptx.memory import MOST, Fault, Race
 from tests.ptx.values import Array
 
 WARP = 32
+MOMENT = 64  # a warp's moments: its number, and this at each of its barriers
 SEVERAL = -1  # in place of a thread: more than one of its warp
 COPY = np.uint64(1 << 63)  # who writes a place that an asynchronous copy is under way to
 
@@ -28,20 +29,20 @@ class SharedMemory:
         self.lines = np.zeros((2, places), np.int32)  # of the last read and write
         self.epoch, self.races = 0, list[Race]()
         self._touched = False
-        # Of the last read and write: which thread, and of which warp after how many of its barriers.
+        # Of the last read and write: which thread, and in which moment of its warp.
         self._threads, self._stamps = np.zeros((2, places), np.int32), np.zeros((2, places), np.int64)
-        self._rounds = np.ones(warps, np.int64)
+        self._moments = np.arange(warps) + MOMENT
 
     def barrier(self) -> None:
         self.epoch += 1
-        self._rounds += 1
+        self._moments += MOMENT
         if self._touched:
             self.writers.fill(0)
             self.readers.fill(0)
             self._touched = False
 
     def barrier_of_a_warp(self, warps: Array) -> None:
-        self._rounds[warps] += 1
+        self._moments[warps] += MOMENT
 
     def check(self, at: Array, size: int, line: int) -> None:
         if len(at) and (int(at.max()) + size > self.size or (at % size).any()):
@@ -82,21 +83,24 @@ class SharedMemory:
 
     def _by_other_threads(self, kind: int, places: Array, threads: Array, together: bool) -> Array:
         """Whether another thread of the same warp has read (0) or written (1) there since the warp's last barrier."""
-        last = self._threads[kind, places]
-        others = True if together else (last != threads[:, None]) | (last == SEVERAL)
-        return (self._stamps[kind, places] == self._stamp(threads)) & others
+        same: Array = self._stamps[kind, places] == self._stamp(threads)
+        if not together and same.any():
+            last = self._threads[kind, places]
+            same &= (last != threads[:, None]) | (last == SEVERAL)
+        return same
 
     def _note(self, kind: int, places: Array, threads: Array, together: bool) -> None:
-        stamp = self._stamp(threads)
-        who = np.where(self._by_other_threads(kind, places, threads, together) | together, SEVERAL, threads[:, None])
+        others = together or self._by_other_threads(kind, places, threads, together)
+        who = np.where(others, SEVERAL, threads[:, None])
         self._threads[kind, places] = who
-        self._threads[kind, places[self._threads[kind, places] != who]] = SEVERAL  # in this one instruction
-        self._stamps[kind, places] = stamp
+        twice = self._threads[kind, places] != who  # by several threads in this one instruction
+        if twice.any():
+            self._threads[kind, places[twice]] = SEVERAL
+        self._stamps[kind, places] = self._stamp(threads)
 
     def _stamp(self, threads: Array) -> Array:
-        warps = threads // WARP
-        stamp: Array = self._rounds[warps] * 64 + warps
-        return stamp[:, None]
+        stamp: Array = self._moments[threads // WARP][:, None]
+        return stamp
 
     def _changes(self, at: Array, values: Array) -> Array:
         """Which places these values change."""
