@@ -313,3 +313,25 @@ def test_an_access_of_no_thread_is_none() -> None:
 """
     machine = run(body, np.zeros(1, np.uint32), np.zeros(1, np.uint32), threads=64, weak=True)
     assert not machine.races
+
+
+def test_a_copy_may_read_what_is_stored_after_it_was_asked_for() -> None:
+    """Until it is waited for, it may or may not have read the old value."""
+    body = """
+    shl.b32 %r3, %r1, 2;
+    mad.wide.u32 %rd3, %r1, 4, %rd1;
+    cp.async.ca.shared.global [ %r3 ], [ %rd3 ], 0x4;
+    {}
+    st.global.b32 [ %rd3 ], {{ 9 }};
+    cp.async.wait_all;
+    ld.shared.b32 {{ %r5 }}, [ %r3 ];
+    mad.wide.u32 %rd4, %r1, 4, %rd2;
+    st.global.b32 [ %rd4 ], {{ %r5 }};
+"""
+    for between, expected in (("", {7, 9}), ("cp.async.wait_all;", {7})):
+        found = set()
+        for seed in SEEDS:
+            first, second = np.full(32, 7, np.uint32), np.zeros(32, np.uint32)
+            assert not run(body.format(between), first, second, seed=seed).races
+            found |= set(second.tolist())
+        assert found == expected

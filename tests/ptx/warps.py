@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,9 +23,8 @@ class Warps:
         self.program = program
         self.registers = list(program.machine.garbage)
         self.next, self.state = 0, "ready"  # or "barrier", "done"
-        self._copies: list[list[tuple[Array, Array, Array, int]]] = [
-            []
-        ]  # groups, the last one open: (where, bytes, threads, line)
+        # Groups, the last one open: (where, bytes, what reads them, threads, line).
+        self._copies: list[list[tuple[Array, Array, Callable[[], Array], Array, int]]] = [[]]
         self._take(threads)
 
     def _take(self, threads: Array) -> None:
@@ -124,13 +123,16 @@ class Warps:
         given = np.full(self.n, size) if length is None else every_thread(length, self.n).astype(np.int64)
         if not np.isin(given[on], (0, size)).all():
             raise Fault(f"line {line}: a copy of {np.unique(given[on])} of {size} bytes")
-        # Not before the wait, and not after it, says the manual; read now, it may be older than at the wait.
-        read = self._read(every_thread(source, self.n) + _offset(offset), size, 1, on & (given > 0), "weak", line)
-        at = self._shared(to, to_offset)[on]
-        self._copies[-1].append((at, read[on], self.threads[on], line))
-        self.program.shared.begin_copy(at, read[on], line)
+        start = every_thread(source, self.n) + _offset(offset)
+
+        def load() -> Array:
+            return self._read(start, size, 1, on & (given > 0), "weak", line)[on]
+
+        read, at = load(), self._shared(to, to_offset)[on]
+        self._copies[-1].append((at, read, load, self.threads[on], line))
+        self.program.shared.begin_copy(at, read, line)
         if self.program.machine.rng.random() < 0.3:  # it may well have arrived at once
-            self.program.shared.data[at[:, None] + np.arange(size)] = read[on]
+            self.program.shared.data[at[:, None] + np.arange(size)] = read
 
     def commit_copies(self) -> None:
         self._copies.append([])
@@ -139,14 +141,16 @@ class Warps:
         """Until at most so many groups are on their way; -1: until nothing is, groups or not."""
         last = len(self._copies) if pending < 0 else max(0, len(self._copies) - 1 - pending)
         for group in self._copies[:last]:
-            for at, copied, threads, line in group:
+            for at, copied, load, threads, line in group:
+                if self.program.machine.rng.random() < 0.3:  # it may have been read as late as now
+                    copied = load()
                 self.program.shared.end_copy(at, copied, threads, line)
         self._copies = self._copies[last:] or [[]]
 
     def mark_copies(self) -> None:
         """After a barrier: what is under way may still write at any time."""
         for group in self._copies:
-            for at, copied, _, line in group:
+            for at, copied, _, _, line in group:
                 self.program.shared.begin_copy(at, copied, line)
 
     # -- global memory
