@@ -94,6 +94,9 @@ def test_instruction(opcode: str) -> None:
     given = [[operand_bits(kind, rng) for kind in operation.operands] for _ in range(THREADS)]
     if opcode.startswith("lop3"):
         given = [[*row[:-1], 0xE4] for row in given]
+    if opcode.startswith(("shl", "shr")):  # around the width, the lowest and the highest bit
+        width = bits_of(operation.operands[0])
+        given[:6] = [[a, width + more] for a in (1, 1 << (width - 1)) for more in (-1, 0, 1)]
     first = np.array(given, np.uint64)
     second = np.zeros((THREADS, len(operation.results)), np.uint64)
     run(kernel(opcode), first, second, threads=THREADS)
