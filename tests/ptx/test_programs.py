@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.ptx.memory import Memory, View
 from tests.ptx.small import run
 from tests.ptx.values import Array
 
@@ -137,8 +139,8 @@ end:
         assert races(body.format(**right | {"wait": "relaxed"}), seed=seed, weak=True) > 0
 
 
-def received(body: str, seed: int, **options: Any) -> Array:
-    first, second = np.zeros(64, np.uint32), np.zeros(64, np.uint32)
+def received(body: str, seed: int, places: int = 64, **options: Any) -> Array:
+    first, second = np.zeros(64, np.uint32), np.zeros(places, np.uint32)
     run("mad.wide.u32 %rd3, %r1, 4, %rd2;\n" + body, first, second, weak=True, seed=seed, drain=0.05, **options)
     return second
 
@@ -151,3 +153,44 @@ def test_a_thread_s_own_stores_keep_their_order() -> None:
         atomic = "mov.b32 %r3, 5;\nst.global.b32 [ %rd3 ], { %r3 };\natom.relaxed.gpu.global.add.u32 %r4, [ %rd3 ], 2;"
         out = received(atomic + "\nst.global.b32 [ %rd3 + 128 ], { %r4 };", seed)
         assert (out[:32] == 7).all() and (out[32:] == 5).all()
+
+
+def test_without_a_barrier_a_release_leaves_other_threads_stores_behind() -> None:
+    """Though the warps run in lockstep, and all have stored before one of them releases."""
+    body = MESSAGE.replace("bar.sync 0;", "").format(**RIGHT)
+    arrived = []
+    for seed in SEEDS:
+        first, second = np.zeros(1, np.uint32), np.full(128, 999, np.uint32)
+        run(body, first, second, threads=64, programs=2, weak=True, seed=seed, groups=1, drain=0.05)
+        arrived.append(bool((second[64:] == np.arange(64)).all()))
+    assert not all(arrived)
+
+
+def test_without_a_barrier_another_threads_store_may_not_be_there_yet() -> None:
+    body = "xor.b32 %r3, %r1, 32;\nmad.wide.u32 %rd4, %r3, 4, %rd2;\nst.global.b32 [ %rd3 ], { %r1 };\n"
+    body += "ld.global.b32 { %r4 }, [ %rd4 ];\nst.global.b32 [ %rd3 + 256 ], { %r4 };"
+    for seed in SEEDS:
+        second = received(body, seed, threads=64, groups=1, places=128)
+        if (second[64:] != np.arange(64) ^ 32).any():
+            return
+    pytest.fail("always there")
+
+
+class Stale(random.Random):
+    """Every load that may be stale is."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+def test_an_acquire_of_an_older_value_acquires_what_that_was_released_with() -> None:
+    memory = Memory(True, Stale())
+    memory.add(np.zeros(16, np.uint8), "data")
+    memory.add(np.zeros(16, np.uint8), "flag")
+    data, flag = memory.buffers
+    sender, receiver, at, thread = View(memory, 32), View(memory, 32), np.array([0]), np.array([0])
+    sender.store(data, at, np.ones((1, 4), np.uint8), thread, "weak", 1)
+    sender.add_atomically(flag, 0, 1, 0, "release", 2)
+    assert not receiver.load(flag, at, 4, thread, "acquire", 3).any()
+    assert not receiver.load(data, at, 4, thread, "weak", 4).any()
+    assert [(race.line, race.other) for race in memory.races] == [(4, 1)]
