@@ -85,8 +85,7 @@ class SharedMemory:
         """Whether another thread of the same warp has read (0) or written (1) there since the warp's last barrier."""
         same: Array = self._stamps[kind, places] == self._stamp(threads)
         if not together and same.any():
-            last = self._threads[kind, places]
-            same &= (last != threads[:, None]) | (last == SEVERAL)
+            same &= self._threads[kind, places] != threads[:, None]
         return same
 
     def _note(self, kind: int, places: Array, threads: Array, together: bool) -> None:

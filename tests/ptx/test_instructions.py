@@ -150,9 +150,10 @@ def test_a_reduction_of_some_threads_is_refused_where_a_register_says_so() -> No
 def test_inner_scopes_have_their_own_registers_and_labels() -> None:
     scope = """
     {
-    .reg .b32 tmp; .reg .pred ok;
+    .reg .b32 tmp, one; .reg .pred ok;
     mov.b32 tmp, %r1;
-    again: add.s32 tmp, tmp, 1;
+    mov.b32 one, 1;
+    again: add.s32 tmp, tmp, one;
     setp.lt.s32 ok, tmp, 9; @ok bra again;
     add.s32 %r3, %r3, tmp;
     }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.ptx.memory import Memory, View
+from tests.ptx.memory import Buffer, Memory, View
 from tests.ptx.small import run
 from tests.ptx.values import Array
 
@@ -176,21 +176,87 @@ def test_without_a_barrier_another_threads_store_may_not_be_there_yet() -> None:
     pytest.fail("always there")
 
 
-class Stale(random.Random):
-    """Every load that may be stale is."""
+class Chance(random.Random):
+    """Every load that may be stale is, as long as the value is 0; none where it is 1."""
+
+    value = 0.0
 
     def random(self) -> float:
-        return 0.0
+        return self.value
+
+
+class Two:
+    """Two programs, the first thread of each, and two buffers."""
+
+    def __init__(self) -> None:
+        self.chance = Chance()
+        self.memory = Memory(True, self.chance)
+        self.memory.add(np.zeros(16, np.uint8), "data")
+        self.memory.add(np.zeros(16, np.uint8), "flag")
+        self.data, self.flag = self.memory.buffers
+        self.sender, self.receiver = View(self.memory, 32), View(self.memory, 32)
+
+    def store(self, by: View, values: list[int], at: int = 0) -> None:
+        by.store(self.data, np.array([at]), np.array([values], np.uint8), np.array([0]), "weak", 1)
+
+    def release(self, by: View) -> None:
+        by.add_atomically(self.flag, 0, 1, 0, "release", 2)
+
+    def load(self, by: View, buffer: Buffer, order: str = "weak") -> list[int]:
+        found: list[int] = by.load(buffer, np.array([0]), 4, np.array([0]), order, 3)[0].tolist()
+        return found
+
+    def races(self) -> list[tuple[int, int]]:
+        return [(race.line, race.other) for race in self.memory.races]
 
 
 def test_an_acquire_of_an_older_value_acquires_what_that_was_released_with() -> None:
-    memory = Memory(True, Stale())
-    memory.add(np.zeros(16, np.uint8), "data")
-    memory.add(np.zeros(16, np.uint8), "flag")
-    data, flag = memory.buffers
-    sender, receiver, at, thread = View(memory, 32), View(memory, 32), np.array([0]), np.array([0])
-    sender.store(data, at, np.ones((1, 4), np.uint8), thread, "weak", 1)
-    sender.add_atomically(flag, 0, 1, 0, "release", 2)
-    assert not receiver.load(flag, at, 4, thread, "acquire", 3).any()
-    assert not receiver.load(data, at, 4, thread, "weak", 4).any()
-    assert [(race.line, race.other) for race in memory.races] == [(4, 1)]
+    two = Two()
+    two.store(two.sender, [1] * 4)
+    two.release(two.sender)
+    assert two.load(two.receiver, two.flag, "acquire") == [0] * 4
+    assert two.load(two.receiver, two.data) == [0] * 4
+    assert two.races() == [(3, 1)]
+    two.chance.value = 1.0
+    assert two.load(two.receiver, two.flag, "acquire") == [1, 0, 0, 0]
+    two.chance.value = 0.0
+    assert two.load(two.receiver, two.data) == [1] * 4
+
+
+@pytest.mark.parametrize(("order", "then"), [("weak", 1), ("volatile", 0)])
+def test_what_a_load_has_seen_the_next_one_of_its_kind_sees(order: str, then: int) -> None:
+    """But an ordinary load does not see what a volatile one has seen."""
+    two = Two()
+    two.store(two.sender, [1] * 4)
+    two.release(two.sender)
+    two.chance.value = 1.0
+    assert two.load(two.receiver, two.data, order) == [1] * 4
+    two.chance.value = 0.0
+    assert two.load(two.receiver, two.data, order) == [1] * 4
+    assert two.load(two.receiver, two.data) == [then] * 4
+
+
+def test_a_stale_load_is_stale_only_where_it_may_be() -> None:
+    two = Two()
+    two.store(two.sender, [1, 1])
+    two.release(two.sender)
+    two.chance.value = 1.0
+    two.load(two.receiver, two.flag, "acquire")
+    two.chance.value = 0.0
+    two.store(two.sender, [2, 2], at=2)
+    two.release(two.sender)
+    assert two.load(two.receiver, two.data) == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_a_program_that_loads_too_does_not_hide_the_others_load(released: bool) -> None:
+    two = Two()
+    two.load(two.sender, two.data)
+    if released:
+        two.release(two.sender)
+    two.chance.value = 1.0
+    two.load(two.receiver, two.flag, "acquire")
+    two.load(two.receiver, two.data)
+    two.store(two.receiver, [1] * 4)
+    two.receiver.release(0)
+    assert bool(two.races()) != released
