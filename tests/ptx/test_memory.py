@@ -271,7 +271,12 @@ def test_within_one_of_several_warps_threads_need_a_barrier_of_theirs() -> None:
 def test_a_write_behind_the_loads_of_several_threads_is_a_race() -> None:
     """Of one warp, in one instruction: also for the last of them."""
     read = "ld.shared.b32 { %r5 }, [ 0 ];\nsetp.eq.u32 %p1, %r1, 31;\nmov.b32 %r3, 0;\n"
-    last = {"write": "mov.b32 %r6, 0;\n" + read.replace("[ 0 ]", "[ %r6 ]"), "barrier": "", "other": 0, "threads": 32}
+    last: Any = {
+        "write": "mov.b32 %r6, 0;\n" + read.replace("[ 0 ]", "[ %r6 ]"),
+        "barrier": "",
+        "other": 0,
+        "threads": 32,
+    }
     assert swap(**last, after="@%p1 st.shared.b32 [ %r6 ], { %r1 };")
     assert not swap(**last, after="bar.warp.sync -1;\n@%p1 st.shared.b32 [ %r6 ], { %r1 };")
 
