@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 # A file is one process's, so that what its tests share is built once. Files start in the order of their paths.
 PROCESSES := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test test-fast test-on soak bench bench-full check compile resolve gpu clean
+.PHONY: train test test-fast test-on soak bench bench-full check compile ptx cycles resolve gpu clean
 
 train: $(STAMP)  ## learn the bundled lyrics: progress, perplexity, generated lines
 	$(BIN)/fastcells train $(ARGS)
@@ -41,6 +41,12 @@ check: $(STAMP)  ## format, lint and types
 
 compile: $(STAMP)  ## every Triton kernel for sm_80, sm_90 and sm_100, without a GPU
 	$(BIN)/python -m bench.compile $(ARGS)
+
+ptx: $(STAMP)  ## every compiled Triton kernel executed on the CPU against float64: minutes. ARGS=--sensitivity
+	$(BIN)/python -m bench.ptx $(ARGS)
+
+cycles: $(STAMP)  ## cycles of each Triton kernel's time step, modelled from its machine code: ARGS=--quick
+	$(BIN)/python -m bench.cycles $(ARGS)
 
 resolve: $(STAMP)  ## whether the pins go together on Python 3.10 to 3.13, by metadata alone: nothing is installed
 	.ci/resolve $(BIN)/python

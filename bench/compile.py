@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
 
@@ -31,6 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.cases.compile_cases import DEVICES, DTYPES, Case, cases, selection
+from bench.measure import sass
 from bench.measure.provenance import print_table, provenance, write_csv
 from fastcells.backends.triton.operators import run_backward, run_forward
 from fastcells.kernels.triton import launch_sequence, launch_split, launch_step, plan
@@ -56,7 +57,7 @@ def compile_case(case: Case) -> list[dict[str, object]]:
     """One row for each kernel that the case launches."""
     rule = RULES[case.rule]
     rows = []
-    for name, kernel, arguments in recorded(case, rule):
+    for name, kernel, arguments, _ in recorded(case, rule):
         compiled = compile_launch(kernel, arguments, case.target)
         registers, spills = resources(compiled)
         instructions, matmuls = time_loop(compiled)
@@ -84,10 +85,19 @@ def compile_case(case: Case) -> list[dict[str, object]]:
     return rows
 
 
-def recorded(case: Case, rule: UpdateRule) -> list[tuple[str, Any, dict[str, Any]]]:
-    """The launches of forward and backward, each kernel and part once: name, kernel, arguments."""
+class Launch(NamedTuple):
+    """What a launcher launches."""
+
+    name: str
+    kernel: Any
+    arguments: dict[str, Any]
+    grid: tuple[int, ...]
+
+
+def recorded(case: Case, rule: UpdateRule) -> list[Launch]:
+    """The launches of forward and backward, each kernel and part once."""
     dtype, precision = DTYPES[case.dtype]
-    launches: dict[tuple[str, object], tuple[str, Any, dict[str, Any]]] = {}
+    launches: dict[tuple[str, object], Launch] = {}
 
     def meta(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -105,17 +115,17 @@ def recorded(case: Case, rule: UpdateRule) -> list[tuple[str, Any, dict[str, Any
 
 
 @contextmanager
-def recorders(launches: dict[tuple[str, object], tuple[str, Any, dict[str, Any]]]) -> Iterator[None]:
+def recorders(launches: dict[tuple[str, object], Launch]) -> Iterator[None]:
     """Put recorders in the kernels' place in the launchers' modules."""
 
     class Recorder:
         def __init__(self, name: str, kernel: Any) -> None:
             self.name, self.kernel = name, kernel
 
-        def __getitem__(self, grid: object) -> Callable[..., None]:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
             def record(**arguments: Any) -> None:
                 key = self.name, (arguments.get("PART"), arguments.get("HAS_LATER"))
-                launches[key] = (self.name, self.kernel, arguments)
+                launches[key] = Launch(self.name, self.kernel, arguments, grid)
 
             return record
 
@@ -170,22 +180,12 @@ def resources(compiled: Any) -> tuple[int, int]:
 def time_loop(compiled: Any) -> tuple[int, int]:
     """Instructions and matrix instructions in one loop of the machine code.
 
-    The loop with the most matrix instructions, and of several the one that ends first: the loop over time ends before
-    the one over batch tiles around it, and before what was moved out of the way, from where a jump back leads into it.
-    Were there matrix instructions outside of it, the outer loop's would be more than expected.
+    Were there matrix instructions outside of the loop over time, they would be more than expected: see `main_loop`.
     """
-    code = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", cuobjdump(compiled, "-sass"), re.M)
-    position = {int(address, 16): i for i, (address, _) in enumerate(code)}
-    until = [0]  # matrix instructions before each instruction
-    for _, text in code:
-        until.append(until[-1] + bool(re.search(r"\b(HMMA|HGMMA|UTCHMMA|UTCMMA|QGMMA)\b", text)))
-    loops = []
-    for i, (_, text) in enumerate(code):
-        jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
-        start = position.get(int(jump[1], 16), i) if jump else i
-        if start < i:
-            loops.append((i + 1 - start, until[i + 1] - until[start]))
-    return max(loops, key=lambda loop: loop[1], default=(0, 0))  # the first of equals
+    code = sass.decode(cuobjdump(compiled, "-sass"))
+    loop = sass.main_loop(code)
+    turn = code[loop[0] : loop[1] + 1] if loop else []
+    return len(turn), sass.matmuls(turn)
 
 
 def expected_matmuls(name: str, case: Case, rule: UpdateRule, arguments: dict[str, Any]) -> int | str:

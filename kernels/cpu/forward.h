@@ -11,11 +11,12 @@ struct forward_job {
     float *reset_hidden, *z; /* [B, H] each, from the first phase to the second; or NULL */
 };
 
-static void update_tile(const struct forward_job *job, const struct tile *at, size_t phase, const float *h_prev,
-                        tile_t products) {
+INLINE void update_rows(enum cell cell, size_t phase, const struct forward_job *job, const struct tile *at,
+                        const float *h_prev, tile_t products) {
     const struct forward *f = job->task;
-    const struct panels *p = &job->division.panels[phase];
-    const size_t B = f->B, H = f->H, G = CELL_FACTS[f->cell].gates, S = CELL_FACTS[f->cell].num_saved;
+    const size_t B = f->B, H = f->H, G = CELL_FACTS[cell].gates, S = CELL_FACTS[cell].num_saved;
+    const size_t first_gate = phase ? CELL_FACTS[cell].first_gates : 0;
+    const size_t gates = phase ? G - first_gate : CELL_FACTS[cell].first_gates;
     for (size_t r = 0; r < at->rows; r++) {
         const size_t row = at->row + r, token = at->t * B + row;
         struct update u = {.H = H, .active = is_active(f->lengths, at->t, row)};
@@ -24,8 +25,8 @@ static void update_tile(const struct forward_job *job, const struct tile *at, si
             const size_t column = at->column + v * LANES, own = row * H + column, now = token * H + column;
             vec product[MAX_GATES];
             u.lanes = lanes_at(H, column);
-            for (size_t g = 0; g < p->gates; g++) {
-                product[g] = bias(f->b, H, p->first_gate + g, column, u.lanes);
+            UNROLL for (size_t g = 0; g < gates; g++) {
+                product[g] = bias(f->b, H, first_gate + g, column, u.lanes);
                 if (!u.starts_episode || phase > 0) product[g] += load(products[r][g * at->vectors + v]);
             }
             u.x = f->x + token * G * H + column;
@@ -37,8 +38,26 @@ static void update_tile(const struct forward_job *job, const struct tile *at, si
             u.saved = at_or_null(f->saved, token * S * H + column);
             u.reset_hidden = at_or_null(job->reset_hidden, own);
             u.z = at_or_null(job->z, own);
-            update_vector(f->cell, phase, &u, product);
+            update_vector(cell, phase, &u, product);
         }
+    }
+}
+
+/* The compiler sees each cell and phase by itself: told at run time, a reset-before GRU took 2 to 5 % more of the whole
+   forward (measured with AVX2 and AVX-512, H 256 and 512). */
+static void update_tile(const struct forward_job *job, const struct tile *at, size_t phase, const float *h_prev,
+                        tile_t products) {
+    switch (job->task->cell) {
+    case RNN_TANH: update_rows(RNN_TANH, 0, job, at, h_prev, products); break;
+    case RNN_RELU: update_rows(RNN_RELU, 0, job, at, h_prev, products); break;
+    case GRU_RESET_AFTER: update_rows(GRU_RESET_AFTER, 0, job, at, h_prev, products); break;
+    case GRU_RESET_BEFORE:
+        if (phase == 0)
+            update_rows(GRU_RESET_BEFORE, 0, job, at, h_prev, products);
+        else
+            update_rows(GRU_RESET_BEFORE, 1, job, at, h_prev, products);
+        break;
+    default: update_rows(LSTM, 0, job, at, h_prev, products);
     }
 }
 

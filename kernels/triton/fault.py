@@ -10,7 +10,6 @@ memory, and the device nothing where nobody waits in vain.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,12 +17,14 @@ from fastcells.errors import KernelFault
 
 PATIENCE = 4_000_000  # polls: one takes about 0.5 us through the L2 cache (modelled), so about two seconds
 
-_words: dict[torch.device, tuple[Tensor, np.ndarray]] = {}
+_words: dict[torch.device, Tensor] = {}
 
 
 def fault_word(device: torch.device) -> Tensor:
     """int32 [1], 0 until a kernel on this device gives up; the same tensor each time."""
-    return _word(device)[0]
+    if device not in _words:
+        _words[device] = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
+    return _words[device]
 
 
 def raise_fault(device: torch.device, what: str) -> None:
@@ -31,17 +32,10 @@ def raise_fault(device: torch.device, what: str) -> None:
 
     Launches run behind the host's back, so the one that raises may be a later one than the one that failed.
     """
-    word = _word(device)[1]
+    word = fault_word(device).numpy()  # to read it so takes a third of the time of Tensor.item
     if word[0]:
         word[0] = 0
         raise KernelFault(
             f"{what}: on {device}, the programs of an earlier launch of a split kernel waited for each other in vain "
             f"and gave up; what they returned holds NaN. Did they all run at once? impl='torch' does without them"
         )
-
-
-def _word(device: torch.device) -> tuple[Tensor, np.ndarray]:
-    if device not in _words:
-        word = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
-        _words[device] = word, word.numpy()
-    return _words[device]

@@ -191,6 +191,11 @@ def num_tiles(blocks: Blocks, state: tuple[Tensor, ...]) -> tuple[int, int]:
     return triton.cdiv(B, blocks.batch), triton.cdiv(H, blocks.hidden)
 
 
+def elements_in_a_word(w: Tensor) -> int:
+    """Two of 16 bits, where a row has an even number of them; else one."""
+    return 2 if w.element_size() == 2 and w.shape[1] % 2 == 0 else 1
+
+
 def _cell_state(state: tuple[Tensor, ...]) -> Tensor | None:
     """c, of a cell that has one."""
     return state[1] if len(state) == 2 else None

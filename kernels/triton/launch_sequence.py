@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from fastcells.kernels.triton.launch import Backward, BackwardPass, Forward, ForwardPass, block_arguments, num_tiles
+from fastcells.kernels.triton.launch import (
+    Backward,
+    BackwardPass,
+    Forward,
+    ForwardPass,
+    block_arguments,
+    elements_in_a_word,
+    num_tiles,
+)
 from fastcells.kernels.triton.plan import Blocks
 from fastcells.kernels.triton.sequence import sequence_backward_kernel, sequence_forward_kernel
 
@@ -10,7 +18,7 @@ from fastcells.kernels.triton.sequence import sequence_backward_kernel, sequence
 def sequence_forward(forward: ForwardPass, blocks: Blocks) -> Forward:
     out = forward.results()
     sequence_forward_kernel[num_tiles(blocks, forward.state)[:1]](
-        **forward.sequence_arguments(out), **block_arguments(blocks)
+        **forward.sequence_arguments(out), **block_arguments(blocks), WORD=elements_in_a_word(forward.w)
     )
     return out
 
@@ -19,6 +27,6 @@ def sequence_backward(backward: BackwardPass, blocks: Blocks) -> Backward:
     """The adjoint of `sequence_forward`."""
     out = backward.results()
     sequence_backward_kernel[num_tiles(blocks, backward.state)[:1]](
-        **backward.sequence_arguments(out), **block_arguments(blocks)
+        **backward.sequence_arguments(out), **block_arguments(blocks), WORD=elements_in_a_word(backward.w)
     )
     return out

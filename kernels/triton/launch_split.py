@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from fastcells.kernels.triton import fault
 from fastcells.kernels.triton.exchange import EXCHANGES, Exchange
 from fastcells.kernels.triton.launch import (
     Arguments,
@@ -20,6 +21,7 @@ from fastcells.kernels.triton.launch import (
     ForwardPass,
     Pass,
     block_arguments,
+    elements_in_a_word,
     num_tiles,
 )
 from fastcells.kernels.triton.plan import Split
@@ -31,6 +33,8 @@ COUNTER_LINE = 32  # int32 words between two counters: they lie in different cac
 
 def split_forward(forward: ForwardPass, split: Split) -> Forward:
     """The whole sequence, split over programs that exchange the state each step."""
+    device, what = forward.w.device, f"split_forward of {forward.rule.spec.name}"
+    fault.raise_fault(device, what)
     T, (B, H) = forward.x.steps, forward.state[0].shape
     # One tensor for both mailboxes of a cell with a second product, so that one launch fills it. 16 divides the
     # address of either, whatever T and B: for another Triton would compile another kernel.
@@ -44,11 +48,14 @@ def split_forward(forward: ForwardPass, split: Split) -> Forward:
         **_arguments(split, forward),
         **_options(split),
     )
+    _raise_own_fault(device, what)
     return out
 
 
 def split_backward(backward: BackwardPass, split: Split) -> Backward:
     """The adjoint of `split_forward`, split in the same way; the programs exchange the gates' gradients."""
+    device, what = backward.w.device, f"split_backward of {backward.rule.spec.name}"
+    fault.raise_fault(device, what)
     (T, B, H), gates = backward.d_hidden.shape, backward.rule.spec.num_gates
     mailbox = _mailbox(EXCHANGES[split.exchange], (T, B, gates, H), like=backward.d_hidden)
     out = backward.results(d_gates=mailbox)
@@ -57,7 +64,14 @@ def split_backward(backward: BackwardPass, split: Split) -> Backward:
         **_arguments(split, backward),
         **_options(split),
     )
+    _raise_own_fault(device, what)
     return out
+
+
+def _raise_own_fault(device: torch.device, what: str) -> None:
+    """On a CPU the launch is over when it returns; a GPU's own is seen by a later one, for which nobody waits."""
+    if device.type == "cpu":
+        fault.raise_fault(device, what)
 
 
 def _mailbox(exchange: Exchange, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -81,16 +95,21 @@ def _grid(split: Split, given: Pass) -> tuple[int, int]:
 
 def _arguments(split: Split, given: Pass) -> Arguments:
     """Of both kernels, because they are split."""
-    exchange, inner, H = EXCHANGES[split.exchange], split.blocks.inner, given.w.shape[1]
+    exchange, blocks, H = EXCHANGES[split.exchange], split.blocks, given.w.shape[1]
     make = given.w.new_empty if exchange.prefilled else given.w.new_zeros  # a sentinel does without counters
     return {
-        "counter_ptr": make(num_tiles(split.blocks, given.state)[0], COUNTER_LINE, dtype=torch.int32),
+        "counter_ptr": make(num_tiles(blocks, given.state)[0], COUNTER_LINE, dtype=torch.int32),
         "PUBLISH": exchange.publish,
         "ARRIVE": exchange.arrive,
         "WAIT": exchange.wait,
         "GATHER": exchange.gather,
-        "BLOCK_K": inner,
-        "INNER": triton.cdiv(H, inner),
+        "fault_ptr": fault.fault_word(given.w.device),
+        "patience": fault.PATIENCE,
+        "BLOCK_K": blocks.inner,
+        "INNER": triton.cdiv(H, blocks.inner),
+        # What a second product keeps meanwhile leaves less room.
+        "AT_ONCE": split.polled if given.rule.reset_hidden is None else max(1, split.polled * 3 // 4),
+        "WORD": elements_in_a_word(given.w),
         "KNOWN_H": H if H % 8 else 0,
     }
 

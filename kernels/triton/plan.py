@@ -12,6 +12,7 @@ from dataclasses import dataclass
 SHARED_MEMORY = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 
 REGISTERS = 65536  # of a multiprocessor, 32 bit each; a thread has 255 at most
+POLLED_REGISTERS = 64  # of a thread, for what it polls at once; half of them with four gates, which else spill
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Split:
     blocks: Blocks
     groups: int  # that run at once, at most
     exchange: str  # as in kernels/triton/exchange.py
+    polled: int = 4  # tiles of a mailbox, each [batch, inner], that a program has room for at once
 
     @property
     def reason(self) -> str:
@@ -160,7 +162,11 @@ def split_plan(
             reason = f"{programs} programs hold {columns} columns' weights each, {needed >> 10} KB, and exchange h"
             blocks = Blocks(batch, columns, inner, warps, 1, reason)
             in_turn = -(-tiles // groups)  # batch tiles that the busiest group does
-            fitting.append((in_turn, columns, Split(blocks, groups, exchange)))
+            tile = batch * inner * item_size
+            room = (limit - _copies(item_size, precision) * gates * padded * columns * item_size) // tile
+            registers = POLLED_REGISTERS if gates < 4 else POLLED_REGISTERS // 2
+            polled = max(1, min(registers * 4 * 32 * warps // tile, room - 1))  # one more is converted
+            fitting.append((in_turn, columns, Split(blocks, groups, exchange, polled)))
     return min(fitting, key=lambda fit: fit[:2])[2] if fitting else refusal
 
 
@@ -184,7 +190,7 @@ def _inner_tile(H: int, item_size: int, precision: str) -> int:
     """
     largest = 1024 // item_size // _copies(item_size, precision) ** 2
     if largest >= H:
-        return max(16, _power_of_2(H))
+        return max(32, _power_of_2(H))  # a matmul takes 16, and of 16-bit elements every other one at a time
     return min(largest, largest // 2, key=lambda inner: -(-H // inner) * inner)
 
 

@@ -10,14 +10,14 @@ rounded to the storage dtype.
 import triton
 import triton.language as tl
 
+from fastcells.kernels.triton.ahead import load_adjoint, load_rows, widen, with_bias
+from fastcells.kernels.triton.gathered import unbound
 from fastcells.kernels.triton.tiles import (
     cast,
     freeze_finished,
     load_bias,
     load_ids,
-    load_input,
     load_state,
-    load_tiles,
     offsets,
     owned,
     product,
@@ -25,6 +25,7 @@ from fastcells.kernels.triton.tiles import (
     store_tiles,
     zero_finished,
 )
+from fastcells.kernels.triton.words import as_words
 
 
 @triton.jit
@@ -62,11 +63,17 @@ def sequence_forward_kernel(
     SAVED: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    WORD: tl.constexpr,  # elements in a word
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     first_row, batch, rows, cols, mask = owned(tl.program_id(0), 0, B, H, BLOCK_B, BLOCK_H)
-    first, plane, row, tile, x_tile, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
+    first, plane, row, tile, _, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
+    # The same in words.
+    words = H // WORD
+    word_cols = tl.arange(0, BLOCK_H // WORD)
+    first_word, word_plane, _, _, x_tile, _ = offsets(first_row, batch, word_cols, words, GATES, SAVED, BLOCK_B)
+    x_ptr = as_words(x_ptr, WORD)
     weight_mask = (cols < H)[:, None] & (cols < H)[None, :]
     # w[g][k, n] multiplies h[k] into column n.
     w = load_weights(w_ptr, cols[None, :], cols[:, None], weight_mask, H, GATES)
@@ -76,25 +83,35 @@ def sequence_forward_kernel(
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
     state = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
     none = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-    ids = load_ids(ids_ptr, (T - 1 if REVERSE else 0) * batch + first_row, row, (rows < B)[:, None])
+    element: tl.constexpr = w_ptr.dtype.element_ty
+    # Loaded a step ahead, and the ids, which name what is loaded, two steps.
+    t = T - 1 if REVERSE else 0
+    ids = load_ids(ids_ptr, t * batch + first_row, row, (rows < B)[:, None])
+    word_mask = (rows < B)[:, None] & (word_cols < words)[None, :]
+    ahead = load_rows(
+        x_ptr, ids_ptr, ids, t * word_plane + first_word, x_tile, word_cols, word_mask, V, words, GATES, GATES
+    )
+    second = (rows < tl.where(T > 1, B, 0))[:, None]
+    ids = load_ids(ids_ptr, (t - 1 if REVERSE else t + 1) * batch + first_row, row, second)
     for i in range(T):
         t = T - 1 - i if REVERSE else i
         at = t * plane + first
-        x = load_input(x_ptr, ids_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, GATES)
-        # The next step's ids are under way already when they are needed, to name what is loaded then.
-        more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
-        ids = load_ids(ids_ptr, (t - 1 if REVERSE else t + 1) * batch + first_row, row, more)
+        x = with_bias(ahead, ids_ptr, b_ih, element, WORD, GATES)
         # Columns past H stay 0: were h infinite, the weights' zeros there would make NaN of it.
-        operand = cast(tl.where(mask, state[0], 0.0), w_ptr.dtype.element_ty)
+        operand = cast(tl.where(mask, state[0], 0.0), element)
         h = ()
-        if RESET_HIDDEN is None:
-            for g in tl.static_range(GATES):
-                h += (product(operand, w[g], none, PRECISION) + b[g],)
-        else:
-            for g in tl.static_range(GATES - 1):
-                h += (product(operand, w[g], none, PRECISION) + b[g],)
-            operand = cast(tl.where(mask, RESET_HIDDEN(x, h, state), 0.0), w_ptr.dtype.element_ty)
-            h += (product(operand, w[GATES - 1], none, PRECISION) + b[GATES - 1],)
+        through: tl.constexpr = GATES if RESET_HIDDEN is None else GATES - 1  # gates whose product reads h itself
+        for g in tl.static_range(through):
+            h += (unbound(product(operand, w[g], none, PRECISION), BLOCK_B, BLOCK_H) + b[g],)
+        if RESET_HIDDEN is not None:
+            operand = cast(tl.where(mask, RESET_HIDDEN(x, h, state), 0.0), element)
+            h += (unbound(product(operand, w[through], none, PRECISION), BLOCK_B, BLOCK_H) + b[through],)
+        # The next step's, after this one's matmuls: the compiler lets what comes last keep its layout.
+        more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_cols < words)[None, :]
+        at_next = (t - 1 if REVERSE else t + 1) * word_plane + first_word
+        ahead = load_rows(x_ptr, ids_ptr, ids, at_next, x_tile, word_cols, more, V, words, GATES, GATES)
+        more = (rows < tl.where(i + 2 < T, B, 0))[:, None]
+        ids = load_ids(ids_ptr, (t - 2 if REVERSE else t + 2) * batch + first_row, row, more)
         new, saved = FORWARD(x, h, state)
         if lengths_ptr is not None:
             new = freeze_finished((t < length)[:, None], new, state, STATES)
@@ -131,12 +148,28 @@ def sequence_backward_kernel(
     SAVED: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    WORD: tl.constexpr,  # elements in a word
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     element: tl.constexpr = w_ptr.dtype.element_ty
     first_row, batch, rows, cols, mask = owned(tl.program_id(0), 0, B, H, BLOCK_B, BLOCK_H)
-    first, plane, _, tile, x_tile, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
+    first, plane, _, tile, x_tile, _ = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
+    # The same in words.
+    words = H // WORD
+    word_cols = tl.arange(0, BLOCK_H // WORD)
+    first_word, word_plane, _, word_tile, _, saved_tile = offsets(
+        first_row, batch, word_cols, words, GATES, SAVED, BLOCK_B
+    )
+    h_words = as_words(h_ptr, WORD)
+    h0_words = as_words(h0_ptr, WORD)
+    c_words = h_words
+    c0_words = h0_words
+    if STATES == 2:
+        c_words = as_words(c_ptr, WORD)
+        c0_words = as_words(c0_ptr, WORD)
+    d_out_words = as_words(d_out_ptr, WORD)
+    saved_words = as_words(saved_ptr, WORD)
     weight_mask = (cols < H)[:, None] & (cols < H)[None, :]
     # w[g][n, k] takes the gradient of column n back to h[k].
     w = load_weights(w_ptr, cols[:, None], cols[None, :], weight_mask, H, GATES)
@@ -144,36 +177,50 @@ def sequence_backward_kernel(
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
     d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, tile, mask, STATES)
     none = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+    t = T * 0 if REVERSE else T - 1
+    word_mask = (rows < B)[:, None] & (word_cols < words)[None, :]
+    new = (tl.load(h_words + t * word_plane + first_word + word_tile, mask=word_mask, other=0),)
+    if STATES == 2:
+        new += (tl.load(c_words + t * word_plane + first_word + word_tile, mask=word_mask, other=0),)
+    ahead = load_adjoint(
+        d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane, t, words, word_tile,
+        saved_tile, word_mask, T == 1, STATES, SAVED, REVERSE,
+    )  # fmt: skip
     for i in range(T):
         t = i if REVERSE else T - 1 - i
         at = t * plane + first
-        d_out = tl.load(d_out_ptr + at + tile, mask=mask, other=0.0).to(tl.float32)
+        d_out = widen(ahead, element, WORD, 0, 1)[0]
+        prev = widen(ahead, element, WORD, 1, STATES)
+        saved = widen(ahead, element, WORD, 1 + STATES, SAVED)
+        after = widen(new, element, WORD, 0, STATES)
+        new = ahead[1 : 1 + STATES]
         if lengths_ptr is not None:
             active = (t < length)[:, None]
             d_out = tl.where(active, d_out, 0.0)
         d_state = (d_state[0] + d_out,) + d_state[1:]
-        saved = load_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, SAVED)
-        new = load_state(h_ptr, c_ptr, at, tile, mask, STATES)
-        if i == T - 1:
-            prev = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
-        else:
-            prev = load_state(h_ptr, c_ptr, at + (plane if REVERSE else -plane), tile, mask, STATES)
         if BACKWARD_LAST_GATE is None:
-            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new)
+            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, after)
         else:
-            d_last_gate = BACKWARD_LAST_GATE(d_state, saved, prev, new)
+            d_last_gate = BACKWARD_LAST_GATE(d_state, saved, prev, after)
             d_reset_hidden = product(cast(tl.where(mask, d_last_gate, 0.0), element), w[GATES - 1], none, PRECISION)
-            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset_hidden)
+            d_reset_hidden = unbound(d_reset_hidden, BLOCK_B, BLOCK_H)
+            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, after, d_reset_hidden)
         if lengths_ptr is not None:
             d_x = zero_finished(active, d_x, GATES)
             d_h = zero_finished(active, d_h, GATES)
         if d_x_ptr is not None:
             store_tiles(d_x_ptr + at * GATES, H, x_tile, mask, d_x)
         store_tiles(d_gates_ptr + at * GATES, H, x_tile, mask, d_h)
-        through = d_prev[0]
+        through = none
         for g in tl.static_range(GATES if BACKWARD_LAST_GATE is None else GATES - 1):
             through = product(cast(tl.where(mask, d_h[g], 0.0), element), w[g], through, PRECISION)
-        d_prev = (through,) + d_prev[1:]
+        # The next step's, after this one's matmuls: the compiler lets what comes last keep its layout.
+        more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_cols < words)[None, :]
+        ahead = load_adjoint(
+            d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane,
+            t + 1 if REVERSE else t - 1, words, word_tile, saved_tile, more, i + 2 == T, STATES, SAVED, REVERSE,
+        )  # fmt: skip
+        d_prev = (d_prev[0] + unbound(through, BLOCK_B, BLOCK_H),) + d_prev[1:]
         if lengths_ptr is not None:
             d_prev = freeze_finished(active, d_prev, d_state, STATES)
         d_state = d_prev

@@ -3,50 +3,20 @@
 import triton
 import triton.language as tl
 
+from fastcells.kernels.triton.ahead import load_adjoint, widen
+from fastcells.kernels.triton.exchange import poison
+from fastcells.kernels.triton.gathered import gathered_products, unbound
 from fastcells.kernels.triton.tiles import (
-    cast,
     freeze_finished,
-    gathered_products,
     load_state,
-    load_tiles,
     store_state,
     store_tiles,
     zero_finished,
 )
+from fastcells.kernels.triton.words import as_words, pack
 
 
-@triton.jit
-def step_inputs(
-    d_out_ptr,
-    saved_ptr,
-    h_ptr,
-    c_ptr,
-    h0_ptr,
-    c0_ptr,
-    first,
-    plane,
-    t,
-    H,
-    tile,
-    saved_tile,
-    mask,
-    at_start,  # whether the step is the forward pass's first one
-    STATES: tl.constexpr,
-    SAVED: tl.constexpr,
-    REVERSE: tl.constexpr,
-):
-    """What the backward of step t reads: the gradient of its output, the saved tiles, and the state before it."""
-    at = t * plane + first
-    d_out = tl.load(d_out_ptr + at + tile, mask=mask, other=0.0).to(tl.float32)
-    saved = load_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, SAVED)
-    if at_start:
-        prev = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
-    else:
-        prev = load_state(h_ptr, c_ptr, at + (plane if REVERSE else -plane), tile, mask, STATES)
-    return d_out, saved, prev
-
-
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit(do_not_specialize=["T", "B", "patience"])
 def split_backward_kernel(
     w_ptr,  # [GATES, H, H]
     lengths_ptr,  # [B] int32: how many steps each row has; or None
@@ -63,9 +33,11 @@ def split_backward_kernel(
     d_x_ptr,  # [T, B, GATES, H] out: gradient of the input projection; None where it is d_gates
     d_h0_ptr,  # [B, H] out: gradient of the initial state
     d_c0_ptr,  # [B, H] out
+    fault_ptr,  # [1] int32: 1 once a program waited in vain
     T,
     B,
     H,
+    patience,  # polls of one wait
     BACKWARD: tl.constexpr,
     BACKWARD_LAST_GATE: tl.constexpr,  # the second product's rule, or None
     PUBLISH: tl.constexpr,
@@ -79,6 +51,8 @@ def split_backward_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
     INNER: tl.constexpr,  # parts of BLOCK_K columns that make up all H
+    AT_ONCE: tl.constexpr,  # of these, of all gates, those polled together
+    WORD: tl.constexpr,  # elements in a word
     KNOWN_H: tl.constexpr,  # H, unless 8 divides it: then 0
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -93,16 +67,24 @@ def split_backward_kernel(
     # Offsets within a tile's rows fit 32 bits; what does not is added to the pointer as a scalar.
     row = tl.arange(0, BLOCK_B)[:, None]
     cols = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    word_cols = tl.program_id(0) * (BLOCK_H // WORD) + tl.arange(0, BLOCK_H // WORD)
     if KNOWN_H:
         # The first column counts as a scalar, in the pointers: offsets that a constant H folds share registers.
         first_column = tl.program_id(0) * BLOCK_H
         column = tl.arange(0, BLOCK_H)[None, :]
+        word_column = tl.arange(0, BLOCK_H // WORD)[None, :]
     else:
         first_column = 0
         column = cols[None, :]
+        word_column = word_cols[None, :]
     tile = row * H + column
     x_tile = row * (GATES * H) + column
-    saved_tile = row * (SAVED * H) + column
+    # The same in words.
+    words = H // WORD
+    word_plane = (zero + B) * words
+    word_tile = row * words + word_column
+    gates_tile = row * (GATES * words) + word_column
+    saved_tile = row * (SAVED * words) + word_column
     w_ptr += first_column
     h0_ptr += first_column
     h_ptr += first_column
@@ -118,81 +100,116 @@ def split_backward_kernel(
         c_ptr += first_column
         d_c_n_ptr += first_column
         d_c0_ptr += first_column
+    h0_words = as_words(h0_ptr, WORD)
+    h_words = as_words(h_ptr, WORD)
+    c0_words = h0_words
+    c_words = h_words
+    if STATES == 2:
+        c0_words = as_words(c0_ptr, WORD)
+        c_words = as_words(c_ptr, WORD)
+    d_out_words = as_words(d_out_ptr, WORD)
+    saved_words = as_words(saved_ptr, WORD)
+    gates_words = as_words(d_gates_ptr, WORD)
     w = ()
     for g in tl.static_range(GATES):  # w[g][n, k] takes the gradient of column n back to h[k]
         for part in tl.static_range(INNER):
-            n = part * BLOCK_K + tl.arange(0, BLOCK_K)
-            weight_mask = (n < H)[:, None] & (cols < H)[None, :]
-            gate = w_ptr + (zero + g * H) * H
-            w += (tl.load(gate + n[:, None] * H + column, mask=weight_mask, other=0.0),)
+            for half in tl.static_range(WORD):  # of the words of the gradient
+                n = part * BLOCK_K + tl.arange(0, BLOCK_K // WORD) * WORD + half
+                weight_mask = (n < H)[:, None] & (cols < H)[None, :]
+                gate = w_ptr + (zero + g * H) * H
+                w += (tl.load(gate + n[:, None] * H + column, mask=weight_mask, other=0.0),)
     everyone = tl.num_programs(0)
     # As in the forward pass, all programs of a group walk the same tiles in the same order.
     for batch_tile in range(tl.program_id(1), tl.cdiv(B, BLOCK_B), tl.num_programs(1)):
-        first = (zero + batch_tile * BLOCK_B) * H  # of the tile's rows in a [B, H] plane
+        first_row = zero + batch_tile * BLOCK_B
+        first = first_row * H  # of the tile's rows in a [B, H] plane
+        first_word = first_row * words
         rows = batch_tile * BLOCK_B + tl.arange(0, BLOCK_B)
         row_mask = (rows < B)[:, None]
         mask = row_mask & (cols < H)[None, :]
+        word_mask = row_mask & (word_cols < words)[None, :]
         if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
         counter = counter_ptr + batch_tile * 32
         arrivals = 0
         d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, tile, mask, STATES)
+        d_state = (d_state[0] + poison(patience),) + d_state[1:]
         t = T * 0 if REVERSE else T - 1
-        new = load_state(h_ptr, c_ptr, t * plane + first, tile, mask, STATES)
-        d_out, saved, prev = step_inputs(
-            d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr, first, plane, t, H, tile, saved_tile, mask, T == 1,
-            STATES, SAVED, REVERSE,
+        new = (tl.load(h_words + t * word_plane + first_word + word_tile, mask=word_mask, other=0),)
+        if STATES == 2:
+            new += (tl.load(c_words + t * word_plane + first_word + word_tile, mask=word_mask, other=0),)
+        ahead = load_adjoint(
+            d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane, t, words,
+            word_tile, saved_tile, word_mask, T == 1, STATES, SAVED, REVERSE,
         )  # fmt: skip
         for i in range(T):
             t = i if REVERSE else T - 1 - i
             at = t * plane + first
-            mailbox = d_gates_ptr + at * GATES
+            mailbox = gates_words + (t * word_plane + first_word) * GATES
+            own_mail = mailbox + first_column // WORD + gates_tile
+            d_out = widen(ahead, element, WORD, 0, 1)[0]
+            prev = widen(ahead, element, WORD, 1, STATES)
+            saved = widen(ahead, element, WORD, 1 + STATES, SAVED)
+            after = widen(new, element, WORD, 0, STATES)
+            after = (after[0] + poison(patience),) + after[1:]  # relu looks at the new state alone
+            new = ahead[1 : 1 + STATES]
             if lengths_ptr is not None:
-                active = (t < length)[:, None]
+                active = ((t < length) | (patience == 0))[:, None]
                 d_out = tl.where(active, d_out, 0.0)
             d_state = (d_state[0] + d_out,) + d_state[1:]
             if BACKWARD_LAST_GATE is None:
-                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new)
+                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, after)
             else:
-                d_last_gate = BACKWARD_LAST_GATE(d_state, saved, prev, new)
+                d_last_gate = BACKWARD_LAST_GATE(d_state, saved, prev, after)
                 if lengths_ptr is not None:
                     d_last_gate = tl.where(active, d_last_gate, 0.0)
-                PUBLISH(mailbox + through * H + first_column + x_tile, cast(d_last_gate, element), mask)
-                ARRIVE(counter)
+                PUBLISH(own_mail + through * words, pack(d_last_gate, element, WORD), word_mask)
+                ARRIVE(counter, patience)
                 arrivals += everyone
-                WAIT(counter, arrivals)
-                d_reset_hidden = gathered_products(
-                    mailbox + through * H, GATES * H, w, (tl.zeros_like(d_last_gate),), row_mask, H, True, GATHER,
-                    through, 1, BLOCK_B, BLOCK_K, INNER, PRECISION,
+                patience = WAIT(counter, arrivals, patience, fault_ptr)
+                start = (tl.broadcast_to(poison(patience), (BLOCK_B, BLOCK_H)),)
+                sums, patience = gathered_products(
+                    mailbox + through * words, words, GATES * words, w, start, row_mask, words, True, patience,
+                    fault_ptr, GATHER, through, 1, 1, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, PRECISION,
                 )  # fmt: skip
-                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset_hidden[0])
+                d_reset_hidden = unbound(sums[0], BLOCK_B, BLOCK_H) + poison(patience)
+                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, after, d_reset_hidden)
+                if lengths_ptr is not None:
+                    active = ((t < length) | (patience == 0))[:, None]
             if lengths_ptr is not None:
                 d_x = zero_finished(active, d_x, GATES)
                 d_h = zero_finished(active, d_h, GATES)
             # First what the others wait for.
             for g in tl.static_range(through):
-                PUBLISH(mailbox + g * H + first_column + x_tile, cast(d_h[g], element), mask)
-            ARRIVE(counter)
+                PUBLISH(own_mail + g * words, pack(d_h[g], element, WORD), word_mask)
+            ARRIVE(counter, patience)
             arrivals += everyone
             if d_x_ptr is not None:
                 store_tiles(d_x_ptr + at * GATES, H, x_tile, mask, d_x)
-            # What the next step reads is under way while this program waits.
-            new = prev
-            t_next = t + 1 if REVERSE else t - 1
-            more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (cols < H)[None, :]
-            d_out, saved, prev = step_inputs(
-                d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr, first, plane, t_next, H, tile, saved_tile,
-                more, i + 2 == T, STATES, SAVED, REVERSE,
+            patience = WAIT(counter, arrivals, patience, fault_ptr)
+            start = ()
+            for _ in tl.static_range(through):
+                # Not a constant zero: of a sum of products that start from zero the compiler makes one long chain.
+                start += (tl.broadcast_to(poison(patience), (BLOCK_B, BLOCK_H)),)
+            sums, patience = gathered_products(
+                mailbox, words, GATES * words, w, start, row_mask, words, True, patience, fault_ptr, GATHER,
+                0, through, through, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, PRECISION,
             )  # fmt: skip
-            WAIT(counter, arrivals)
-            sums = (d_prev[0],)
-            for g in tl.static_range(through):
-                sums = gathered_products(
-                    mailbox + g * H, GATES * H, w, sums, row_mask, H, True, GATHER,
-                    g, 1, BLOCK_B, BLOCK_K, INNER, PRECISION,
-                )  # fmt: skip
-            d_prev = sums + d_prev[1:]
+            total = sums[0]
+            for g in tl.static_range(1, through):
+                total += sums[g]
+            # The next step's, after this one's matmuls: the compiler lets what comes last keep its layout.
+            more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_cols < words)[None, :]
+            ahead = load_adjoint(
+                d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane,
+                t + 1 if REVERSE else t - 1, words, word_tile, saved_tile, more, i + 2 == T, STATES, SAVED, REVERSE,
+            )  # fmt: skip
+            d_prev = (d_prev[0] + (unbound(total, BLOCK_B, BLOCK_H) + poison(patience)),) + d_prev[1:]
             if lengths_ptr is not None:
+                active = ((t < length) | (patience == 0))[:, None]
                 d_prev = freeze_finished(active, d_prev, d_state, STATES)
             d_state = d_prev
-        store_state(d_h0_ptr, d_c0_ptr, first, tile, mask, d_state, STATES)
+        poisoned = ()
+        for s in tl.static_range(STATES):  # what does not go through the matmuls would be left out
+            poisoned += (d_state[s] + poison(patience),)
+        store_state(d_h0_ptr, d_c0_ptr, first, tile, mask, poisoned, STATES)

@@ -15,20 +15,22 @@ rounded to the storage dtype.
 import triton
 import triton.language as tl
 
+from fastcells.kernels.triton.ahead import load_rows, with_bias
+from fastcells.kernels.triton.exchange import poison
+from fastcells.kernels.triton.gathered import gathered_products, unbound
 from fastcells.kernels.triton.tiles import (
     cast,
     freeze_finished,
-    gathered_products,
     load_bias,
     load_ids,
-    load_input,
     load_state,
     store_state,
     store_tiles,
 )
+from fastcells.kernels.triton.words import apart, as_words, pack
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit(do_not_specialize=["T", "B", "patience"])
 def split_forward_kernel(
     x_ptr,  # [T, B, GATES, H] input projection with b_ih; given ids [V, GATES, H], W_ih^T
     ids_ptr,  # [T, B] int32 or int64, rows of x_ptr; or None
@@ -45,10 +47,12 @@ def split_forward_kernel(
     saved_ptr,  # [T, B, SAVED, H] out, or None
     h_n_ptr,  # [B, H] out: final state
     c_n_ptr,  # [B, H] out
+    fault_ptr,  # [1] int32: 1 once a program waited in vain
     T,
     B,
     H,
     V,
+    patience,  # polls of one wait
     PUBLISH: tl.constexpr,
     ARRIVE: tl.constexpr,
     WAIT: tl.constexpr,
@@ -62,6 +66,8 @@ def split_forward_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
     INNER: tl.constexpr,  # parts of BLOCK_K columns that make up all H
+    AT_ONCE: tl.constexpr,  # of these, those polled together
+    WORD: tl.constexpr,  # elements in a word
     KNOWN_H: tl.constexpr,  # H, unless 8 divides it: then 0
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -75,22 +81,32 @@ def split_forward_kernel(
     row = tl.arange(0, BLOCK_B)[:, None]
     cols = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     tile = row * H + cols[None, :]
-    x_tile = row * (GATES * H) + cols[None, :]
     saved_tile = row * (SAVED * H) + cols[None, :]
+    # The same in words.
+    words = H // WORD
+    word_plane = (zero + B) * words
+    word_cols = tl.program_id(0) * (BLOCK_H // WORD) + tl.arange(0, BLOCK_H // WORD)
+    word_tile = row * words + word_cols[None, :]
+    x_tile = row * (GATES * words) + word_cols[None, :]
+    x_ptr = as_words(x_ptr, WORD)
+    h_mail = as_words(h_ptr, WORD)
+    if RESET_HIDDEN is not None:
+        reset_hidden_mail = as_words(reset_hidden_ptr, WORD)
+    element: tl.constexpr = w_ptr.dtype.element_ty
     w = ()
     for g in tl.static_range(GATES):  # w[g][k, n] multiplies h[k] into column n
         for part in tl.static_range(INNER):
-            k = part * BLOCK_K + tl.arange(0, BLOCK_K)
-            weight_mask = (k < H)[:, None] & (cols < H)[None, :]
+            k = part * (BLOCK_K // WORD) + tl.arange(0, BLOCK_K // WORD)
+            weight_mask = (k < words)[:, None] & (cols < H)[None, :]
             # The first column counts as a scalar: offsets that a constant H makes constants share one register.
-            first_column = w_ptr + (zero + g * H + tl.program_id(0) * BLOCK_H) * H
-            offsets = tl.arange(0, BLOCK_H)[None, :] * H + k[:, None]
-            w += (tl.load(first_column + offsets, mask=weight_mask, other=0.0),)
+            first_column = as_words(w_ptr, WORD) + (zero + g * H + tl.program_id(0) * BLOCK_H) * words
+            offsets = tl.arange(0, BLOCK_H)[None, :] * words + k[:, None]
+            w += apart(tl.load(first_column + offsets, mask=weight_mask, other=0), element, WORD)
             if KNOWN_H:
                 tl.debug_barrier()  # of the elements loaded one by one, those of a single tile are in registers
     b = load_bias(b_ptr, cols, H, GATES)
     b_ih = load_bias(b_ih_ptr, cols, H, GATES)
-    element: tl.constexpr = w_ptr.dtype.element_ty
+    through: tl.constexpr = GATES if RESET_HIDDEN is None else GATES - 1  # gates whose product reads h itself
     none = ()
     for _ in tl.static_range(GATES):
         none += (tl.zeros((BLOCK_B, BLOCK_H), tl.float32),)
@@ -100,52 +116,69 @@ def split_forward_kernel(
     for batch_tile in range(tl.program_id(1), tl.cdiv(B, BLOCK_B), tl.num_programs(1)):
         first_row = zero + batch_tile * BLOCK_B
         first = first_row * H  # of the tile's rows in a [B, H] plane
+        first_word = first_row * words
         rows = batch_tile * BLOCK_B + tl.arange(0, BLOCK_B)
         row_mask = (rows < B)[:, None]
         mask = row_mask & (cols < H)[None, :]
+        word_mask = row_mask & (word_cols < words)[None, :]
         if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
         counter = counter_ptr + batch_tile * 32
         arrivals = 0
         state = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
-        source = h0_ptr + first  # the state before the step
-        ids = load_ids(ids_ptr, (zero + (T - 1 if REVERSE else 0)) * B + first_row, row, row_mask)
+        source = as_words(h0_ptr, WORD) + first_word  # the state before the step
+        # Loaded a step ahead, and the ids, which name what is loaded, two steps.
+        t_first = zero + (T - 1 if REVERSE else 0)
+        ids = load_ids(ids_ptr, t_first * B + first_row, row, row_mask)
+        at_first = t_first * word_plane + first_word
+        ahead = load_rows(x_ptr, ids_ptr, ids, at_first, x_tile, word_cols, word_mask, V, words, GATES, GATES)
+        second = (rows < tl.where(T > 1, B, 0))[:, None]
+        ids = load_ids(ids_ptr, (t_first - 1 if REVERSE else t_first + 1) * B + first_row, row, second)
         for i in range(T):
             t = T - 1 - i if REVERSE else i
             at = t * plane + first
-            # Under way while this program waits, as the next step's ids are, which name what is loaded then.
-            x = load_input(x_ptr, ids_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, GATES)
-            more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
-            ids = load_ids(ids_ptr, (zero + (t - 1 if REVERSE else t + 1)) * B + first_row, row, more)
-            WAIT(counter, arrivals)
-            through: tl.constexpr = GATES if RESET_HIDDEN is None else GATES - 1  # gates whose product reads h itself
-            sums = gathered_products(
-                source, H, w, none, row_mask, H, i > 0, GATHER, 0, through, BLOCK_B, BLOCK_K, INNER, PRECISION
-            )
+            word_at = t * word_plane + first_word
+            patience = WAIT(counter, arrivals, patience, fault_ptr)
+            sums, patience = gathered_products(
+                source, 0, words, w, none, row_mask, words, i > 0, patience, fault_ptr, GATHER, 0, through, 1, AT_ONCE,
+                BLOCK_B, BLOCK_K, INNER, WORD, PRECISION,
+            )  # fmt: skip
+            x = with_bias(ahead, ids_ptr, b_ih, element, WORD, GATES)
             h = ()
             for g in tl.static_range(through):
-                h += (sums[g] + b[g],)
+                h += (unbound(sums[g], BLOCK_B, BLOCK_H) + (b[g] + poison(patience)),)
             if RESET_HIDDEN is not None:
-                PUBLISH(reset_hidden_ptr + at + tile, cast(RESET_HIDDEN(x, h, state), element), mask)
-                ARRIVE(counter)
+                reset_hidden = pack(RESET_HIDDEN(x, h, state), element, WORD)
+                PUBLISH(reset_hidden_mail + word_at + word_tile, reset_hidden, word_mask)
+                ARRIVE(counter, patience)
                 arrivals += everyone
-                WAIT(counter, arrivals)
-                sums = gathered_products(
-                    reset_hidden_ptr + at, H, w, none, row_mask, H, True, GATHER,
-                    through, 1, BLOCK_B, BLOCK_K, INNER, PRECISION,
+                patience = WAIT(counter, arrivals, patience, fault_ptr)
+                sums, patience = gathered_products(
+                    reset_hidden_mail + word_at, 0, words, w, none, row_mask, words, True, patience, fault_ptr, GATHER,
+                    through, 1, 1, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, PRECISION,
                 )  # fmt: skip
-                h += (sums[0] + b[through],)
+                h += (unbound(sums[0], BLOCK_B, BLOCK_H) + (b[through] + poison(patience)),)
+            # The next step's, after this one's matmuls: the compiler lets what comes last keep its layout.
+            more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_cols < words)[None, :]
+            word_at_next = word_at + (-word_plane if REVERSE else word_plane)
+            ahead = load_rows(x_ptr, ids_ptr, ids, word_at_next, x_tile, word_cols, more, V, words, GATES, GATES)
+            more = (rows < tl.where(i + 2 < T, B, 0))[:, None]
+            ids = load_ids(ids_ptr, (zero + (t - 2 if REVERSE else t + 2)) * B + first_row, row, more)
             new, saved = FORWARD(x, h, state)
             if lengths_ptr is not None:
-                new = freeze_finished((t < length)[:, None], new, state, STATES)
+                active = ((t < length) | (patience == 0))[:, None]
+                new = freeze_finished(active, new, state, STATES)
             state = new
             # First what the others wait for.
-            PUBLISH(h_ptr + at + tile, cast(state[0], element), mask)
-            ARRIVE(counter)
+            PUBLISH(h_mail + word_at + word_tile, pack(state[0], element, WORD), word_mask)
+            ARRIVE(counter, patience)
             arrivals += everyone
-            source = h_ptr + at
+            source = h_mail + word_at
             if STATES == 2:
                 tl.store(c_ptr + at + tile, cast(state[1], element), mask=mask)
             if saved_ptr is not None:
                 store_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, saved)
-        store_state(h_n_ptr, c_n_ptr, first, tile, mask, state, STATES)
+        poisoned = ()
+        for s in tl.static_range(STATES):  # in the last step a row that had finished was still its own
+            poisoned += (state[s] + poison(patience),)
+        store_state(h_n_ptr, c_n_ptr, first, tile, mask, poisoned, STATES)

@@ -13,13 +13,12 @@ The state goes from step to step in float32 (`carry`), beside the copy in the st
 import triton
 import triton.language as tl
 
+from fastcells.kernels.triton.ahead import load_raw, load_rows, with_bias
 from fastcells.kernels.triton.tiles import (
     cast,
     freeze_finished,
     load_bias,
     load_ids,
-    load_input,
-    load_tiles,
     offsets,
     owned,
     product,
@@ -82,7 +81,8 @@ def input_of_step(
     ids = load_ids(ids_ptr, t * batch + first_row, row, row_mask)
     b_ih = load_bias(b_ih_ptr, cols, H, N)
     at = t * (batch * H) + first_row * H
-    return load_input(x_ptr, ids_ptr, ids, b_ih, at, x_tile, cols, mask, V, H, GATES, N)
+    rows = load_rows(x_ptr, ids_ptr, ids, at, x_tile, cols, mask, V, H, GATES, N)
+    return with_bias(rows, ids_ptr, b_ih, x_ptr.dtype.element_ty, 1, N)
 
 
 @triton.jit(do_not_specialize=["t", "before", "B"])
@@ -116,7 +116,7 @@ def reset_hidden_kernel(
     h_before = tl.where(before < 0, h0_ptr, h_ptr + before * plane) + first
     product = gate_products(h_before, w_ptr, row_mask, cols, H, 0, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
     h = (product[0] + load_bias(b_ptr, cols, H, 1)[0],)
-    reset_hidden = RESET_HIDDEN(x, h, load_tiles(carry_ptr + first, plane, tile, mask, STATES))
+    reset_hidden = RESET_HIDDEN(x, h, load_raw(carry_ptr + first, plane, tile, mask, STATES))
     tl.store(reset_hidden_ptr + first + tile, cast(reset_hidden, reset_hidden_ptr.dtype.element_ty), mask=mask)
 
 
@@ -155,7 +155,7 @@ def step_forward_kernel(
     x = input_of_step(
         x_ptr, ids_ptr, b_ih_ptr, t, first_row, batch, row, row_mask, cols, mask, x_tile, V, H, GATES, GATES
     )
-    state = load_tiles(carry_ptr + first, plane, tile, mask, STATES)
+    state = load_raw(carry_ptr + first, plane, tile, mask, STATES)
     h_before = tl.where(before < 0, h0_ptr, h_ptr + before * plane) + first
     through: tl.constexpr = GATES - 1 if reset_hidden_ptr is not None else GATES  # gates whose product reads h itself
     products = gate_products(h_before, w_ptr, row_mask, cols, H, 0, through, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)

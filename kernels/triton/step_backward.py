@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
+from fastcells.kernels.triton.ahead import load_raw, widen
 from fastcells.kernels.triton.tiles import (
     cast,
     freeze_finished,
     load_state,
-    load_tiles,
     offsets,
     owned,
     product,
@@ -80,7 +80,7 @@ def step_backward_kernel(
     first_row, batch, rows, cols, mask = owned(tl.program_id(0), tl.program_id(1), B, H, BLOCK_B, BLOCK_H)
     first, plane, _, tile, gate_tile, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
     row_mask = (rows < B)[:, None]
-    d_state = load_tiles(d_carry_ptr + first, plane, tile, mask, STATES)
+    d_state = load_raw(d_carry_ptr + first, plane, tile, mask, STATES)
     if HAS_LATER:
         d_products = d_gates_ptr + (later * plane + first) * GATES
         d_h_state = through_weights(
@@ -99,7 +99,8 @@ def step_backward_kernel(
         if PART != 2:  # the second launch finds it added already
             d_out = tl.load(d_out_ptr + at + tile, mask=active, other=0.0).to(tl.float32)
             d_state = (d_state[0] + d_out,) + d_state[1:]
-        saved = load_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, SAVED)
+        saved = load_raw(saved_ptr + at * SAVED, H, saved_tile, mask, SAVED)
+        saved = widen(saved, saved_ptr.dtype.element_ty, 1, 0, SAVED)
         if before < 0:
             prev = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
         else:

@@ -82,43 +82,14 @@ def round_to_tf32(x):
 
 
 @triton.jit
-def gathered_products(
-    a_ptr,  # [rows of this program, stride]
-    stride,
-    w,  # one [BLOCK_K, BLOCK_H] for each gate and each of the INNER parts of its columns
-    start,  # N tiles [BLOCK_B, BLOCK_H] float32 to add to
-    row_mask,  # [BLOCK_B, 1]
-    H,
-    published,
-    GATHER: tl.constexpr,
-    FIRST: tl.constexpr,
-    N: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    INNER: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """`start[g] + a @ w[FIRST + g]` for N gates, `a` being gathered part by part."""
-    row = tl.arange(0, BLOCK_B)[:, None]
-    totals = start
-    for part in tl.static_range(INNER):
-        k = (part * BLOCK_K + tl.arange(0, BLOCK_K))[None, :]
-        # 0 where masked: were h infinite, the weights' zeros past column H would make NaN of it.
-        a = GATHER(a_ptr + row * stride + k, row_mask & (k < H), published)
-        sums = ()
-        for g in tl.static_range(N):
-            sums += (product(a, w[(FIRST + g) * INNER + part], totals[g], PRECISION),)
-        totals = sums
-    return totals
-
-
-@triton.jit
 def cast(x, dtype: tl.constexpr):
     """float32 to the storage dtype, to the nearest and on a tie to the even one, as the hardware does."""
-    if INTERPRETED and dtype == tl.bfloat16:  # the interpreter cuts the low bits off
-        bits = x.to(tl.int32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
-        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    if INTERPRETED and dtype != tl.float32:
+        number = x == x
+        if dtype == tl.bfloat16:  # the interpreter cuts the low bits off
+            bits = x.to(tl.int32, bitcast=True)
+            x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+        x = tl.where(number, x, float("nan"))  # and keeps what a NaN holds, of which the hardware keeps nothing
     return x.to(dtype)
 
 
@@ -177,24 +148,6 @@ def zero_finished(active, tiles, N: tl.constexpr):
 def load_ids(ids_ptr, at, row, row_mask):
     """The token ids of one step, [BLOCK_B, 1]: from element `at` on, -1 where masked; without ids nothing is read."""
     return tl.load(ids_ptr + at + row, mask=row_mask, other=-1) if ids_ptr is not None else row
-
-
-@triton.jit
-def load_input(x_ptr, ids_ptr, ids, b_ih, at, tile, cols, mask, V, H, GATES: tl.constexpr, N: tl.constexpr):
-    """The first N gates' input projections: from element `at` on, or, given ids, the rows of the table that they name.
-
-    An id outside [0, V), as padding may hold, acts as an all-zero input and is never read.
-    """
-    if ids_ptr is not None:
-        known = (ids >= 0) & (ids < V)
-        rows = tl.where(known, ids, 0).to(tl.int64) * (GATES * H)
-        read = load_tiles(x_ptr + rows, H, cols[None, :], mask & known, N)
-        tiles = ()
-        for g in tl.static_range(N):
-            tiles += (read[g] + b_ih[g],)
-    else:
-        tiles = load_tiles(x_ptr + at * GATES, H, tile, mask, N)
-    return tiles
 
 
 @triton.jit

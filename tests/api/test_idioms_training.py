@@ -118,5 +118,5 @@ IDIOMS = {f.__name__.strip("_"): f for f in (
 @plan_of(IDIOMS, ("hooks", "functional_call"))
 def test_training(subject: Any, idiom: str) -> None:
     if idiom == "func_grad" and subject.impl not in ("auto", "torch"):
-        pytest.skip("an implementation that is named refuses torch.func: test_cpu")
+        pytest.skip("an implementation that is named refuses torch.func: test_cpu_layers")
     check(IDIOMS[idiom], subject)

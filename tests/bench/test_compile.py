@@ -91,38 +91,3 @@ def test_faults_are_found_and_no_others(name: str, compiled: str) -> None:
     """No spills, shared memory within limits, as many matrix instructions as there is work; or what was planted."""
     line = next(line for line in compiled.splitlines() if line.startswith(f"{name}: "))
     assert "kernels" in line and CASES[name][2] in line
-
-
-NESTED = """
-from bench import compile
-compile.cuobjdump = lambda *_: '''
-    /*0000*/    S2R R0, SR_CTAID.Y ;
-    /*0010*/    MOV R1, R0 ;
-    /*0020*/    FADD R1, R1, R1 ;
-    /*0030*/    FADD R1, R1, R1 ;
-    /*0040*/    FADD R1, R1, R1 ;
-    /*0050*/    FADD R1, R1, R1 ;
-    /*0060*/    LDG.E R1, [R2] ;
-    /*0070*/    @P0 BRA 0x60 ;
-    /*0080*/    HMMA.16816.F32 R4, R4, R8, R4 ;
-    /*0090*/    HMMA.16816.F32 R4, R4, R8, R4 ;
-    /*00a0*/    @P1 BRA 0x20 ;
-    /*00b0*/    {last} ;
-    /*00c0*/    @P2 BRA 0x10 ;
-    /*00d0*/    EXIT ;
-    /*00e0*/    BRA 0x80 ;
-'''
-print(compile.time_loop(None))
-"""
-
-
-@pytest.mark.parametrize(
-    ("last", "found"),
-    [
-        pytest.param("STG.E [R2], R4", "(9, 2)", id="all in the inner loop"),
-        pytest.param("HMMA.16816.F32 R4, R4, R8, R4", "(12, 3)", id="one outside of it"),
-    ],
-)
-def test_the_loop_over_time_is_found_within_the_one_over_batch_tiles(last: str, found: str) -> None:
-    done = python("-c", NESTED.format(last=last))
-    assert done.stdout.strip() == found, done.stdout + done.stderr[-2000:]

@@ -9,17 +9,18 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastcells
+from fastcells import linear
 from fastcells.backends.cpu import native, products
-from tests.support.accuracy import rms_error
+from fastcells.charlm.model import Scores
+from tests.support.accuracy import EPS, rms_error
 
 if native.obstacle() is not None and os.environ.get("CI") != "true":
     pytest.skip(native.obstacle() or "", allow_module_level=True)
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-EPS = torch.finfo(torch.float32).eps
 # rows, terms, columns: size 1 in every place, tiles and vectors cut off, sums in several parts, also through memory
 SHAPES = [(1, 1, 1), (1, 7, 33), (130, 1, 5), (33, 256, 96), (7, 515, 17), (65, 100, 24), (200, 33, 130), (3, 4100, 31)]
 EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "N{}-K{}-M{}".format(*s))
@@ -139,6 +140,37 @@ def test_no_private_operator_of_onednn_is_called() -> None:
     x = torch.randn(40, 32, 256, requires_grad=True)
     layer = fastcells.GRU(256, 256, impl="cpu")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        layer(x)[0].sum().backward()
+        out = layer(x)[0]
+        out.backward(torch.randn_like(out))
     names = {event.key for event in profile.key_averages()}
     assert names and not any("mkldnn" in name for name in names), names
+
+
+@pytest.mark.parametrize("in_c", [True, False], ids=["C", "MKL"])
+def test_linear(in_c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`F.linear`'s values and gradients, in C and not, also where x has more dimensions."""
+    monkeypatch.setattr(products, "LARGE_PRODUCT", 1 if in_c else 1 << 60)
+    monkeypatch.setattr(products, "MANY_ROWS", 1)
+    x, w, b = torch.randn(3, 5, 33), torch.randn(17, 33), torch.randn(17)
+    for bias in (b, None):
+        results = []
+        for function, dtype in ((products.linear, torch.float32), (nn.functional.linear, torch.float64)):
+            leaves = [t.to(dtype).requires_grad_() for t in (x, w, bias) if t is not None]
+            out = function(*leaves, *([None] if bias is None else []))
+            d = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)
+            results.append([out, *torch.autograd.grad(out, leaves, d)])
+        for mine, exact in zip(*results, strict=True):
+            assert rms_error(mine, exact) <= 4 * EPS
+
+
+def test_scores_of_the_language_model() -> None:
+    """The same as nn.Linear, under the same names, and C where the products are large."""
+    scores = Scores(128, 300)
+    plain = nn.Linear(128, 300)
+    plain.load_state_dict(scores.state_dict())
+    hidden = torch.randn(8, 20, 128)
+    assert linear.uses_cpu_kernel("auto", hidden, scores.weight) and not linear.uses_cpu_kernel(
+        "torch", hidden, plain.weight
+    )
+    assert not linear.uses_cpu_kernel("auto", hidden[:, :1], scores.weight)
+    assert rms_error(scores(hidden), plain.double()(hidden.double())) <= 4 * EPS

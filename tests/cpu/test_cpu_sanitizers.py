@@ -1,4 +1,4 @@
-"""The C kernels under sanitizers and under every compiler here, without Python: cpu_sanitizers.c drives them."""
+"""The C kernels under sanitizers and under every compiler here, without Python: sanitizers/driver.c drives them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 KERNELS = Path(__file__).parents[2] / "kernels" / "cpu"
-DRIVER = Path(__file__).with_name("cpu_sanitizers.c")
+DRIVER = Path(__file__).parent / "sanitizers" / "driver.c"
 SOURCES = sorted(path for path in KERNELS.glob("*.c") if path.name != "module.c")
 SANITIZERS = {"memory": "address,undefined", "threads": "thread"}
 # -O1: a fault is found sooner in code that is close to its source, and compiles in half of the time.

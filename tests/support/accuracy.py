@@ -10,6 +10,7 @@ from torch import Tensor
 # Two float64 computations of one small formula, summed in another order, differ by a few roundings; a wrong term
 # differs by its size. 256 roundings lie far from both.
 ROUNDINGS = 256
+EPS = torch.finfo(torch.float32).eps
 
 
 def error(actual: Tensor, expected: Tensor) -> float:

@@ -26,7 +26,9 @@ from triton.runtime import interpreter
 
 from fastcells.kernels.triton import (
     activations,
+    ahead,
     exchange,
+    gathered,
     gru,
     launch_split,
     lstm,
@@ -34,8 +36,10 @@ from fastcells.kernels.triton import (
     split_backward,
     split_forward,
     tiles,
+    words,
 )
 
+MODULES = (activations, ahead, exchange, gathered, gru, lstm, rnn, split_backward, split_forward, tiles, words)
 LIMIT = 120  # seconds that a launch may take on a machine that is busy with other things
 POLL = 0.005  # seconds between two looks at the programs
 
@@ -47,11 +51,11 @@ class Deadlock(Exception):
 class Concurrent:
     """Stands in a kernel's place: its launches run each program in a process of its own."""
 
-    def __init__(self, kernel: Any, *, seed: int, pause: float, patience: float) -> None:
-        self.kernel, self.seed, self.pause, self.patience = kernel, seed, pause, patience
+    def __init__(self, kernel: Any, *, seed: int, pause: float, patience: float, absent: int | None) -> None:
+        self.kernel, self.seed, self.pause, self.patience, self.absent = kernel, seed, pause, patience, absent
         self.programs: list[int] = []  # of each launch so far
         # The interpreter parses each function when it first runs: here once, and not in every child.
-        for module in (activations, exchange, gru, lstm, rnn, split_backward, split_forward, tiles):
+        for module in MODULES:
             for value in list(vars(module).values()):
                 if isinstance(value, interpreter.InterpretedFunction):
                     value.rewrite()
@@ -110,6 +114,8 @@ class Concurrent:
         arguments: dict[str, Any],
     ) -> None:
         """In the child: run one program of the grid, and never return."""
+        if number == self.absent:
+            os._exit(0)
         status = 1
         try:
             signal.alarm(LIMIT + 30)  # should the parent be killed
@@ -143,11 +149,14 @@ class Concurrent:
 
 @contextmanager
 def concurrent_programs(
-    *, seed: int = 0, pause: float = 3e-4, patience: float = 60.0
+    *, seed: int = 0, pause: float = 3e-4, patience: float = 60.0, absent: int | None = None
 ) -> Iterator[tuple[Concurrent, Concurrent]]:
-    """The split kernels, forward and backward, run concurrently. patience: seconds without a store to a Deadlock."""
+    """The split kernels, forward and backward, run concurrently.
+
+    patience: seconds without a store to a Deadlock; absent: the number of a program that never comes.
+    """
     kernels = tuple(
-        Concurrent(getattr(launch_split, name), seed=seed, pause=pause, patience=patience)
+        Concurrent(getattr(launch_split, name), seed=seed, pause=pause, patience=patience, absent=absent)
         for name in ("split_forward_kernel", "split_backward_kernel")
     )
     with pytest.MonkeyPatch.context() as patch:

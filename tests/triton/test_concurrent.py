@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import triton
-import triton.language as tl  # noqa: F401  the interpreter looks for it in each module
+import triton.language as tl
 from torch import Tensor
 
 from fastcells.backends.triton.operators import recurrence_forward, run_backward, run_forward
@@ -127,23 +127,26 @@ def test_the_mailboxes_are_outputs_that_an_operator_may_return() -> None:
 
 
 @triton.jit
-def gather_at_once(pointers, mask, published):
-    return exchange.poll_gather(pointers, mask, False)
+def gather_at_once(pointers, masks, published, patience, fault_ptr):
+    return exchange.poll_gather(pointers, masks, False, patience, fault_ptr)
 
 
 @triton.jit
-def gather_every_row(pointers, mask, published):
-    return exchange.poll_gather(pointers, mask == mask, published)
+def gather_every_row(pointers, masks, published, patience, fault_ptr):
+    every = ()
+    for i in tl.static_range(len(masks)):
+        every += (masks[i] == masks[i],)
+    return exchange.poll_gather(pointers, every, published, patience, fault_ptr)
 
 
 @triton.jit
-def wait_for_one_less(counter_ptr, arrivals):
-    exchange.counter_wait(counter_ptr, arrivals - 1)
+def wait_for_one_less(counter_ptr, arrivals, patience, fault_ptr):
+    return exchange.counter_wait(counter_ptr, arrivals - 1, patience, fault_ptr)
 
 
 @triton.jit
-def wait_for_one_more(counter_ptr, arrivals):
-    exchange.counter_wait(counter_ptr, arrivals + (arrivals > 0))
+def wait_for_one_more(counter_ptr, arrivals, patience, fault_ptr):
+    return exchange.counter_wait(counter_ptr, arrivals + (arrivals > 0), patience, fault_ptr)
 
 
 COUNTER, POLL = exchange.COUNTER, exchange.POLL

@@ -17,7 +17,7 @@ from triton.runtime.jit import create_function_from_signature
 import fastcells
 from fastcells import one_direction, stack
 from fastcells.backends.triton import operators
-from fastcells.kernels.triton import launch_sequence, launch_split, launch_step, plan
+from fastcells.kernels.triton import fault, launch_sequence, launch_split, launch_step, plan
 
 B, I, H = 20, 5, 24  # noqa: E741
 NO_LAUNCH = {"empty", "new_empty", "empty_like", "empty_strided", "detach", "_unsafe_view", "lift_fresh", "set_"}
@@ -60,6 +60,7 @@ def forward_launches(name: str, path: str, T: int, *, tokens: bool, given: bool,
     x: Tensor = torch.randint(I, (T, B), device=device) if tokens else torch.randn(T, B, I, device=device)
     hx = torch.zeros(1, B, H, device=device) if given else None
     launches = Launches()
+    fault.fault_word(device)  # made once for a device, not for a launch
     with pytest.MonkeyPatch.context() as patch:
         # What is within the operator counts.
         patch.setattr(operators, "recurrence_forward", operators.recurrence_forward._init_fn)

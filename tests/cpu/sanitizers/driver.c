@@ -1,0 +1,54 @@
+/* The C kernels without Python, for a sanitizer to watch: every cell, set of instructions and number of threads, on
+   shapes that fill nothing evenly, in heap buffers of exactly their size. What they compute is checked against loops
+   in double precision, and has to be the same bits for every number of threads.
+
+   driver [instructions]: all sets that the machine has, or one.
+
+   -DOVERRUN, -DRACY and -DWRONG plant a fault each: test_cpu_sanitizers.py sees that they are found. */
+#define _GNU_SOURCE
+#include "product_cases.h"
+#include "recurrence_cases.h"
+#include "team.h"
+#ifdef RACY
+#include "racy_team.h"
+#endif
+
+enum { RANDOM_SHAPES = 6 };
+
+static const size_t SHAPES[][3] = {
+    /* T, B, H: each size 1; a vector and its neighbours; rows of tiles; sums in several parts */
+    {1, 1, 1},  {1, 1, 3},  {3, 1, 17}, {1, 7, 16}, {2, 9, 15},   {5, 2, 33},
+    {4, 3, 64}, {3, 8, 65}, {2, 17, 5}, {2, 5, 48}, {2, 1, 515},  {2, 3, 132},
+};
+
+static void run_all(const struct backend *backend) {
+    for (enum cell cell = 0; cell < NUM_CELLS; cell++) {
+        for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++, release(0))
+            recurrence_case(backend, cell, SHAPES[i][0], SHAPES[i][1], SHAPES[i][2]);
+        for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0))
+            recurrence_case(backend, cell, 1 + below(6), 1 + below(20), 1 + below(80));
+        for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0)) step_in_place_case(backend, cell, 1 + below(80), 1 + below(40));
+    }
+    for (size_t i = 0; i < 6 * RANDOM_SHAPES; i++, release(0))
+        weight_grad_case(backend, 1 + below(300), 1 + below(70), 1 + below(120));
+    for (size_t i = 0; i < 6 * RANDOM_SHAPES; i++, release(0))
+        linear_case(backend, 1 + below(100), 1 + below(80), 1 + below(90));
+    linear_case(backend, 5, 2070, 3), release(0); /* a sum in several parts, two of them through memory */
+    for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0)) matvec_case(backend, 1 + below(50), 1 + below(90));
+    for (size_t n = 1; n < 70; n++, release(0)) activations_case(backend, n);
+}
+
+int main(int count, char **arguments) {
+    int runs = 0;
+    team_init();
+    if (strcmp(team_kind(), "threads")) FAIL("an OpenMP runtime that a sanitizer cannot see into");
+    for (int i = 0; i < backend_count; i++) {
+        if (!backends[i]->supported() || (count > 1 && strcmp(arguments[1], backends[i]->name))) continue;
+        run_all(backends[i]);
+        printf("%s\n", backends[i]->name);
+        runs++;
+    }
+    for (size_t i = 0; i < 6 * RANDOM_SHAPES; i++, release(0)) ids_case(1 + below(60), 1 + below(50), 1 + below(40));
+    if (!runs) FAIL("no such instructions here");
+    return 0;
+}

@@ -1,0 +1,124 @@
+/* The products: weight gradients, linear layers, a matrix and a vector, token ids; each beside loops in double
+   precision. */
+#ifndef CPU_SANITIZERS_PRODUCT_CASES_H
+#define CPU_SANITIZERS_PRODUCT_CASES_H
+
+#include "backends.h"
+#include "checks.h"
+#include "ids.h"
+
+static int run_weight_grad(const void *kernel, const void *task, int threads) {
+    return ((const struct backend *)kernel)->weight_grad(task, threads);
+}
+
+static void weight_grad_case(const struct backend *backend, size_t tokens, size_t rows, size_t columns) {
+    const size_t step = rows + below(3);
+    struct weight_grad w = {.tokens = tokens, .rows = rows, .columns = columns, .d_stride = step};
+    w.split = below(tokens + 1);
+    w.d = floats((tokens - 1) * step + rows, 1.0);
+    w.x = floats(w.split * columns, 1.0), w.x_rest = floats((tokens - w.split) * columns, 1.0);
+    snprintf(where, sizeof where, "%s, weight_grad, %zu tokens, %zu rows, %zu columns", backend->name, tokens, rows,
+             columns);
+    struct output outputs[] = {{"d_w", &w.d_w, rows * columns}, {"d_b", &w.d_b, rows}};
+    run_threads(outputs, 2, run_weight_grad, backend, &w);
+    const double scale = sqrt((double)tokens);
+    for (size_t r = 0; r < rows; r++) {
+        double sum = 0.0;
+        for (size_t k = 0; k < tokens; k++) sum += (double)w.d[k * step + r];
+        check("d_b", r, (double)w.d_b[r], sum, scale);
+        for (size_t j = 0; j < columns; j++) {
+            sum = 0.0;
+            for (size_t k = 0; k < tokens; k++) {
+                const float *x = k < w.split ? w.x + k * columns : w.x_rest + (k - w.split) * columns;
+                sum += (double)w.d[k * step + r] * (double)x[j];
+            }
+            check("d_w", r * columns + j, (double)w.d_w[r * columns + j], sum, scale);
+        }
+    }
+}
+
+static int run_linear(const void *kernel, const void *task, int threads) {
+    return ((const struct backend *)kernel)->linear(task, threads);
+}
+
+static void linear_case(const struct backend *backend, size_t rows, size_t K, size_t columns) {
+    struct linear l = {.rows = rows, .K = K, .columns = columns, .x_stride = K + below(3), .transposed = (int)below(2)};
+    l.x = floats((rows - 1) * l.x_stride + K, 1.0), l.w = floats(K * columns, 1.0);
+    l.b = below(2) ? floats(columns, 1.0) : NULL;
+    snprintf(where, sizeof where, "%s, linear, %zu rows, %zu terms, %zu columns%s", backend->name, rows, K, columns,
+             l.transposed ? ", transposed" : "");
+    struct output outputs[] = {{"out", &l.out, rows * columns}};
+    run_threads(outputs, 1, run_linear, backend, &l);
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t j = 0; j < columns; j++) {
+            double sum = l.b ? (double)l.b[j] : 0.0;
+            for (size_t k = 0; k < K; k++)
+                sum += (double)l.x[r * l.x_stride + k] * (double)l.w[l.transposed ? k * columns + j : j * K + k];
+            check("out", r * columns + j, (double)l.out[r * columns + j], sum, sqrt((double)K));
+        }
+    }
+}
+
+static void matvec_case(const struct backend *backend, size_t rows, size_t columns) {
+    struct matvec m = {.rows = rows, .columns = columns, .w = floats(rows * columns, 1.0), .x = floats(columns, 1.0)};
+    m.b = below(2) ? floats(rows, 1.0) : NULL;
+    snprintf(where, sizeof where, "%s, matvec, %zu rows, %zu columns", backend->name, rows, columns);
+    for (int threads = 1; threads <= MOST_THREADS; threads++) {
+        m.out = unwritten(rows);
+        if (backend->matvec(&m, threads)) FAIL("out of memory");
+        for (size_t r = 0; r < rows; r++) {
+            double sum = m.b ? (double)m.b[r] : 0.0;
+            for (size_t k = 0; k < columns; k++) sum += (double)m.w[r * columns + k] * (double)m.x[k];
+            check("out", r, (double)m.out[r], sum, sqrt((double)columns));
+        }
+    }
+}
+
+static int run_gather(const void *kernel, const void *task, int threads) {
+    (void)kernel;
+    ids_gather(task, threads);
+    return 0;
+}
+static int run_scatter(const void *kernel, const void *task, int threads) {
+    (void)kernel;
+    ids_scatter(task, threads);
+    return 0;
+}
+
+static void ids_case(size_t tokens, size_t rows, size_t vocabulary) {
+    int64_t *ids = bytes(tokens * sizeof *ids);
+    for (size_t i = 0; i < tokens; i++) ids[i] = (int64_t)below(vocabulary);
+    struct gather task = {.tokens = tokens, .rows = rows, .vocabulary = vocabulary, .ids = ids};
+    task.w = floats(rows * vocabulary, 1.0), task.b = below(2) ? floats(rows, 1.0) : NULL;
+    snprintf(where, sizeof where, "ids, %zu tokens, %zu rows, %zu words", tokens, rows, vocabulary);
+    if (ids_outside(ids, tokens, vocabulary) != tokens) FAIL("an id is said to be outside");
+    struct output gathered[] = {{"out", &task.out, tokens * rows}};
+    run_threads(gathered, 1, run_gather, NULL, &task);
+    for (size_t i = 0; i < tokens * rows; i++) {
+        const size_t row = i % rows;
+        double expected = (double)task.w[row * vocabulary + (size_t)ids[i / rows]];
+        expected += task.b ? (double)task.b[row] : 0.0;
+        check("gathered", i, (double)task.out[i], expected, 1.0);
+    }
+
+    struct scatter adjoint = {.tokens = tokens, .rows = rows, .vocabulary = vocabulary, .ids = ids};
+    adjoint.d = floats(tokens * rows, 1.0);
+    struct output scattered[] = {{"d_w", &adjoint.d_w, rows * vocabulary}, {"d_b", &adjoint.d_b, rows}};
+    run_threads(scattered, 2, run_scatter, NULL, &adjoint);
+    double *out = doubles(rows * vocabulary), *sums = doubles(rows);
+    memset(out, 0, rows * vocabulary * sizeof *out), memset(sums, 0, rows * sizeof *sums);
+    for (size_t i = 0; i < tokens * rows; i++) {
+        const size_t row = i % rows;
+        out[row * vocabulary + (size_t)ids[i / rows]] += (double)adjoint.d[i], sums[row] += (double)adjoint.d[i];
+    }
+    for (size_t i = 0; i < rows * vocabulary; i++)
+        check("d_w", i, (double)adjoint.d_w[i], out[i], sqrt((double)tokens));
+    for (size_t i = 0; i < rows; i++) check("d_b", i, (double)adjoint.d_b[i], sums[i], sqrt((double)tokens));
+
+    const size_t at = below(tokens);
+    const int64_t outside[] = {-1, (int64_t)vocabulary, INT64_MIN, INT64_MAX};
+    ids[at] = outside[below(4)];
+    if (ids_outside(ids, tokens, vocabulary) != at) FAIL("id %lld is not found outside", (long long)ids[at]);
+}
+
+#endif

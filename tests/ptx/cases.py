@@ -1,0 +1,217 @@
+"""What is run in the machine: one recurrence, forward and backward, against float64."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcells.backends.triton.operators import run_backward, run_forward
+from fastcells.kernels.gluon.launch import gluon_backward, gluon_forward
+from fastcells.kernels.gluon.plan import Resident, resident_plan
+from fastcells.kernels.triton import plan
+from fastcells.kernels.triton.launch import BackwardPass, ForwardPass, StepInput
+from fastcells.kernels.triton.rules import RULES
+from fastcells.spec import SPECS, CellSpec, RecurrentWeights
+from tests.ptx.launch import Options, executed
+from tests.ptx.memory import Race
+from tests.ptx.parse import Text
+
+# Storage dtype, precision of the matmuls, and the rounding of one of their factors.
+DTYPES = {
+    "bfloat16": (torch.bfloat16, "ieee", 2.0**-8),
+    "float16": (torch.float16, "ieee", 2.0**-11),
+    "float32": (torch.float32, "tf32", 2.0**-10),  # the tensor core cuts, where others round
+    "float32x3": (torch.float32, "tf32x3", 2.0**-20),
+}
+ROUNDINGS = 8  # how many of these may add up in a result: the kernels come to 2, a wrong term to hundreds
+VOCABULARY = 11
+LAUNCHERS: dict[str, tuple[Any, Any]] = {"gluon": (gluon_forward, gluon_backward)}
+DEVICES = {80: plan.Device(80, 108), 90: plan.Device(90, 132), 100: plan.Device(100, 148)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of forward and backward. path: "sequence", "split" or "step"; programs: batch tiles side by side."""
+
+    path: str
+    rule: str
+    dtype: str
+    H: int
+    B: int
+    T: int
+    exchange: str = "poll"
+    columns: int = 32
+    programs: int = 2
+    ids: bool = False
+    ragged: bool = False
+    reverse: bool = False
+    bias: bool = True
+    backward: bool = True
+    options: Options = field(default_factory=Options)
+
+    def __str__(self) -> str:
+        flags = [name for name in ("ids", "ragged", "reverse") if getattr(self, name)]
+        flags += [] if self.bias else ["no-bias"]
+        way = f"split-{self.exchange}-{self.columns}" if self.path == "split" else self.path
+        weak = ["weak"] if self.options.weak else []
+        target = f"sm_{self.options.target}"
+        return "-".join([way, self.rule, self.dtype, f"T{self.T}-B{self.B}-H{self.H}", target, *flags, *weak])
+
+    def plan(self, *, backward: bool) -> plan.Plan | Resident:
+        """How the launcher is asked to launch it: the plan's blocks for this shape."""
+        dtype, precision, _ = DTYPES[self.dtype]
+        gates, size = SPECS[self.rule].num_gates, dtype.itemsize
+        if self.path == "step":
+            return plan.step_blocks(size)
+        if self.path == "gluon":
+            device = DEVICES[self.options.target]
+            resident = resident_plan(self.H, self.B, gates, size, device, precision=precision, backward=backward)
+            assert isinstance(resident, Resident), resident
+            return replace(resident, groups=self.programs)
+        if self.path == "sequence":
+            target = self.options.target
+            found = plan.sequence_blocks(self.H, gates, size, target, precision=precision, backward=backward)
+            assert isinstance(found, plan.Blocks), found
+            return found
+        device = DEVICES[self.options.target]
+        split = plan.split_plan(self.H, self.B, gates, size, device, precision=precision, exchange=self.exchange)
+        assert isinstance(split, plan.Split), split
+        blocks = replace(split.blocks, hidden=self.columns, warps=4 if self.columns == 32 else 8)
+        return replace(split, blocks=blocks, groups=self.programs)
+
+
+@dataclass
+class Result:
+    """Errors relative to the largest exact value, what raced, and what was executed."""
+
+    errors: dict[str, float]
+    limit: float
+    races: dict[str, list[Race]]
+    places: dict[str, str]  # the instructions of the races, by kernel and line
+    instructions: dict[str, Counter[str]]  # of each kernel, in all its launches
+    program_steps: dict[str, int]  # programs times the steps that they do
+    kernels: dict[str, Text]  # what was executed, by its PTX
+    seconds: float
+
+    @property
+    def right(self) -> bool:
+        return max(self.errors.values()) <= self.limit and not any(self.races.values())
+
+    def describe_races(self) -> str:
+        """The two instructions of each race."""
+        pairs = [(name, race) for name, races in self.races.items() for race in races]
+        return "\n".join(
+            f"{name}, byte {race.byte} of {race.where}, after {race.epoch} barriers: "
+            f"{self.places[f'{name}:{race.line}']} and {self.places[f'{name}:{race.other}']}"
+            for name, race in pairs
+        )
+
+
+def run(case: Case) -> Result:
+    """Forward and, if asked for, backward; torch.empty gives NaN."""
+    torch.use_deterministic_algorithms(True)  # only so that uninitialized memory is filled with NaN
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    start = time.perf_counter()
+    rule, (dtype, precision, rounding) = RULES[case.rule], DTYPES[case.dtype]
+    spec = rule.spec
+    torch.manual_seed(case.options.seed)
+    T, B, H, rows = case.T, case.B, case.H, spec.num_gates * case.H
+    state = tuple(torch.randn(B, H).tanh().to(dtype) for _ in spec.states)
+    w = (torch.randn(rows, H) / H**0.5).to(dtype)
+    b = torch.randn(rows).to(dtype) if case.bias else None
+    lengths = torch.randint(0, T + 1, (B,), dtype=torch.int32) if case.ragged else None
+    given, x = _input(case, rows, dtype)
+    d_hidden, d_last = torch.randn(T, B, H).to(dtype), tuple(torch.randn(B, H).to(dtype) for _ in spec.states)
+    common = (rule, state, w, lengths, case.reverse, precision)
+    forward, backward = LAUNCHERS.get(case.path, (run_forward, run_backward))
+    with executed(case.options) as launches:
+        out = forward(ForwardPass(*common, given, b, save=True), case.plan(backward=False))
+        results: dict[str, Any] = {"hidden": out.hidden, "last": out.last}
+        if case.backward:
+            back = backward(BackwardPass(*common, out, d_hidden, d_last), case.plan(backward=True))
+            results |= {"d_x": back.d_x.flatten(2), "d_gates": back.d_gates.flatten(2), "d_state": back.d_state}
+    exact = reference(spec, x, state, w, b, lengths, case.reverse, d_hidden, d_last, out.hidden, ROUNDINGS * rounding)
+    errors = {name: max(map(error, _tensors(value), _tensors(exact[name]))) for name, value in results.items()}
+    races: dict[str, list[Race]] = {}
+    kernels = {launch.ptx: launch.translation.text for launch in launches}
+    places, instructions, steps = {}, dict[str, Counter[str]](), Counter[str]()
+    for launch in launches:
+        races.setdefault(launch.kernel, []).extend(launch.machine.races)
+        for race in launch.machine.races:
+            for line in (race.line, race.other):
+                places[f"{launch.kernel}:{line}"] = str(launch.translation.at.get(line, "?"))
+        instructions.setdefault(launch.kernel, Counter()).update(launch.machine.instructions())
+        steps[launch.kernel] += math.prod(launch.grid) * (1 if case.path == "step" else T)
+    return Result(
+        errors, ROUNDINGS * rounding, races, places, instructions, steps, kernels, time.perf_counter() - start
+    )
+
+
+def _input(case: Case, rows: int, dtype: torch.dtype) -> tuple[StepInput, Tensor]:
+    """What the kernels get, and the same in float64: [T, B, rows]."""
+    if not case.ids:
+        x = torch.randn(case.T, case.B, rows).to(dtype)
+        return StepInput(x), x.double()
+    table, bias = torch.randn(VOCABULARY, rows).to(dtype), torch.randn(rows).to(dtype)
+    ids = torch.randint(-1, VOCABULARY + 1, (case.T, case.B))  # some of them no ids
+    known = ((ids >= 0) & (ids < VOCABULARY))[..., None]
+    read = torch.where(known, table[ids.clamp(0, VOCABULARY - 1)].double(), 0.0)
+    return StepInput(table, ids, bias), read + bias.double()
+
+
+def reference(
+    spec: CellSpec,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    w: Tensor,
+    b: Tensor | None,
+    lengths: Tensor | None,
+    reverse: bool,
+    d_hidden: Tensor,
+    d_last: tuple[Tensor, ...],
+    rounded: Tensor,
+    limit: float,
+) -> dict[str, Any]:
+    """The spec's step in float64, unrolled; gradients by autograd.
+
+    rounded: the kernel's own states. They say on which side of its kink a relu was that is nearer to it than `limit`.
+    """
+    T, B = x.shape[:2]
+    x = x.clone().requires_grad_()
+    h = first = tuple(s.double().requires_grad_() for s in state)
+    # Where both are the same, as of a cell whose last product is another's operand, the gradient of x says it.
+    bias = torch.zeros(x.shape[-1:]) if b is None else b
+    bias = (bias.double() if spec.same_gradient else bias.double().expand(x.shape).clone()).requires_grad_()
+    hidden: list[Tensor] = [torch.empty(0)] * T
+    for t in reversed(range(T)) if reverse else range(T):
+        new = spec.step(x[t], h, RecurrentWeights(w.double(), bias if spec.same_gradient else bias[t]))
+        if spec.name == "rnn_relu":
+            before = x[t] + h[0] @ w.double().t() + bias
+            near = before.abs() < limit * before.abs().max()
+            new = (torch.where(torch.where(near, rounded[t] > 0, before > 0), before, 0.0 * before),)
+        if lengths is not None:
+            new = tuple(torch.where((t < lengths)[:, None], a, old) for a, old in zip(new, h, strict=True))
+        h, hidden[t] = new, new[0]
+    out = torch.stack(hidden)
+    counted = torch.ones(T, B, 1) if lengths is None else (torch.arange(T)[:, None] < lengths)[..., None]
+    loss = (out * d_hidden.double() * counted).sum()
+    loss = loss + sum((a * d.double()).sum() for a, d in zip(h, d_last, strict=True))
+    d_x, d_gates, *d_state = torch.autograd.grad(loss, [x, bias, *first])
+    d_gates = d_x if spec.same_gradient else d_gates
+    return {"hidden": out.detach(), "last": h, "d_x": d_x, "d_gates": d_gates, "d_state": tuple(d_state)}
+
+
+def error(actual: Tensor, exact: Tensor) -> float:
+    """Largest difference relative to the largest exact value; infinity where something is NaN."""
+    difference = (actual.double() - exact.detach()).abs().nan_to_num(nan=float("inf")).max().item()
+    return difference / max(exact.abs().max().item(), 1e-9)
+
+
+def _tensors(value: Any) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)

@@ -1,0 +1,167 @@
+"""The machine in the kernels' place: the launchers run on CPU tensors, and what they launch is compiled and executed.
+
+    with executed(Options(target=90, weak=True)) as launches:
+        run_forward(...)
+
+Needs a process in which Triton was imported without TRITON_INTERPRET; `worker.py` starts one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
+
+from fastcells.kernels.gluon import launch as launch_gluon
+from fastcells.kernels.triton import launch_sequence, launch_split, launch_step
+from tests.ptx.machine import Machine
+from tests.ptx.memory import Memory
+from tests.ptx.parse import Text, parse
+from tests.ptx.translate import Translation
+
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
+LAUNCHERS = (launch_sequence, launch_split, launch_step, launch_gluon)
+LAUNCH_OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_cooperative_grid")
+Edit = Callable[[Text], Text]  # a change to a kernel, to see whether it is noticed
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a launch is executed. What is not said here stands in `Machine`.
+
+    edits: changes to a kernel's text, by the kernel's name.
+    """
+
+    target: int = 90
+    seed: int = 0
+    weak: bool = False
+    stale: float = 0.9
+    edits: dict[str, Edit] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Launch:
+    """What was executed."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    ptx: str  # before any edit
+    translation: Translation
+    machine: Machine
+
+
+_texts: dict[tuple[object, ...], tuple[str, int]] = {}
+_translations: dict[tuple[str, Edit | None], Translation] = {}
+
+
+@contextmanager
+def executed(options: Options) -> Iterator[list[Launch]]:
+    """Within, the launchers' kernels run in the machine; yields the list of launches so far."""
+    launches: list[Launch] = []
+    kernels = [(m, name, kernel) for m in LAUNCHERS for name, kernel in vars(m).items() if name.endswith("_kernel")]
+    try:
+        for module, name, kernel in kernels:
+            setattr(module, name, _InMachine(name, kernel, options, launches))
+        yield launches
+    finally:
+        for module, name, kernel in kernels:
+            setattr(module, name, kernel)
+
+
+class _InMachine:
+    """What stands where a kernel stood: `kernel[grid](**arguments)`."""
+
+    def __init__(self, name: str, kernel: Any, options: Options, launches: list[Launch]) -> None:
+        self.name, self.kernel, self.options, self.launches = name, kernel, options, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(**arguments: Any) -> None:
+            text, shared = compiled(self.kernel, arguments, self.options.target)
+            translation = translated(text, self.options.edits.get(self.name))
+            memory = Memory(self.options.weak, random.Random(self.options.seed), self.options.stale)
+            machine = Machine(translation, grid, shared, memory, **self.options.machine)
+            self.launches.append(Launch(self.name, grid, text, translation, machine))
+            values = _addresses(memory, [arguments[name] for name in runtime_arguments(self.kernel, arguments)])
+            values += [0] * (
+                len(translation.text.parameters) - len(values)
+            )  # what Triton adds: memory that nothing here asks for
+            machine.run(values, together=bool(arguments.get("launch_cooperative_grid")))
+
+        return launch
+
+
+def translated(text: str, edit: Edit | None) -> Translation:
+    """A kernel's text, changed or as it is, for the machine."""
+    if (text, edit) not in _translations:
+        parsed = parse(text)
+        _translations[text, edit] = Translation(edit(parsed) if edit else parsed)
+    return _translations[text, edit]
+
+
+def _addresses(memory: Memory, values: list[Any]) -> list[int]:
+    """The arguments as numbers; tensors become part of the memory, those of one storage once."""
+    starts: dict[int, int] = {}
+    numbers = []
+    for position, value in enumerate(values):
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            if storage.data_ptr() not in starts:
+                array = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+                starts[storage.data_ptr()] = memory.add(array, f"argument {position}")
+            value = starts[storage.data_ptr()] + value.data_ptr() - storage.data_ptr()
+        numbers.append(int(value))
+    return numbers
+
+
+def runtime_arguments(kernel: Any, arguments: dict[str, Any]) -> list[str]:
+    """Names of the arguments that are parameters of the compiled kernel: the others are constants in it."""
+    return [name for name, kind in _signature(kernel, arguments).items() if kind != "constexpr"]
+
+
+def _signature(kernel: Any, arguments: dict[str, Any]) -> dict[str, str]:
+    kinds = {}
+    for parameter in kernel.params:
+        value = arguments[parameter.name]
+        if isinstance(value, torch.Tensor):
+            kinds[parameter.name] = "*" + TYPES[value.dtype]
+        elif parameter.is_constexpr or value is None or (value == 1 and not parameter.do_not_specialize):
+            kinds[parameter.name] = "constexpr"
+        else:
+            assert type(value) is int, (parameter.name, value)
+            kinds[parameter.name] = "i32"
+    return kinds
+
+
+def compiled(kernel: Any, arguments: dict[str, Any], target: int) -> tuple[str, int]:
+    """PTX and bytes of shared memory, as Triton's own launch would compile it."""
+    assert isinstance(kernel, triton.JITFunction), "an interpreted kernel cannot be compiled"
+    signature, attributes = _signature(kernel, arguments), {}
+    for index, parameter in enumerate(kernel.params):
+        value, kind = arguments[parameter.name], signature[parameter.name]
+        number = value.data_ptr() if isinstance(value, torch.Tensor) else value
+        if kind != "constexpr" and number % 16 == 0 and not parameter.do_not_specialize:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    constants = {(i,): arguments[p.name] for i, p in enumerate(kernel.params) if signature[p.name] == "constexpr"}
+    options = {name: arguments[name] for name in LAUNCH_OPTIONS if name in arguments}
+    key = (kernel, target, *signature.items(), *attributes, *constants.items(), *options.items())
+    if key not in _texts:
+        source_of = GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource
+        source = source_of(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+        assembler = CUDABackend.make_cubin
+        try:
+            CUDABackend.make_cubin = lambda *args, **named: b""  # nobody runs it here, and it takes the most time
+            result = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+        finally:
+            CUDABackend.make_cubin = assembler
+        _texts[key] = result.asm["ptx"], result.metadata.shared
+    return _texts[key]
