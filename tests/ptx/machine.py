@@ -35,7 +35,7 @@ class Program:
         self.parameters = machine.parameters
         self.warps = machine.translation.text.threads // WARP
         garbage = machine.rng.randrange(256)
-        self.shared = SharedMemory(machine.shared_bytes, machine.translation.granule, garbage)
+        self.shared = SharedMemory(machine.shared_bytes, machine.translation.granule, garbage, self.warps)
         self.view = View(machine.memory, self.warps * WARP)
         # Warps in one group run in lockstep; how many groups there are is a matter of chance, unless it is given.
         parts = min(self.warps, groups or machine.rng.randint(1, self.warps))

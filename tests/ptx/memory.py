@@ -20,7 +20,10 @@ Left out, and so stronger than PTX: a program's warps share what they have seen,
 has seen once it goes on seeing; a value older than the last change is not seen; what is visible to one other program
 is visible to all; loads are done in the order of the text, none waits until after a later store; an acquire orders all
 that had become visible before the release, whoever stored it. Not a race here, though PTX calls it one: a relaxed or
-atomic access of what another program has stored with an ordinary store; the poll exchange lives by it.
+atomic access of what another program has stored with an ordinary store; the poll exchange lives by it. Nor are two
+stores of the same value. A store becomes visible in the end, ordinary or not. Tensors that share their storage are one
+buffer: an access beyond one of them that stays in the other is not seen. Weaker than PTX: a barrier among the threads
+of one warp of several does not order stores for a release.
 """
 
 from __future__ import annotations
@@ -36,9 +39,8 @@ SHIFT = 36  # an address: the number of the buffer, from 1 on, above the offset 
 ORDERED = ("relaxed", "acquire", "volatile", "release", "acq_rel")  # what is not an ordinary access
 
 
-RELAXED_STALE = (
-    0.3  # how often a load that is not ordinary gives an older value when it may; not 1, or no wait would end
-)
+# How often a load that is not ordinary gives an older value when it may; not 1, or no wait would end.
+RELAXED_STALE = 0.3
 MOST = 20  # races that are kept
 
 
@@ -218,9 +220,13 @@ class View:
         buffer.read_before[places] = np.where(others, buffer.read[places], buffer.read_before[places])
         buffer.reader[places], buffer.read[places], buffer.lines[0, places] = self.number, self.memory.now, line
 
-    def _check_store(self, buffer: Buffer, places: Array, known: Array, line: int) -> None:
-        """Another program's store, or ordinary load, that nothing orders before this store. known: [elements]."""
+    def _check_store(self, buffer: Buffer, places: Array, values: Array, known: Array, line: int) -> None:
+        """Another program's store, or ordinary load, that nothing orders before this store. known: [elements].
+
+        Storing what is there already does no harm: several programs that wait in vain set one word.
+        """
         newer = buffer.changed[places] > np.maximum(known[:, None], self._seen_of(buffer)[0][places])
+        newer &= buffer.data[places] != values
         self.memory.race(buffer, places[newer], line, stored=True, epoch=self.epoch)
         read = np.where(buffer.reader[places] == self.number, buffer.read_before[places], buffer.read[places])
         self.memory.race(buffer, places[(read > 0) & (read >= known[:, None])], line, stored=False, epoch=self.epoch)
@@ -279,7 +285,7 @@ class View:
             return
         at, values, known = store.at[chosen], store.values[chosen], store.known[chosen]
         places = at[:, None] + np.arange(values.shape[1])
-        self._check_store(store.buffer, places, known, store.line)
+        self._check_store(store.buffer, places, values, known, store.line)
         self.memory.change(store.buffer, at, values, store.released[chosen], store.line)
         np.subtract.at(self._own[store.buffer.name][0], places, 1)
         for seen in self._seen_of(store.buffer):

@@ -42,7 +42,8 @@ def _product() -> Iterator[Case]:
             ragged=number % 3 == 0,
             reverse=number % 4 == 1,
             bias=number % 7 != 0,
-            options=Options(target=target, weak=path in ("split", "gluon"), seed=number),
+            backward=number % 11 != 5,
+            options=Options(target=target, weak=True, seed=number),
         )  # fmt: skip
 
 

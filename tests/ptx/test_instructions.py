@@ -94,6 +94,9 @@ def test_instruction(opcode: str) -> None:
     given = [[operand_bits(kind, rng) for kind in operation.operands] for _ in range(THREADS)]
     if opcode.startswith("lop3"):
         given = [[*row[:-1], 0xE4] for row in given]
+    if opcode.startswith(("shl", "shr")):  # around the width, the lowest and the highest bit
+        width = bits_of(operation.operands[0])
+        given[:6] = [[a, width + more] for a in (1, 1 << (width - 1)) for more in (-1, 0, 1)]
     first = np.array(given, np.uint64)
     second = np.zeros((THREADS, len(operation.results)), np.uint64)
     run(kernel(opcode), first, second, threads=THREADS)
@@ -147,9 +150,10 @@ def test_a_reduction_of_some_threads_is_refused_where_a_register_says_so() -> No
 def test_inner_scopes_have_their_own_registers_and_labels() -> None:
     scope = """
     {
-    .reg .b32 tmp; .reg .pred ok;
+    .reg .b32 tmp, one; .reg .pred ok;
     mov.b32 tmp, %r1;
-    again: add.s32 tmp, tmp, 1;
+    mov.b32 one, 1;
+    again: add.s32 tmp, tmp, one;
     setp.lt.s32 ok, tmp, 9; @ok bra again;
     add.s32 %r3, %r3, tmp;
     }
@@ -181,3 +185,27 @@ def test_a_loop_with_an_atomic_is_refused_where_the_threads_of_a_warp_part() -> 
     assert (first == 40).all()
     with pytest.raises(Fault, match="the threads of a warp part"):
         run(body.format(start="%r1", effect=add), first, second)
+
+
+def test_a_narrow_value_fills_a_wide_register() -> None:
+    """Loaded or converted: with its sign, if its type has one, or with zeros; and packed, the first part lowest."""
+    body = """
+    ld.global.s8 { %r10 }, [ %rd1 ];
+    ld.global.u8 { %r11 }, [ %rd1 ];
+    ld.global.s16 { %r12 }, [ %rd1 ];
+    ld.global.u16 { %r13 }, [ %rd1 ];
+    cvt.s8.s32 %r14, %r13;
+    cvt.u8.s32 %r15, %r12;
+    ld.global.b64 { %rd5 }, [ %rd1 ];
+    mov.b64 { %r16, %r17 }, %rd5;
+    mov.b32 { %rs1, %rs2 }, %r16;
+    mov.b32 %r18, { %rs2, %rs1 };
+    st.global.v4.b32 [ %rd2 ], { %r10, %r11, %r12, %r13 };
+    st.global.v4.b32 [ %rd2 + 16 ], { %r14, %r15, %r16, %r17 };
+    st.global.b32 [ %rd2 + 32 ], { %r18 };
+"""
+    first, second = np.array([0x1234FE80, 0x89ABCDEF], np.uint32), np.zeros(9, np.uint32)
+    run(body, first, second)
+    assert [hex(x) for x in second.tolist()] == [
+        "0xffffff80", "0x80", "0xfffffe80", "0xfe80", "0xffffff80", "0x80", "0x1234fe80", "0x89abcdef", "0xfe801234",
+    ]  # fmt: skip

@@ -153,15 +153,19 @@ def test_ldmatrix_and_stmatrix(number: int, transposed: bool) -> None:
     ],
 )
 def test_shuffle(mode: str, operand: int, clamp: int, source: Callable[[int], int]) -> None:
-    first, second = np.arange(100, 132, dtype=np.uint32), np.zeros(32, np.uint32)
+    first, second = np.arange(100, 132, dtype=np.uint32), np.zeros(64, np.uint32)
     body = f"""
     mad.wide.u32 %rd3, %r1, 4, %rd1;
     mad.wide.u32 %rd4, %r1, 4, %rd2;
     ld.global.b32 {{ %r3 }}, [ %rd3 ];
     shfl.sync.{mode}.b32 %r4|%p1, %r3, {operand}, {clamp}, -1;
-    st.global.b32 [ %rd4 ], {{ %r4 }};"""
+    st.global.b32 [ %rd4 ], {{ %r4 }};
+    selp.b32 %r5, 1, 0, %p1;
+    st.global.b32 [ %rd4 + 128 ], {{ %r5 }};"""
     run(body, first, second)
-    assert second.tolist() == [100 + source(t) for t in range(32)]
+    assert second[:32].tolist() == [100 + source(t) for t in range(32)]
+    # The predicate: whether there was such a thread. Where there was none, a thread gets its own value.
+    assert second[32:].tolist() == [int(mode in ("idx", "bfly") or source(t) != t) for t in range(32)]
 
 
 @pytest.mark.parametrize(("operation", "expected"), [("max", 31), ("min", 0), ("add", 496), ("or", 31), ("xor", 0)])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.ptx.memory import Buffer, Memory, View
 from tests.ptx.small import run
 from tests.ptx.values import Array
 
@@ -137,8 +139,8 @@ end:
         assert races(body.format(**right | {"wait": "relaxed"}), seed=seed, weak=True) > 0
 
 
-def received(body: str, seed: int, **options: Any) -> Array:
-    first, second = np.zeros(64, np.uint32), np.zeros(64, np.uint32)
+def received(body: str, seed: int, places: int = 64, **options: Any) -> Array:
+    first, second = np.zeros(64, np.uint32), np.zeros(places, np.uint32)
     run("mad.wide.u32 %rd3, %r1, 4, %rd2;\n" + body, first, second, weak=True, seed=seed, drain=0.05, **options)
     return second
 
@@ -151,3 +153,110 @@ def test_a_thread_s_own_stores_keep_their_order() -> None:
         atomic = "mov.b32 %r3, 5;\nst.global.b32 [ %rd3 ], { %r3 };\natom.relaxed.gpu.global.add.u32 %r4, [ %rd3 ], 2;"
         out = received(atomic + "\nst.global.b32 [ %rd3 + 128 ], { %r4 };", seed)
         assert (out[:32] == 7).all() and (out[32:] == 5).all()
+
+
+def test_without_a_barrier_a_release_leaves_other_threads_stores_behind() -> None:
+    """Though the warps run in lockstep, and all have stored before one of them releases."""
+    body = MESSAGE.replace("bar.sync 0;", "").format(**RIGHT)
+    arrived = []
+    for seed in SEEDS:
+        first, second = np.zeros(1, np.uint32), np.full(128, 999, np.uint32)
+        run(body, first, second, threads=64, programs=2, weak=True, seed=seed, groups=1, drain=0.05)
+        arrived.append(bool((second[64:] == np.arange(64)).all()))
+    assert not all(arrived)
+
+
+def test_without_a_barrier_another_threads_store_may_not_be_there_yet() -> None:
+    body = "xor.b32 %r3, %r1, 32;\nmad.wide.u32 %rd4, %r3, 4, %rd2;\nst.global.b32 [ %rd3 ], { %r1 };\n"
+    body += "ld.global.b32 { %r4 }, [ %rd4 ];\nst.global.b32 [ %rd3 + 256 ], { %r4 };"
+    for seed in SEEDS:
+        second = received(body, seed, threads=64, groups=1, places=128)
+        if (second[64:] != np.arange(64) ^ 32).any():
+            return
+    pytest.fail("always there")
+
+
+class Chance(random.Random):
+    """Every load that may be stale is, as long as the value is 0; none where it is 1."""
+
+    value = 0.0
+
+    def random(self) -> float:
+        return self.value
+
+
+class Two:
+    """Two programs, the first thread of each, and two buffers."""
+
+    def __init__(self) -> None:
+        self.chance = Chance()
+        self.memory = Memory(True, self.chance)
+        self.memory.add(np.zeros(16, np.uint8), "data")
+        self.memory.add(np.zeros(16, np.uint8), "flag")
+        self.data, self.flag = self.memory.buffers
+        self.sender, self.receiver = View(self.memory, 32), View(self.memory, 32)
+
+    def store(self, by: View, values: list[int], at: int = 0) -> None:
+        by.store(self.data, np.array([at]), np.array([values], np.uint8), np.array([0]), "weak", 1)
+
+    def release(self, by: View) -> None:
+        by.add_atomically(self.flag, 0, 1, 0, "release", 2)
+
+    def load(self, by: View, buffer: Buffer, order: str = "weak") -> list[int]:
+        found: list[int] = by.load(buffer, np.array([0]), 4, np.array([0]), order, 3)[0].tolist()
+        return found
+
+    def races(self) -> list[tuple[int, int]]:
+        return [(race.line, race.other) for race in self.memory.races]
+
+
+def test_an_acquire_of_an_older_value_acquires_what_that_was_released_with() -> None:
+    two = Two()
+    two.store(two.sender, [1] * 4)
+    two.release(two.sender)
+    assert two.load(two.receiver, two.flag, "acquire") == [0] * 4
+    assert two.load(two.receiver, two.data) == [0] * 4
+    assert two.races() == [(3, 1)]
+    two.chance.value = 1.0
+    assert two.load(two.receiver, two.flag, "acquire") == [1, 0, 0, 0]
+    two.chance.value = 0.0
+    assert two.load(two.receiver, two.data) == [1] * 4
+
+
+@pytest.mark.parametrize(("order", "then"), [("weak", 1), ("volatile", 0)])
+def test_what_a_load_has_seen_the_next_one_of_its_kind_sees(order: str, then: int) -> None:
+    """But an ordinary load does not see what a volatile one has seen."""
+    two = Two()
+    two.store(two.sender, [1] * 4)
+    two.release(two.sender)
+    two.chance.value = 1.0
+    assert two.load(two.receiver, two.data, order) == [1] * 4
+    two.chance.value = 0.0
+    assert two.load(two.receiver, two.data, order) == [1] * 4
+    assert two.load(two.receiver, two.data) == [then] * 4
+
+
+def test_a_stale_load_is_stale_only_where_it_may_be() -> None:
+    two = Two()
+    two.store(two.sender, [1, 1])
+    two.release(two.sender)
+    two.chance.value = 1.0
+    two.load(two.receiver, two.flag, "acquire")
+    two.chance.value = 0.0
+    two.store(two.sender, [2, 2], at=2)
+    two.release(two.sender)
+    assert two.load(two.receiver, two.data) == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_a_program_that_loads_too_does_not_hide_the_others_load(released: bool) -> None:
+    two = Two()
+    two.load(two.sender, two.data)
+    if released:
+        two.release(two.sender)
+    two.chance.value = 1.0
+    two.load(two.receiver, two.flag, "acquire")
+    two.load(two.receiver, two.data)
+    two.store(two.receiver, [1] * 4)
+    two.receiver.release(0)
+    assert bool(two.races()) != released

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,9 +23,8 @@ class Warps:
         self.program = program
         self.registers = list(program.machine.garbage)
         self.next, self.state = 0, "ready"  # or "barrier", "done"
-        self._copies: list[list[tuple[Array, Array, Array, int]]] = [
-            []
-        ]  # groups, the last one open: (where, bytes, owners, line)
+        # Groups, the last one open: (where, bytes, what reads them, threads, line).
+        self._copies: list[list[tuple[Array, Array, Callable[[], Array], Array, int]]] = [[]]
         self._take(threads)
 
     def _take(self, threads: Array) -> None:
@@ -34,9 +33,6 @@ class Warps:
         self.tid, self.lane = threads.astype(np.uint32), (threads % WARP).astype(np.uint32)
         self.warp_id = (threads // WARP).astype(np.uint32)
         self._through, self._kept = np.zeros(self.n, bool), dict[int, Array]()  # in a loop: who, with which registers
-        # Who accesses shared memory: a warp, or, where there is only one, a thread.
-        owner = self.lane if self.program.warps == 1 else self.warp_id
-        self.owners = np.uint64(1) << owner.astype(np.uint64)
 
     def branch(self, taken: Array, target: int, following: int, line: int, written: tuple[int, ...] | None) -> int:
         """written: registers that the loop up to here writes if a thread may go round once more without harm."""
@@ -85,7 +81,7 @@ class Warps:
     ) -> list[Array]:
         at, on = self._shared(address, offset), self._active(active)
         read = np.zeros((self.n, size * vector), np.uint8)
-        read[on] = self.program.shared.read(at[on], size * vector, self.owners[on], line)
+        read[on] = self.program.shared.read(at[on], size * vector, self.threads[on], line)
         columns: Array = read.view(UNSIGNED[8 * size])
         return [columns[:, i] for i in range(vector)]
 
@@ -93,15 +89,14 @@ class Warps:
         self, address: Array, offset: int, size: int, values: Sequence[Array], active: Array | None, line: int
     ) -> None:
         at, on = self._shared(address, offset), self._active(active)
-        self.program.shared.write(at[on], _rows(values, self.n)[on], self.owners[on], line)
+        self.program.shared.write(at[on], _rows(values, self.n)[on], self.threads[on], line)
 
     def load_matrices(self, address: Array, offset: int, number: int, transposed: bool, line: int) -> list[Array]:
         """ldmatrix: threads 8 i to 8 i + 7 name the rows of matrix i; thread t gets two columns of row t / 4."""
         naming = (self.lane < 8 * number).nonzero()[0]
         at = self._shared(address, offset)[naming]
-        # A warp's threads read together what each of them has named.
-        owners = np.full(len(at), np.bitwise_or.reduce(self.owners)) if self.program.warps == 1 else self.owners[naming]
-        rows = self.program.shared.read(at, 16, owners, line).view(np.uint16).reshape(-1, number, 8, 8)
+        read = self.program.shared.read(at, 16, self.threads[naming], line, together=True)
+        rows = read.view(np.uint16).reshape(-1, number, 8, 8)
         rows = rows.transpose(0, 1, 3, 2) if transposed else rows
         mine = np.ascontiguousarray(rows).view(np.uint32).reshape(-1, number, WARP)
         return [mine[:, i].reshape(-1) for i in range(number)]
@@ -114,7 +109,8 @@ class Warps:
         rows = np.ascontiguousarray(rows.transpose(0, 1, 3, 2) if transposed else rows)
         naming = (self.lane < 8 * number).nonzero()[0]
         at = self._shared(address, offset)[naming]
-        self.program.shared.write(at, rows.view(np.uint8).reshape(-1, 16), self.owners[naming], line)
+        bytes_of_rows = rows.view(np.uint8).reshape(-1, 16)
+        self.program.shared.write(at, bytes_of_rows, self.threads[naming], line, together=True)
 
     # -- asynchronous copies
 
@@ -127,13 +123,16 @@ class Warps:
         given = np.full(self.n, size) if length is None else every_thread(length, self.n).astype(np.int64)
         if not np.isin(given[on], (0, size)).all():
             raise Fault(f"line {line}: a copy of {np.unique(given[on])} of {size} bytes")
-        # Not before the wait, and not after it, says the manual; read now, it may be older than at the wait.
-        read = self._read(every_thread(source, self.n) + _offset(offset), size, 1, on & (given > 0), "weak", line)
-        at = self._shared(to, to_offset)[on]
-        self._copies[-1].append((at, read[on], self.owners[on], line))
-        self.program.shared.begin_copy(at, read[on], line)
+        start = every_thread(source, self.n) + _offset(offset)
+
+        def load() -> Array:
+            return self._read(start, size, 1, on & (given > 0), "weak", line)[on]
+
+        read, at = load(), self._shared(to, to_offset)[on]
+        self._copies[-1].append((at, read, load, self.threads[on], line))
+        self.program.shared.begin_copy(at, read, line)
         if self.program.machine.rng.random() < 0.3:  # it may well have arrived at once
-            self.program.shared.data[at[:, None] + np.arange(size)] = read[on]
+            self.program.shared.data[at[:, None] + np.arange(size)] = read
 
     def commit_copies(self) -> None:
         self._copies.append([])
@@ -142,14 +141,16 @@ class Warps:
         """Until at most so many groups are on their way; -1: until nothing is, groups or not."""
         last = len(self._copies) if pending < 0 else max(0, len(self._copies) - 1 - pending)
         for group in self._copies[:last]:
-            for at, copied, owners, line in group:
-                self.program.shared.end_copy(at, copied, owners, line)
+            for at, copied, load, threads, line in group:
+                if self.program.machine.rng.random() < 0.3:  # it may have been read as late as now
+                    copied = load()
+                self.program.shared.end_copy(at, copied, threads, line)
         self._copies = self._copies[last:] or [[]]
 
     def mark_copies(self) -> None:
         """After a barrier: what is under way may still write at any time."""
         for group in self._copies:
-            for at, copied, _, line in group:
+            for at, copied, _, _, line in group:
                 self.program.shared.begin_copy(at, copied, line)
 
     # -- global memory
@@ -212,7 +213,8 @@ class Warps:
             self.state = "barrier"
         elif self.program.warps == 1:
             self.program.pass_barrier()
-        else:  # it orders what a race between warps does not ask about
+        else:
+            self.program.shared.barrier_of_a_warp(self.warps)
             self.program.view.barrier_of_a_warp(self.threads)
 
 

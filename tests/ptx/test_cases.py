@@ -1,0 +1,55 @@
+"""The cases notice a kernel that ignores what it is given, or changes it. Each fault is planted in its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from tests.ptx import cases
+from tests.ptx.worker import Run
+
+CASE = cases.Case("sequence", "gru", "float32", 17, 3, 3, ids=True, ragged=True, reverse=True)
+
+
+def _other_ids(given: Any, **bounds: int) -> Any:
+    return given._replace(ids=given.ids.clamp(**bounds))
+
+
+FORWARD: dict[str, Callable[[Any], Any]] = {
+    "right": lambda given: given,
+    "lengths": lambda given: replace(given, lengths=None),
+    "reverse": lambda given: replace(given, reverse=False),
+    "bias": lambda given: replace(given, b=None),
+    "input bias": lambda given: replace(given, x=given.x._replace(bias=0 * given.x.bias)),
+    "negative ids": lambda given: replace(given, x=_other_ids(given.x, min=0)),
+    "large ids": lambda given: replace(given, x=_other_ids(given.x, max=cases.VOCABULARY - 1)),
+    "first state": lambda given: replace(given, state=(0 * given.state[0],)),
+    "changed input": lambda given: replace(given, state=(given.state[0].mul_(0.5),)),
+}
+BACKWARD: dict[str, Callable[[Any], Any]] = {
+    "right": lambda given: given,
+    "lengths": lambda given: replace(given, lengths=None),
+    "reverse": lambda given: replace(given, reverse=False),
+    "d_last": lambda given: replace(given, d_last=(0 * given.d_last[0],)),
+    "d_hidden": lambda given: replace(given, d_hidden=0 * given.d_hidden),
+    "first state": lambda given: replace(given, state=(0 * given.state[0],)),
+    "saved": lambda given: replace(given, forward=given.forward._replace(saved=given.forward.saved.flip(2))),
+    "changed input": lambda given: replace(given, w=given.w.mul_(0.5)),
+}
+
+
+def is_right(name: str, fault: str) -> bool:
+    """Of the case, when the launcher of this name gets other arguments than it should."""
+    changes, launcher = (FORWARD if name == "run_forward" else BACKWARD), getattr(cases, name)
+    with patch.object(cases, name, lambda given, plan: launcher(changes[fault](given), plan)):
+        return cases.run(replace(CASE, backward=name == "run_backward")).right
+
+
+@pytest.mark.parametrize("name", ["run_forward", "run_backward"])
+def test_ignored_arguments_are_noticed(name: str, execute: Run) -> None:
+    found = {fault: execute(is_right, name, fault) for fault in (FORWARD if name == "run_forward" else BACKWARD)}
+    assert found == {fault: fault == "right" for fault in found}
