@@ -53,7 +53,7 @@ def test_what_cannot_run_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     said: list[str] = []
     assert doctor.main(said.append) == 0
-    assert sum("cannot run: the weights are on cpu" in line for line in said) == 2 * 5 * 3
+    assert sum("cannot run: the weights are on cpu" in line for line in said) == 3 * 5 * 3  # triton, triton-step, gluon
 
 
 def test_a_gpu_checks_the_split_kernels_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,4 +61,4 @@ def test_a_gpu_checks_the_split_kernels_too(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(doctor, "check", lambda *arguments: asked.append(arguments))
     list(doctor.checks(torch.device("cuda")))
     assert sum(arguments[4:] == (doctor.SPLIT_H,) for arguments in asked) == 5 * 3
-    assert len(asked) == (4 + 1) * 5 * 3
+    assert len(asked) == (5 + 1) * 5 * 3
