@@ -15,7 +15,8 @@ from fastcells.kernels.triton.plan import Device
 CAPABILITY = 90  # the least: `max.u16x2` came with it, and earlier cards have had no trial of any kind
 LARGEST = 1024  # of the shapes that ptxas's registers have been read off for
 L2 = 3134  # bytes a cycle, for all programs together: an estimate, 5.5 TB/s
-# Registers a thread for weights, operands and sums, of 255; the rest is addresses, the state, its input.
+# Registers a thread for weights, operands and sums, of 255; the rest is addresses, the state, its input. So full, at
+# most one register spills within a step: a GRU's of H=1024 given ids, an LSTM's backward given lengths.
 ROOM, ROOM_BACKWARD, ROOM_FOR_THREE = 216, 208, 192  # FOR_THREE: where three products make one
 
 
@@ -64,9 +65,20 @@ class Shape:
 
 
 def resident_plan(
-    H: int, B: int, gates: int, item_size: int, device: Device, *, precision: str = "tf32", backward: bool = False
+    H: int,
+    B: int,
+    gates: int,
+    item_size: int,
+    device: Device,
+    *,
+    precision: str = "tf32",
+    backward: bool = False,
+    two_products: bool = False,
 ) -> Resident | str:
-    """The plan with the fewest modelled cycles among those that fit, or the reason why none does."""
+    """The plan with the fewest modelled cycles among those that fit, or the reason why none does.
+
+    two_products: of a cell whose last gate is multiplied with something else than h, and so has a second exchange.
+    """
     if device.capability < CAPABILITY:
         return (
             f"compute capability {device.capability / 10:.1f}: the kernels use an instruction of {CAPABILITY / 10:.1f}"
@@ -75,7 +87,7 @@ def resident_plan(
         return f"H={H}: there is no row for more than {LARGEST} columns"
     shape = Shape(H, gates, item_size, precision, backward)
     fitting: list[tuple[bool, float, Resident]] = []
-    least, room = None, ROOM_FOR_THREE if shape.thrice else ROOM_BACKWARD if backward else ROOM
+    least, room = None, ROOM_FOR_THREE if shape.thrice else ROOM_BACKWARD if backward or two_products else ROOM
     for plan in _candidates(shape, device):
         registers = _registers(shape, plan)
         least = registers if least is None else min(least, registers)

@@ -95,7 +95,7 @@ def product(w, x, acc, PRECISION: gl.constexpr):
     else:
         w_big = round_to_tf32(w)
         x_big = round_to_tf32(x)
-        none = gl.zeros(acc.shape, gl.float32, layout=acc.type.layout)
+        none = gl.zeros_like(acc)
         small = mma_v2(w - w_big, x_big, none, input_precision="tf32")
         small = mma_v2(w_big, x - x_big, small, input_precision="tf32")
         # What is infinite has NaN for its small part; the big parts' product alone says what becomes of it.

@@ -71,6 +71,11 @@ def test_where_the_gather_is_bound_by_the_l2_cache_fewer_programs_gather() -> No
     assert plan(512, 8, 3, 2, backward=True).hidden == 16
 
 
+def test_a_second_product_takes_registers() -> None:
+    assert plan(1024, 32, 3, 2).hidden == 32
+    assert plan(1024, 32, 3, 2, two_products=True).hidden == 16
+
+
 def test_reasons() -> None:
     old = resident_plan(256, 32, 3, 2, A100)
     assert isinstance(old, str) and "compute capability 8.0" in old and "9.0" in old

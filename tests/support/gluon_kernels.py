@@ -74,8 +74,8 @@ def launches(rule: str, dtype: str, H: int, B: int, target: int, blocks: list[in
     spec = RULES[rule].spec
     plans = []
     for backward in (False, True):
-        size = torch_dtype.itemsize
-        plan = resident_plan(H, B, spec.num_gates, size, CARDS[target], precision=precision, backward=backward)
+        options = {"precision": precision, "backward": backward, "two_products": rule == "gru_reset_before"}
+        plan = resident_plan(H, B, spec.num_gates, torch_dtype.itemsize, CARDS[target], **options)
         plan = Resident(*blocks, 1, "test") if blocks else plan
         assert isinstance(plan, Resident), plan
         plans.append(plan)
@@ -108,7 +108,8 @@ def figures(kernel: Any, arguments: dict[str, Any], target: int) -> dict[str, ob
         "blocks": [arguments[name] for name in ("BLOCK_B", "BLOCK_H", "SPLIT", "BLOCK_K", "INNER")],
         "registers": registers,
         "stack": stack,
-        "local": loop["LDL"] + loop["STL"],
+        "reloads": loop["LDL"],
+        "spills": loop["STL"],
         "barriers": loop["BAR"],
         "matmuls": loop["HMMA"],
         "expected": matmuls

@@ -66,8 +66,16 @@ class GluonBackend(KernelBackend):
         device = gpu(call.w_hh.device)
         assert device is not None, "asked for a CPU"
         precision = matmul_precision(call.dtype, call.w_hh.device)
-        H, size = call.w_hh.shape[1], call.dtype.itemsize
-        return resident_plan(H, call.B, call.spec.num_gates, size, device, precision=precision, backward=backward)
+        return resident_plan(
+            call.w_hh.shape[1],
+            call.B,
+            call.spec.num_gates,
+            call.dtype.itemsize,
+            device,
+            precision=precision,
+            backward=backward,
+            two_products=call.spec.name == "gru_reset_before",
+        )
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         from fastcells.backends.triton import operators
