@@ -14,6 +14,7 @@ from bench import report
 from bench.cases.case import CELLS, SLOPE, Case, lesson
 from bench.measure import pictures
 from bench.measure.duel import Row
+from bench.measure.families import modelled
 from bench.measure.results_file import derived, read, slug
 from bench.measure.roofline import Constants, Shape, floor, load_constants
 from bench.roofline import main as print_roofline
@@ -219,3 +220,27 @@ def test_roofline_says_that_nobody_measured(
     assert print_roofline() == 0
     printed = capsys.readouterr().out
     assert "modelled" in printed and "No GPU was timed" in printed and "0.859" in printed
+
+
+def test_families_are_ranked_by_the_kept_rows_of_the_model() -> None:
+    """A row stands for its batch and those above it; of several Tritons' rows the slowest counts."""
+
+    def row(family: str, path: str, B: int, cycles: int, **changed: object) -> dict[str, object]:
+        kept = {"family": family, "path": path, "kernel": "forward", "rule": "gru", "dtype": "bfloat16", "H": "256"}
+        return {**kept, "B": str(B), "target": "sm_90", "cycles_of": "step", "cycles": str(cycles), **changed}
+
+    rows = [
+        row("triton", "split", 16, 1600),
+        row("triton", "split", 16, 1700),
+        row("triton", "split", 256, 9000),
+        row("gluon", "gluon", 32, 950),
+        row("gluon", "gluon", 32, 900, kernel="backward"),
+        row("triton", "step", 16, 1, cycles_of="launch"),
+        row("triton", "split", 16, 1, rule="lstm"),
+        row("triton", "split", 16, 1, target="sm_80"),
+    ]
+    assert modelled(Shape(3, 32, 256, "bfloat16"), rows=rows) == {"split": 1700.0, "gluon": 950.0}
+    assert modelled(Shape(3, 16, 256, "bfloat16"), rows=rows) == {"split": 1700.0}
+    assert modelled(Shape(3, 512, 256, "bfloat16"), rows=rows) == {"split": 9000.0, "gluon": 950.0}
+    assert modelled(Shape(3, 32, 256, "bfloat16", backward=True), rows=rows) == {"gluon": 900.0}
+    assert modelled(Shape(3, 32, 512, "bfloat16"), rows=rows) == {}
