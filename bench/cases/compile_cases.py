@@ -53,8 +53,10 @@ class Case:
             return plan.step_blocks(size)
         if self.path == "sequence":
             options: dict[str, Any] = {"precision": precision, "backward": backward}
-            return plan.sequence_blocks(self.H, gates, size, self.target, **options)
-        return plan.split_plan(self.H, self.B, gates, size, device, precision=precision, exchange=self.exchange)
+            return plan.sequence_plan(self.H, self.B, gates, size, device, **options)
+        return plan.split_plan(
+            self.H, self.B, gates, size, device, precision=precision, exchange=self.exchange, backward=backward
+        )
 
 
 def cases(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
@@ -68,23 +70,29 @@ def cases(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
 
 
 def sequence_cases(rule: str, dtype: str, target: int) -> Iterator[Case]:
-    """Each size that fits one program."""
+    """Each size that fits one program, with few rows for one and with many."""
     for H in (32, 64, 128, 256):
-        case = Case("sequence", rule, dtype, H, target)
-        if isinstance(case.plan(), plan.Blocks):
-            yield case
+        for B in (32, 4096):
+            case = Case("sequence", rule, dtype, H, target, B)
+            if isinstance(case.plan(), plan.Blocks):
+                yield case
 
 
 def split_cases(rule: str, dtype: str, target: int) -> Iterator[Case]:
     """Each size with each exchange, at the first B that gets other blocks than the smaller ones."""
     for exchange in EXCHANGES:
         for H in SPLIT_SIZES:
-            seen = set()
-            for B in range(16, 2049, 16):
+            seen: set[tuple[int, int, int]] = set()
+            for B in range(8, 2049, 8):
                 case = Case("split", rule, dtype, H, target, B, exchange)
-                row = case.plan()
-                if isinstance(row, plan.Split) and row.blocks.hidden not in seen:
-                    seen.add(row.blocks.hidden)
+                rows = tuple(case.plan(backward=backward) for backward in (False, True))
+                forms = {
+                    (r.blocks.batch, r.blocks.hidden, backward)
+                    for backward, r in enumerate(rows)
+                    if isinstance(r, plan.Split)
+                }
+                if forms - seen:
+                    seen |= forms
                     yield case
 
 

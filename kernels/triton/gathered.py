@@ -28,7 +28,7 @@ def gathered_products(
     BLOCK_K: tl.constexpr,
     INNER: tl.constexpr,
     WORD: tl.constexpr,
-    TIE: tl.constexpr,
+    TIE: tl.constexpr,  # whether no gate's sum is there before the others: for programs of one warp
     PRECISION: tl.constexpr,
 ):
     """`a[g] @ w[FIRST + g]` for N gates, and the patience that is left; NaN where there was none.

@@ -68,7 +68,7 @@ def split_forward_kernel(
     INNER: tl.constexpr,  # parts of BLOCK_K columns that make up all H
     AT_ONCE: tl.constexpr,  # of these, those polled together
     WORD: tl.constexpr,  # elements in a word
-    TIE: tl.constexpr,
+    TIE: tl.constexpr,  # whether no gate's sum is there before the others: for programs of one warp
     KNOWN_H: tl.constexpr,  # H, unless 8 divides it: then 0
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
