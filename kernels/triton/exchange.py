@@ -83,8 +83,8 @@ def counter_wait(counter_ptr, arrivals, patience, fault_ptr):
 @triton.jit
 def counter_gather(pointers, masks, published, patience, fault_ptr):
     tiles = ()
-    for i in tl.static_range(len(pointers)):  # not from L1, which nobody keeps coherent
-        tiles += (tl.load(pointers[i], mask=masks[i], other=0.0, cache_modifier=".cg"),)
+    for i in tl.static_range(len(pointers)):  # volatile: not from L1, which nobody keeps coherent
+        tiles += (tl.load(pointers[i], mask=masks[i], other=0, volatile=True),)
     return tiles, patience
 
 

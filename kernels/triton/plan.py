@@ -147,8 +147,8 @@ def split_plan(
     limit = device.shared_memory
     inner = _inner_tile(H, item_size, precision)
     padded = -(-H // inner) * inner
-    if exchange == "counter" and padded > inner:
-        return f"H={H}: gathered in several parts, the kernels that count arrivals spill registers"
+    if exchange == "counter" and (padded > inner or H > 256 or (H > 128 and H % 2)):
+        return f"H={H}: the kernels that count arrivals spill registers with this many columns, or with odd rows"
     fitting, refusal = [], ""
     for form in _forms(H, precision, exchange):
         weights = _copies(item_size, precision) * gates * padded * form.columns * item_size
@@ -176,6 +176,7 @@ def split_plan(
             blocks = Blocks(form.batch, form.columns, inner, form.warps, 1, reason)
             registers = form.polled[gates == 4 and backward]
             room = (limit - weights) // tile - 1  # one more tile is converted
+            room = room if exchange == "poll" else 1  # who has not to wait gains nothing
             polled = max(1, min(registers * 4 * 32 * form.warps * _copies(item_size, precision) // tile, room))
             cycles = form.cycles[2 * backward + (item_size == 4)]
             fitting.append((in_turn * cycles, Split(blocks, groups, exchange, polled)))
@@ -212,7 +213,8 @@ def _forms(H: int, precision: str, exchange: str) -> Iterator[Form]:
 
     The same for forward and backward, so that what runs forward runs backward.
     """
-    few_rows = H <= FEW_ROWS and precision != "tf32x3" and exchange == "poll"
+    aligned = H % 8 == 0  # rows in which each element has its own address take more registers
+    few_rows = (FEW_ROWS if aligned else FEW_ROWS // 2) >= H and precision != "tf32x3" and exchange == "poll"
     return (form for form in FORMS if form.batch == 16 or few_rows)
 
 
