@@ -162,3 +162,12 @@ def test_three_tf32_take_twice_the_memory() -> None:
 def test_the_interpreter_has_no_limits() -> None:
     blocks = sequence_plan(5000, 10**6, 4, 4, None)
     assert isinstance(blocks, Blocks) and blocks.hidden == 8192
+
+
+def test_one_program_has_few_rows_while_all_run_at_once() -> None:
+    for B, batch in ((1, 8), (8 * 132, 8), (8 * 132 + 1, 16)):
+        for backward in (False, True):
+            blocks = sequence_plan(64, B, 3, 2, H100, backward=backward)
+            assert isinstance(blocks, Blocks) and blocks.batch == batch, (B, backward)
+    three_products = sequence_plan(64, 8, 3, 4, H100, precision="tf32x3")
+    assert isinstance(three_products, Blocks) and three_products.batch == 16
