@@ -168,9 +168,8 @@ def split_plan(
         else:
             in_turn = -(-B // (form.batch * groups))  # batch tiles that the busiest group does
             reason = (
-                f"{programs} programs of {form.warps} warps hold {form.columns} columns' weights each, "
-                f"{(weights + tile) >> 10} KB, and exchange h for {form.batch} sequences at a time: the fewest cycles "
-                "of the forms that fit, by the model"
+                f"{programs} programs hold {form.columns} columns' weights each, {(weights + tile) >> 10} KB, and exchange "
+                f"h; {form.warps} warps and {form.batch} rows each, by the model's cycles"
             )
             blocks = Blocks(form.batch, form.columns, inner, form.warps, 1, reason)
             registers = form.polled[gates == 4 and backward]
