@@ -53,6 +53,7 @@ def split_backward_kernel(
     INNER: tl.constexpr,  # parts of BLOCK_K columns that make up all H
     AT_ONCE: tl.constexpr,  # of these, of all gates, those polled together
     WORD: tl.constexpr,  # elements in a word
+    TIE: tl.constexpr,  # whether no gate's sum is there before the others: for programs of one warp
     KNOWN_H: tl.constexpr,  # H, unless 8 divides it: then 0
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -167,10 +168,9 @@ def split_backward_kernel(
                 ARRIVE(counter, patience)
                 arrivals += everyone
                 patience = WAIT(counter, arrivals, patience, fault_ptr)
-                start = (tl.broadcast_to(poison(patience), (BLOCK_B, BLOCK_H)),)
                 sums, patience = gathered_products(
-                    mailbox + through * words, words, GATES * words, w, start, row_mask, words, True, patience,
-                    fault_ptr, GATHER, through, 1, 1, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, PRECISION,
+                    mailbox + through * words, words, GATES * words, w, row_mask, words, True, patience,
+                    fault_ptr, GATHER, through, 1, 1, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, TIE, PRECISION,
                 )  # fmt: skip
                 d_reset_hidden = unbound(sums[0], BLOCK_B, BLOCK_H) + poison(patience)
                 d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, after, d_reset_hidden)
@@ -187,13 +187,9 @@ def split_backward_kernel(
             if d_x_ptr is not None:
                 store_tiles(d_x_ptr + at * GATES, H, x_tile, mask, d_x)
             patience = WAIT(counter, arrivals, patience, fault_ptr)
-            start = ()
-            for _ in tl.static_range(through):
-                # Not a constant zero: of a sum of products that start from zero the compiler makes one long chain.
-                start += (tl.broadcast_to(poison(patience), (BLOCK_B, BLOCK_H)),)
             sums, patience = gathered_products(
-                mailbox, words, GATES * words, w, start, row_mask, words, True, patience, fault_ptr, GATHER,
-                0, through, through, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, PRECISION,
+                mailbox, words, GATES * words, w, row_mask, words, True, patience, fault_ptr, GATHER,
+                0, through, through, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, TIE, PRECISION,
             )  # fmt: skip
             total = sums[0]
             for g in tl.static_range(1, through):
