@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -39,7 +40,8 @@ DEVICES = {80: plan.Device(80, 108), 90: plan.Device(90, 132), 100: plan.Device(
 class Case:
     """One run of forward and backward, or of a forward that saves nothing.
 
-    path: "sequence", "split" or "step"; programs: batch tiles side by side.
+    path: "sequence", "split", "gluon" or "step"; form: of plan.FORMS, of a split kernel, or 1 for a sequence kernel
+    with few rows; programs: batch tiles side by side.
     """
 
     path: str
@@ -49,7 +51,7 @@ class Case:
     B: int
     T: int
     exchange: str = "poll"
-    columns: int = 32
+    form: int = 0
     programs: int = 2
     ids: bool = False
     ragged: bool = False
@@ -62,7 +64,8 @@ class Case:
         flags = [name for name in ("ids", "ragged", "reverse") if getattr(self, name)]
         flags += [] if self.bias else ["no-bias"]
         flags += [] if self.backward else ["forward"]
-        way = f"split-{self.exchange}-{self.columns}" if self.path == "split" else self.path
+        way = f"split-{self.exchange}" if self.path == "split" else self.path
+        way += str(self.form) if self.form else ""
         weak = ["weak"] if self.options.weak else []
         target = f"sm_{self.options.target}"
         return "-".join([way, self.rule, self.dtype, f"T{self.T}-B{self.B}-H{self.H}", target, *flags, *weak])
@@ -71,23 +74,24 @@ class Case:
         """How the launcher is asked to launch it: the plan's blocks for this shape."""
         dtype, precision, _ = DTYPES[self.dtype]
         gates, size = SPECS[self.rule].num_gates, dtype.itemsize
+        device = DEVICES[self.options.target]
+        how: Any = {"precision": precision, "backward": backward}
         if self.path == "step":
             return plan.step_blocks(size)
         if self.path == "gluon":
-            device = DEVICES[self.options.target]
-            resident = resident_plan(self.H, self.B, gates, size, device, precision=precision, backward=backward)
+            resident = resident_plan(self.H, self.B, gates, size, device, **how)
             assert isinstance(resident, Resident), resident
             return replace(resident, groups=self.programs)
         if self.path == "sequence":
-            target = self.options.target
-            found = plan.sequence_blocks(self.H, gates, size, target, precision=precision, backward=backward)
+            # On a card with few multiprocessors the plan takes more rows a program.
+            device = device if self.form else replace(device, multiprocessors=0)
+            found = plan.sequence_plan(self.H, self.B, gates, size, device, **how)
             assert isinstance(found, plan.Blocks), found
             return found
-        device = DEVICES[self.options.target]
-        split = plan.split_plan(self.H, self.B, gates, size, device, precision=precision, exchange=self.exchange)
+        with mock.patch.object(plan, "FORMS", plan.FORMS[self.form : self.form + 1]):
+            split = plan.split_plan(self.H, self.B, gates, size, device, exchange=self.exchange, **how)
         assert isinstance(split, plan.Split), split
-        blocks = replace(split.blocks, hidden=self.columns, warps=4 if self.columns == 32 else 8)
-        return replace(split, blocks=blocks, groups=self.programs)
+        return replace(split, groups=self.programs)
 
 
 @dataclass

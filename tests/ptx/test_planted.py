@@ -17,6 +17,7 @@ COUNTER = Case("split", "gru", "bfloat16", 50, 18, 3, "counter", programs=1, opt
 POLL = replace(COUNTER, exchange="poll", H=65)
 SEEDS = range(4)  # a fault shows in some orders of events only
 ABSENT = 1
+COLUMNS = 32  # of a program
 FIRST_TILE = 16  # rows that a program does before others
 
 
@@ -74,7 +75,7 @@ def test_programs_that_wait_in_vain_come_to_an_end(case: Case, execute: Run) -> 
     """One program never comes: the others set the fault word, and all that depends on it is NaN."""
     end, (hidden, h_n) = execute(planted.run_without, case, ABSENT, 30)
     assert end == "wrong, fault word 1"
-    columns = [c for c in range(case.H) if c // case.columns != ABSENT]
+    columns = [c for c in range(case.H) if c // COLUMNS != ABSENT]
     assert hidden[1:, :, columns].isnan().all() and h_n[:, columns].isnan().all()
     assert not hidden[0, :FIRST_TILE, columns].isnan().any()  # the first step of a program needs nobody
 
