@@ -196,7 +196,7 @@ def expected_matmuls(name: str, case: Case, rule: UpdateRule, arguments: dict[st
         "split": arguments.get("INNER", 0) * arguments.get("BLOCK_K", 0),
         "step": arguments.get("BLOCK_K", 0),
     }[case.path]
-    tiles = (arguments["BLOCK_B"] // 16) * (arguments["BLOCK_H"] // 8) * (inner // tile)
+    tiles = -(-arguments["BLOCK_B"] // 16) * (arguments["BLOCK_H"] // 8) * (inner // tile)  # of 8 rows as of 16
     if name == "step_backward_kernel":
         gates = int(arguments["HAS_LATER"] or arguments["PART"] == 2)
     elif name == "reset_hidden_kernel":

@@ -24,7 +24,7 @@ SPLIT_SELECTED = {"bfloat16": (512,), "float32": (256,), "float32x3": (256,)}
 STEP_SIZES = (251, 256)
 # Rows that are not aligned, and so are read element by element: where kernels once spilled, with one Triton or another.
 ODD_SELECTED = (
-    ("bfloat16", "split", "lstm", 251, "counter"),
+    ("bfloat16", "split", "lstm", 251, "poll"),
     ("bfloat16", "split", "gru_reset_before", 251, "poll"),
     ("bfloat16", "split", "gru", 511, "poll"),
     ("bfloat16", "split", "lstm", 511, "poll"),
@@ -53,8 +53,10 @@ class Case:
             return plan.step_blocks(size)
         if self.path == "sequence":
             options: dict[str, Any] = {"precision": precision, "backward": backward}
-            return plan.sequence_blocks(self.H, gates, size, self.target, **options)
-        return plan.split_plan(self.H, self.B, gates, size, device, precision=precision, exchange=self.exchange)
+            return plan.sequence_plan(self.H, self.B, gates, size, device, **options)
+        return plan.split_plan(
+            self.H, self.B, gates, size, device, precision=precision, exchange=self.exchange, backward=backward
+        )
 
 
 def cases(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
@@ -68,23 +70,29 @@ def cases(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
 
 
 def sequence_cases(rule: str, dtype: str, target: int) -> Iterator[Case]:
-    """Each size that fits one program."""
+    """Each size that fits one program, with few rows for one and with many."""
     for H in (32, 64, 128, 256):
-        case = Case("sequence", rule, dtype, H, target)
-        if isinstance(case.plan(), plan.Blocks):
-            yield case
+        for B in (32, 4096):
+            case = Case("sequence", rule, dtype, H, target, B)
+            if isinstance(case.plan(), plan.Blocks):
+                yield case
 
 
 def split_cases(rule: str, dtype: str, target: int) -> Iterator[Case]:
     """Each size with each exchange, at the first B that gets other blocks than the smaller ones."""
     for exchange in EXCHANGES:
         for H in SPLIT_SIZES:
-            seen = set()
-            for B in range(16, 2049, 16):
+            seen: set[tuple[int, int, int]] = set()
+            for B in range(8, 2049, 8):
                 case = Case("split", rule, dtype, H, target, B, exchange)
-                row = case.plan()
-                if isinstance(row, plan.Split) and row.blocks.hidden not in seen:
-                    seen.add(row.blocks.hidden)
+                rows = tuple(case.plan(backward=backward) for backward in (False, True))
+                forms = {
+                    (r.blocks.batch, r.blocks.hidden, backward)
+                    for backward, r in enumerate(rows)
+                    if isinstance(r, plan.Split)
+                }
+                if forms - seen:
+                    seen |= forms
                     yield case
 
 
@@ -92,7 +100,8 @@ def selection(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Cas
     """Every kernel, rule and target, at the sizes that are tightest; float16 compiles as bfloat16 does."""
     for case in cases(targets, tuple(dtype for dtype in dtypes if dtype != "float16")):
         odd = (case.dtype, case.path, case.rule, case.H, case.exchange) in ODD_SELECTED
-        tight = case.H in SPLIT_SELECTED[case.dtype] if case.path == "split" else case.H % 8 == 0
+        sizes = (256,) if case.exchange == "counter" else SPLIT_SELECTED.get(case.dtype, ())
+        tight = case.H in sizes if case.path == "split" else case.H % 8 == 0
         # The cell with the second exchange is the counter's worst case, the split kernels are tf32x3's.
         counted = case.exchange == "counter" and case.rule != "gru_reset_before"
         if odd or (tight and not counted and (case.dtype, case.path) != ("float32x3", "sequence")):

@@ -11,31 +11,28 @@ from fastcells.kernels.triton.tiles import INTERPRETED
 
 
 @triton.jit
-def exp(x):
-    if INTERPRETED:
-        return tl.exp(x)
-    return libdevice.fast_expf(x)
+def exp2(x):
+    return tl.exp2(x) if INTERPRETED else libdevice.exp2(x)
 
 
 @triton.jit
 def divide(a, b):
-    if INTERPRETED:
-        return a / b
-    return libdevice.fast_dividef(a, b)
+    return a / b if INTERPRETED else libdevice.fast_dividef(a, b)
 
 
 @triton.jit
 def sigmoid(x):
-    return divide(1.0, 1.0 + exp(-x))
+    return divide(1.0, 1.0 + exp2(-1.4426950408889634 * x))
 
 
 @triton.jit
 def tanh(x):
     # The exponential is at most 1, so that the quotient is never that of two infinities. 2 * sigmoid(2 * x) - 1 would
     # be as safe, with four times the rounding error near 0.
-    e = exp(-2.0 * tl.abs(x))
+    e = exp2(-2.8853900817779268 * tl.abs(x))
     y = divide(1.0 - e, 1.0 + e)
-    return tl.where(x < 0.0, -y, y)
+    sign = x.to(tl.int32, bitcast=True) & -0x80000000  # a select would take a predicate, of which there are seven
+    return (y.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -45,8 +45,7 @@ class Exchange:
 @triton.jit
 def give_up(missing, patience, fault_ptr):
     """The patience that is left after a wait; missing: whether it was in vain."""
-    if missing:
-        tl.store(fault_ptr, 1)
+    tl.store(fault_ptr, 1, mask=missing)  # a branch would take longer
     return tl.where(missing, 0, patience)
 
 
@@ -84,8 +83,8 @@ def counter_wait(counter_ptr, arrivals, patience, fault_ptr):
 @triton.jit
 def counter_gather(pointers, masks, published, patience, fault_ptr):
     tiles = ()
-    for i in tl.static_range(len(pointers)):  # not from L1, which nobody keeps coherent
-        tiles += (tl.load(pointers[i], mask=masks[i], other=0.0, cache_modifier=".cg"),)
+    for i in tl.static_range(len(pointers)):  # volatile: not from L1, which nobody keeps coherent
+        tiles += (tl.load(pointers[i], mask=masks[i], other=0, volatile=True),)
     return tiles, patience
 
 

@@ -2,7 +2,7 @@
 
 Programs of a split kernel wait for each other. Should one never come (a grid that does not run at once, a debugger, a
 kernel of another process that holds a multiprocessor), the others stop waiting after PATIENCE polls of one element:
-they set the device's fault word, fill what they own with NaN and leave.
+they set the device's fault word, and go on without waiting, with NaN in all that they publish and return.
 
 The word lies in pinned memory of the host, which the device can write too: to look at it costs the host one read of
 memory, and the device nothing where nobody waits in vain.

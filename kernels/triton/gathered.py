@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from fastcells.kernels.triton.exchange import poison
 from fastcells.kernels.triton.tiles import product
 from fastcells.kernels.triton.words import apart
 
@@ -13,7 +14,6 @@ def gathered_products(
     gate_stride,
     row_stride,
     w,  # [BLOCK_K, BLOCK_H] for each gate and, within it, each of the INNER parts of H
-    start,  # N tiles [BLOCK_B, BLOCK_H] float32 to add to
     row_mask,  # [BLOCK_B, 1]
     words,  # in a row
     published,
@@ -28,16 +28,21 @@ def gathered_products(
     BLOCK_K: tl.constexpr,
     INNER: tl.constexpr,
     WORD: tl.constexpr,
+    TIE: tl.constexpr,  # whether no gate's sum is there before the others: for programs of one warp
     PRECISION: tl.constexpr,
 ):
-    """`start[g] + a[g] @ w[FIRST + g]` for N gates, and the patience that is left.
+    """`a[g] @ w[FIRST + g]` for N gates, and the patience that is left; NaN where there was none.
 
-    Part by part, the gates in turn: their matrix instructions do not depend on each other and overlap.
+    Each gate, and of words each half, has a sum of its own, so that their matrix instructions overlap.
     """
     row = tl.arange(0, BLOCK_B)[:, None]
     k = tl.arange(0, BLOCK_K // WORD)[None, :]
     element: tl.constexpr = w[0].dtype
-    sums = start
+    # Not a constant zero: of a sum of products that start from zero the compiler makes one long chain.
+    start = tl.broadcast_to(poison(patience), (BLOCK_B, w[0].shape[1]))
+    sums = ()
+    for _ in tl.static_range(N * WORD):
+        sums += (start,)
     for first in tl.static_range(0, INNER * A, AT_ONCE):
         pointers = ()
         masks = ()
@@ -49,16 +54,38 @@ def gathered_products(
         tiles, patience = GATHER(pointers, masks, published, patience, fault_ptr)
         for i in tl.static_range(first, min(first + AT_ONCE, INNER * A)):
             halves = apart(tiles[i - first], element, WORD)
-            for half in tl.static_range(WORD):
-                totals = ()
-                for g in tl.static_range(N):
+            totals = ()
+            for g in tl.static_range(N):
+                for half in tl.static_range(WORD):
                     if A == 1 or g == i % A:
                         weight = w[((FIRST + g) * INNER + i // A) * WORD + half]
-                        totals += (product(halves[half], weight, sums[g], PRECISION),)
+                        totals += (product(halves[half], weight, sums[g * WORD + half], PRECISION),)
                     else:
-                        totals += (sums[g],)
-                sums = totals
-    return sums, patience
+                        totals += (sums[g * WORD + half],)
+            sums = totals
+    if TIE:
+        sums = tied(sums, patience)
+    gates = ()
+    for g in tl.static_range(N):
+        gates += (sums[g] if WORD == 1 else sums[g * 2] + sums[g * 2 + 1],)
+    return gates, patience
+
+
+@triton.jit
+def tied(tiles, patience):
+    """The tiles, none of which is there before the others are.
+
+    Else ptxas computes one gate's matrix instructions, then its activation, and only then starts with the next gate:
+    one after another, since a matrix instruction waits for the one before in its chain.
+    """
+    nothing = (patience < 0).to(tl.int32)  # 0, which the compiler does not know
+    all_bits = tiles[0].to(tl.int32, bitcast=True) & nothing
+    for i in tl.static_range(1, len(tiles)):
+        all_bits |= tiles[i].to(tl.int32, bitcast=True) & nothing
+    kept = ()
+    for i in tl.static_range(len(tiles)):
+        kept += ((tiles[i].to(tl.int32, bitcast=True) | all_bits).to(tl.float32, bitcast=True),)
+    return kept
 
 
 @triton.jit

@@ -109,6 +109,7 @@ def _arguments(split: Split, given: Pass) -> Arguments:
         "INNER": triton.cdiv(H, blocks.inner),
         # What a second product keeps meanwhile leaves less room.
         "AT_ONCE": split.polled if given.rule.reset_hidden is None else max(1, split.polled * 3 // 4),
+        "TIE": blocks.warps == 1,
         "WORD": elements_in_a_word(given.w),
         "KNOWN_H": H if H % 8 else 0,
     }

@@ -1,18 +1,20 @@
 """Which blocks for which shape: pure Python, without a GPU and without triton.
 
 No row has been timed yet. What decides so far is what fits (registers, shared memory), read off the compiler with
-`python -m bench.compile`; the figures are in bench/results/compile.csv.
+`python -m bench.compile`; the figures are in bench/results/compile.csv. Among the forms of a split kernel, cycles of
+its time loop decide, modelled from the same machine code.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 # Shared memory that one program may use, in bytes, by compute capability; an unknown card gets the least.
 SHARED_MEMORY = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 
 REGISTERS = 65536  # of a multiprocessor, 32 bit each; a thread has 255 at most
-POLLED_REGISTERS = 64  # of a thread, for what it polls at once: the gates of an LSTM with H=256, 16 bit; more spill
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,10 @@ def sequence_plan(
     if device is None:
         return _whole(H, item_size, backward, "the interpreter runs one program a batch tile, whatever H")
     blocks = sequence_blocks(H, gates, item_size, device.capability, precision=precision, backward=backward)
-    return blocks if isinstance(blocks, Blocks) else split_plan(H, B, gates, item_size, device, precision=precision)
+    if isinstance(blocks, str):
+        return split_plan(H, B, gates, item_size, device, precision=precision, backward=backward)
+    few_rows = precision != "tf32x3" and device.multiprocessors >= -(-B // 8)
+    return _with_few_rows(blocks) if few_rows else blocks
 
 
 def sequence_blocks(
@@ -128,30 +133,32 @@ def split_plan(
     *,
     precision: str = "tf32",
     exchange: str = "poll",
+    backward: bool = False,
 ) -> Split | str:
-    """How a sequence kernel is split, forward and backward alike, or the reason why it cannot be.
+    """How a sequence kernel is split, or the reason why it cannot be.
 
-    A program holds the weights of 32 or 64 hidden columns, [gates, H, columns], and gathers up to 16 KB of a mailbox
-    at a time. 32 columns are the least that 4 warps share without computing the same twice; 64 take more memory, and
-    half as many programs.
+    A program holds the weights of a few hidden columns, [gates, H, columns], and gathers up to 512 columns of 16 bits
+    of a mailbox at a time. Of the forms whose programs all run at once, one on each multiprocessor, the one that takes
+    the fewest modelled cycles, all the batch tiles counted that a group does one after another.
 
     exchange: "poll" or "counter". By the model, a poll is one way through the L2 cache and a counter three; not timed.
     """
-    batch, limit = 16, device.shared_memory
+    limit = device.shared_memory
     inner = _inner_tile(H, item_size, precision)
     padded = -(-H // inner) * inner
-    if exchange == "counter" and padded > inner:
-        return f"H={H}: gathered in several parts, the kernels that count arrivals spill registers"
-    tiles = -(-B // batch)
+    if exchange == "counter" and (padded > inner or H > 256 or (H > 128 and H % 2)):
+        return f"H={H}: the kernels that count arrivals spill registers with this many columns, or with odd rows"
     fitting, refusal = [], ""
-    for columns, warps in ((32, 4), (64, 8)):
-        needed = _copies(item_size, precision) * (gates * padded * columns + batch * inner) * item_size
-        programs = -(-H // columns)
+    for form in _forms(H, precision, exchange):
+        weights = _copies(item_size, precision) * gates * padded * form.columns * item_size
+        tile = _copies(item_size, precision) * form.batch * inner * item_size
+        programs = -(-H // form.columns)
         groups = device.multiprocessors // programs
-        if needed > limit:
+        if weights + tile > limit:
             refusal = refusal or (
-                f"H={H}: {columns} columns of the recurrent weights need {needed >> 10} KB of shared memory ({gates} "
-                f"gates of {padded} x {columns}, {item_size} bytes each), and one program has {limit >> 10} KB"
+                f"H={H}: {form.columns} columns of the recurrent weights need {(weights + tile) >> 10} KB of shared "
+                f"memory ({gates} gates of {padded} x {form.columns}, {item_size} bytes each), and one program has "
+                f"{limit >> 10} KB"
             )
         elif groups == 0:
             refusal = (
@@ -159,14 +166,54 @@ def split_plan(
                 "run them at once"
             )
         else:
-            reason = f"{programs} programs hold {columns} columns' weights each, {needed >> 10} KB, and exchange h"
-            blocks = Blocks(batch, columns, inner, warps, 1, reason)
-            in_turn = -(-tiles // groups)  # batch tiles that the busiest group does
-            tile = batch * inner * item_size
-            room = (limit - _copies(item_size, precision) * gates * padded * columns * item_size) // tile
-            polled = max(1, min(POLLED_REGISTERS * 4 * 32 * warps // tile, room - 1))  # one more is converted
-            fitting.append((in_turn, columns, Split(blocks, groups, exchange, polled)))
-    return min(fitting, key=lambda fit: fit[:2])[2] if fitting else refusal
+            in_turn = -(-B // (form.batch * groups))  # batch tiles that the busiest group does
+            reason = (
+                f"{programs} programs hold {form.columns} columns' weights each, {(weights + tile) >> 10} KB, and "
+                f"exchange h; {form.warps} warps and {form.batch} rows each, by the model's cycles"
+            )
+            blocks = Blocks(form.batch, form.columns, inner, form.warps, 1, reason)
+            registers = form.polled[gates == 4 and backward]
+            room = (limit - weights) // tile - 1  # one more tile is converted
+            room = room if exchange == "poll" else 1  # who has not to wait gains nothing
+            polled = max(1, min(registers * 4 * 32 * form.warps * _copies(item_size, precision) // tile, room))
+            cycles = form.cycles[2 * backward + (item_size == 4)]
+            fitting.append((in_turn * cycles, Split(blocks, groups, exchange, polled)))
+    return min(fitting, key=lambda fit: fit[0])[1] if fitting else refusal
+
+
+class Form(NamedTuple):
+    """A program of the split kernels."""
+
+    batch: int
+    columns: int
+    warps: int
+    cycles: tuple[int, int, int, int]  # modelled, a step of a GRU with H=256, sm_90: 16 bits, tf32; the backward's
+    polled: tuple[
+        int, int
+    ]  # registers of a thread for what it polls at once, with up to 3 and with 4 gates: more spill
+
+
+# Fewer than 8 columns a warp would be computed twice. What the warps of a program tell each other takes barriers, of
+# which a single warp needs none, and 8 rows are gathered in half of the time that 16 take: many small programs are
+# fast, as long as they all run at once.
+FORMS = (
+    Form(16, 32, 4, (2600, 3650, 3450, 6200), (64, 32)),
+    Form(16, 64, 8, (3500, 5000, 5050, 7600), (64, 32)),
+    Form(8, 8, 1, (1600, 2450, 3150, 6050), (64, 64)),
+    Form(8, 16, 2, (2150, 3000, 2500, 4750), (64, 32)),
+    Form(8, 32, 4, (2450, 3300, 2800, 3700), (40, 32)),
+)
+FEW_ROWS = 512  # the largest H up to which the compiler's figures for 8 rows have been read
+
+
+def _forms(H: int, precision: str, exchange: str) -> Iterator[Form]:
+    """Those that have been read off the compiler: with few rows, three products or a counter spill registers.
+
+    The same for forward and backward, so that what runs forward runs backward.
+    """
+    aligned = H % 8 == 0  # rows in which each element has its own address take more registers
+    few_rows = (FEW_ROWS if aligned else FEW_ROWS // 2) >= H and precision != "tf32x3" and exchange == "poll"
+    return (form for form in FORMS if form.batch == 16 or few_rows)
 
 
 def _whole(H: int, item_size: int, backward: bool, reason: str) -> Blocks:
@@ -176,6 +223,14 @@ def _whole(H: int, item_size: int, backward: bool, reason: str) -> Blocks:
     warps = 4 if block <= 32 else 8 if block <= 64 or item_size == 4 else 16
     # The forward has room to load a step ahead; the backward keeps every gate's operand there instead.
     return Blocks(16, block, block, warps, 1 if backward else 2, reason)
+
+
+def _with_few_rows(blocks: Blocks) -> Blocks:
+    """Twice as many programs with half the rows each.
+
+    By the model a step of a GRU with H=64, 16 bits, takes 1270 cycles instead of 1540, and 1420 instead of 2020 back.
+    """
+    return replace(blocks, batch=8, warps=min(blocks.warps, 8), reason=f"{blocks.reason}; 8 rows each, at once")
 
 
 def _copies(item_size: int, precision: str) -> int:

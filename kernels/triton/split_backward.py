@@ -53,6 +53,7 @@ def split_backward_kernel(
     INNER: tl.constexpr,  # parts of BLOCK_K columns that make up all H
     AT_ONCE: tl.constexpr,  # of these, of all gates, those polled together
     WORD: tl.constexpr,  # elements in a word
+    TIE: tl.constexpr,  # whether no gate's sum is there before the others: for programs of one warp
     KNOWN_H: tl.constexpr,  # H, unless 8 divides it: then 0
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -121,6 +122,8 @@ def split_backward_kernel(
     everyone = tl.num_programs(0)
     # As in the forward pass, all programs of a group walk the same tiles in the same order.
     for batch_tile in range(tl.program_id(1), tl.cdiv(B, BLOCK_B), tl.num_programs(1)):
+        arrivals = 0
+        counter = counter_ptr + batch_tile * 32
         first_row = zero + batch_tile * BLOCK_B
         first = first_row * H  # of the tile's rows in a [B, H] plane
         first_word = first_row * words
@@ -130,8 +133,6 @@ def split_backward_kernel(
         word_mask = row_mask & (word_cols < words)[None, :]
         if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
-        counter = counter_ptr + batch_tile * 32
-        arrivals = 0
         d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, tile, mask, STATES)
         d_state = (d_state[0] + poison(patience),) + d_state[1:]
         t = T * 0 if REVERSE else T - 1
@@ -167,10 +168,9 @@ def split_backward_kernel(
                 ARRIVE(counter, patience)
                 arrivals += everyone
                 patience = WAIT(counter, arrivals, patience, fault_ptr)
-                start = (tl.broadcast_to(poison(patience), (BLOCK_B, BLOCK_H)),)
                 sums, patience = gathered_products(
-                    mailbox + through * words, words, GATES * words, w, start, row_mask, words, True, patience,
-                    fault_ptr, GATHER, through, 1, 1, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, PRECISION,
+                    mailbox + through * words, words, GATES * words, w, row_mask, words, True, patience,
+                    fault_ptr, GATHER, through, 1, 1, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, TIE, PRECISION,
                 )  # fmt: skip
                 d_reset_hidden = unbound(sums[0], BLOCK_B, BLOCK_H) + poison(patience)
                 d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, after, d_reset_hidden)
@@ -187,13 +187,9 @@ def split_backward_kernel(
             if d_x_ptr is not None:
                 store_tiles(d_x_ptr + at * GATES, H, x_tile, mask, d_x)
             patience = WAIT(counter, arrivals, patience, fault_ptr)
-            start = ()
-            for _ in tl.static_range(through):
-                # Not a constant zero: of a sum of products that start from zero the compiler makes one long chain.
-                start += (tl.broadcast_to(poison(patience), (BLOCK_B, BLOCK_H)),)
             sums, patience = gathered_products(
-                mailbox, words, GATES * words, w, start, row_mask, words, True, patience, fault_ptr, GATHER,
-                0, through, through, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, PRECISION,
+                mailbox, words, GATES * words, w, row_mask, words, True, patience, fault_ptr, GATHER,
+                0, through, through, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, TIE, PRECISION,
             )  # fmt: skip
             total = sums[0]
             for g in tl.static_range(1, through):

@@ -68,6 +68,7 @@ def split_forward_kernel(
     INNER: tl.constexpr,  # parts of BLOCK_K columns that make up all H
     AT_ONCE: tl.constexpr,  # of these, those polled together
     WORD: tl.constexpr,  # elements in a word
+    TIE: tl.constexpr,  # whether no gate's sum is there before the others: for programs of one warp
     KNOWN_H: tl.constexpr,  # H, unless 8 divides it: then 0
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -107,9 +108,6 @@ def split_forward_kernel(
     b = load_bias(b_ptr, cols, H, GATES)
     b_ih = load_bias(b_ih_ptr, cols, H, GATES)
     through: tl.constexpr = GATES if RESET_HIDDEN is None else GATES - 1  # gates whose product reads h itself
-    none = ()
-    for _ in tl.static_range(GATES):
-        none += (tl.zeros((BLOCK_B, BLOCK_H), tl.float32),)
     everyone = tl.num_programs(0)
     # All programs of a group walk the same tiles in the same order, so that nobody waits for one that never comes. Each
     # tile has its own counter and mailboxes: a program may be ahead of the others, in the next tile already.
@@ -140,8 +138,8 @@ def split_forward_kernel(
             word_at = t * word_plane + first_word
             patience = WAIT(counter, arrivals, patience, fault_ptr)
             sums, patience = gathered_products(
-                source, 0, words, w, none, row_mask, words, i > 0, patience, fault_ptr, GATHER, 0, through, 1, AT_ONCE,
-                BLOCK_B, BLOCK_K, INNER, WORD, PRECISION,
+                source, 0, words, w, row_mask, words, i > 0, patience, fault_ptr, GATHER, 0, through, 1, AT_ONCE,
+                BLOCK_B, BLOCK_K, INNER, WORD, TIE, PRECISION,
             )  # fmt: skip
             x = with_bias(ahead, ids_ptr, b_ih, element, WORD, GATES)
             h = ()
@@ -154,8 +152,8 @@ def split_forward_kernel(
                 arrivals += everyone
                 patience = WAIT(counter, arrivals, patience, fault_ptr)
                 sums, patience = gathered_products(
-                    reset_hidden_mail + word_at, 0, words, w, none, row_mask, words, True, patience, fault_ptr, GATHER,
-                    through, 1, 1, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, PRECISION,
+                    reset_hidden_mail + word_at, 0, words, w, row_mask, words, True, patience, fault_ptr, GATHER,
+                    through, 1, 1, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, TIE, PRECISION,
                 )  # fmt: skip
                 h += (unbound(sums[0], BLOCK_B, BLOCK_H) + (b[through] + poison(patience)),)
             # The next step's, after this one's matmuls: the compiler lets what comes last keep its layout.

@@ -45,10 +45,9 @@ def apart(words, element: tl.constexpr, WORD: tl.constexpr):
 def pack(x, element: tl.constexpr, WORD: tl.constexpr):
     """float32 [R, WORD * C] to words [R, C] of the element type."""
     if WORD == 2:
-        low, high = tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 2, 2)))
-        low = cast(low, element).to(tl.uint16, bitcast=True).to(tl.uint32)
-        high = cast(high, element).to(tl.uint16, bitcast=True).to(tl.uint32)
-        words = (high << 16) | low
+        bits = cast(x, element).to(tl.uint16, bitcast=True)
+        low, high = tl.split(tl.reshape(bits, (x.shape[0], x.shape[1] // 2, 2)))
+        words = (high.to(tl.uint32) << 16) | low.to(tl.uint32)
     else:
         words = cast(x, element)
     return words

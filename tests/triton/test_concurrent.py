@@ -100,6 +100,18 @@ def test_16_bit(dtype: torch.dtype, name: str) -> None:
         assert excess(LSTM, 3, 5, 37, dtype) <= 0
 
 
+@pytest.mark.parametrize("form", plan.FORMS, ids=lambda form: f"{form.batch}x{form.columns}")
+@pytest.mark.parametrize(
+    ("case", "dtype"), [(RESET_BEFORE, torch.float32), (LSTM, torch.bfloat16)], ids=["f32", "bf16"]
+)
+def test_every_form_of_a_program(case: Case, dtype: torch.dtype, form: plan.Form) -> None:
+    blocks = replace(BLOCKS, batch=form.batch, hidden=form.columns, warps=form.warps)
+    with pytest.MonkeyPatch.context() as patch, concurrent_programs(seed=form.columns) as (forward, _):
+        patch.setattr(plan, "sequence_plan", lambda *_, **__: plan.Split(blocks, 2, "poll", polled=1 + form.warps % 3))
+        assert excess(case, 3, 18, 36, dtype, ids=form.warps == 2, lengths=torch.randint(4, (18,))) <= 0
+        assert forward.programs == [2 * -(-36 // form.columns)]
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @EACH_EXCHANGE
 def test_more_batch_tiles_than_groups(name: str, seed: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,10 @@ def in_turn(split: Split, B: int) -> int:
 
 
 SPLITS = [  # device, H, gates, bytes an element, B, columns of a program, batch tiles in turn
-    (H100, 256, 3, 2, 32, 32, 1),
+    (H100, 256, 3, 2, 32, 8, 1),  # 32 programs a group, 4 groups: 128 of 132 multiprocessors
+    (H100, 256, 3, 2, 33, 16, 1),
+    (H100, 256, 3, 2, 65, 32, 1),  # 8 rows each
+    (H100, 256, 3, 2, 129, 32, 1),  # 16 rows each
     (H100, 256, 3, 2, 256, 32, 1),  # 8 programs a group, 16 groups: 128 of 132 multiprocessors
     (H100, 256, 3, 2, 272, 64, 1),
     (H100, 256, 3, 2, 1056, 64, 2),
@@ -85,7 +89,7 @@ SPLITS = [  # device, H, gates, bytes an element, B, columns of a program, batch
     (H100, 768, 4, 2, 80, 32, 1),
     (H100, 1024, 3, 2, 128, 32, 2),
     (H100, 1024, 3, 2, 4096, 32, 64),
-    (H100, 256, 4, 4, 32, 32, 1),
+    (H100, 256, 4, 4, 32, 8, 1),
     (A100, 256, 3, 2, 208, 32, 1),
     (A100, 256, 3, 2, 224, 64, 1),
     (A100, 512, 3, 2, 96, 32, 1),
@@ -104,7 +108,7 @@ def test_split(device: Device, H: int, gates: int, size: int, B: int, columns: i
 
 REFUSED = [  # whatever B
     (H100, 1024, 4, 2, r"H=1024: .* need 272 KB .*\(4 gates of 1024 x 32, 2 bytes each\), and one program has 227 KB"),
-    (A100, 512, 3, 4, "H=512: .* one program has 163 KB"),
+    (A100, 768, 3, 4, "H=768: .* one program has 163 KB"),
     (SMALL, 800, 1, 2, "H=800: 25 programs wait for each other, and 24 multiprocessors do not run them at once"),
 ]
 
@@ -124,16 +128,18 @@ def test_every_split_fits_its_device(device: Device, exchange: str) -> None:
     found = 0
     for H in (1, 33, 100, 129, 256, 300, 512, 700, 768, 1000, 1024, 2048):
         for gates, size, precision in ((1, 2, "ieee"), (3, 2, "ieee"), (4, 4, "tf32"), (3, 4, "tf32x3")):
-            smallest = split_plan(H, 1, gates, size, device, precision=precision, exchange=exchange)
+            options: dict[str, Any] = {"precision": precision, "exchange": exchange}
+            smallest = split_plan(H, 1, gates, size, device, **options)
             for B in (1, 16, 17, 64, 500, 4096, 10**6):
-                split = split_plan(H, B, gates, size, device, precision=precision, exchange=exchange)
-                assert isinstance(split, str) == isinstance(smallest, str)
+                split = split_plan(H, B, gates, size, device, **options)
+                backward = split_plan(H, B, gates, size, device, **options, backward=True)
+                assert isinstance(split, str) == isinstance(smallest, str) == isinstance(backward, str)
                 if isinstance(split, str):
                     continue
                 found += 1
                 blocks = split.blocks
                 assert split.groups >= 1 and -(-H // blocks.hidden) * split.groups <= device.multiprocessors
-                assert blocks.hidden // 8 >= blocks.warps and blocks.hidden > blocks.batch  # no warp repeats another
+                assert blocks.hidden // 8 >= blocks.warps  # no warp repeats another
                 assert blocks.inner.bit_count() == 1 and blocks.inner >= 16
                 weights = gates * H * blocks.hidden * size * (2 if precision == "tf32x3" else 1)
                 assert weights + blocks.batch * blocks.inner * size <= SHARED_MEMORY[device.capability]
@@ -156,3 +162,12 @@ def test_three_tf32_take_twice_the_memory() -> None:
 def test_the_interpreter_has_no_limits() -> None:
     blocks = sequence_plan(5000, 10**6, 4, 4, None)
     assert isinstance(blocks, Blocks) and blocks.hidden == 8192
+
+
+def test_one_program_has_few_rows_while_all_run_at_once() -> None:
+    for B, batch in ((1, 8), (8 * 132, 8), (8 * 132 + 1, 16)):
+        for backward in (False, True):
+            blocks = sequence_plan(64, B, 3, 2, H100, backward=backward)
+            assert isinstance(blocks, Blocks) and blocks.batch == batch, (B, backward)
+    three_products = sequence_plan(64, 8, 3, 4, H100, precision="tf32x3")
+    assert isinstance(three_products, Blocks) and three_products.batch == 16

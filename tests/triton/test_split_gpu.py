@@ -31,7 +31,7 @@ def split(exchange: str, multiprocessors: int = 0) -> Iterator[None]:
 
     def sequence_plan(H: int, B: int, gates: int, size: int, gpu: plan.Device, **options: Any) -> plan.Split:
         gpu = plan.Device(gpu.capability, multiprocessors or gpu.multiprocessors)
-        found = plan.split_plan(H, B, gates, size, gpu, precision=options["precision"], exchange=exchange)
+        found = plan.split_plan(H, B, gates, size, gpu, exchange=exchange, **options)
         assert isinstance(found, plan.Split), found
         return found
 

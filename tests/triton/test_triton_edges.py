@@ -67,7 +67,7 @@ def stop_at(choose: Callable[..., fastcells.Choice], *call: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["layer", "batch first", "packed", "single", "cell", "function"])
 def test_the_batch_counts_for_the_split(kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """GRU, H=256, on an H100: 16 groups of 8 programs run at once, or 33 groups of 4; any batch runs."""
+    """GRU, H=256, on an H100: 4 groups of 32 programs run at once, 16 groups of 8, or 33 of 4; any batch runs."""
     monkeypatch.setattr(backend, "gpu", lambda _: plan.Device(90, 132))
 
     def run(B: int) -> str:
@@ -89,10 +89,9 @@ def test_the_batch_counts_for_the_split(kind: str, device: torch.device, monkeyp
         sequence = nn.utils.rnn.pack_sequence(list(x.unbind(1))) if kind == "packed" else x
         return str(fastcells.explain(layer, sequence))
 
-    narrow, wide = (f"triton (split): asked for; {n} programs hold {256 // n} columns' weights each" for n in (8, 4))
-    assert run(256).startswith(narrow)
-    for B in (272, 5000):
-        assert run(B).startswith(narrow if kind == "single" else wide)
+    for B, programs in ((256, 8), (272, 4), (5000, 4)):
+        n = 32 if kind == "single" else programs
+        assert run(B).startswith(f"triton (split): asked for; {n} programs hold {256 // n} columns' weights each")
 
 
 @EACH_IMPL
