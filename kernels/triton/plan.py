@@ -168,8 +168,8 @@ def split_plan(
         else:
             in_turn = -(-B // (form.batch * groups))  # batch tiles that the busiest group does
             reason = (
-                f"{programs} programs hold {form.columns} columns' weights each, {(weights + tile) >> 10} KB, and exchange "
-                f"h; {form.warps} warps and {form.batch} rows each, by the model's cycles"
+                f"{programs} programs hold {form.columns} columns' weights each, {(weights + tile) >> 10} KB, and "
+                f"exchange h; {form.warps} warps and {form.batch} rows each, by the model's cycles"
             )
             blocks = Blocks(form.batch, form.columns, inner, form.warps, 1, reason)
             registers = form.polled[gates == 4 and backward]

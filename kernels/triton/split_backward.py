@@ -122,6 +122,8 @@ def split_backward_kernel(
     everyone = tl.num_programs(0)
     # As in the forward pass, all programs of a group walk the same tiles in the same order.
     for batch_tile in range(tl.program_id(1), tl.cdiv(B, BLOCK_B), tl.num_programs(1)):
+        arrivals = 0
+        counter = counter_ptr + batch_tile * 32
         first_row = zero + batch_tile * BLOCK_B
         first = first_row * H  # of the tile's rows in a [B, H] plane
         first_word = first_row * words
@@ -131,8 +133,6 @@ def split_backward_kernel(
         word_mask = row_mask & (word_cols < words)[None, :]
         if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
-        counter = counter_ptr + batch_tile * 32
-        arrivals = 0
         d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, tile, mask, STATES)
         d_state = (d_state[0] + poison(patience),) + d_state[1:]
         t = T * 0 if REVERSE else T - 1

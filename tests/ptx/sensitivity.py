@@ -27,6 +27,9 @@ CASES = (
     Case("split", "gru_reset_before", "bfloat16", 33, 3, 3, "poll", options=Options(weak=True)),
     Case("split", "lstm", "bfloat16", 33, 18, 3, "counter", programs=1, options=Options(weak=True)),
     Case("split", "gru_reset_before", "bfloat16", 33, 3, 3, "counter", options=Options(weak=True)),
+    Case("split", "gru", "bfloat16", 17, 9, 3, "poll", form=2, programs=1, options=Options(weak=True)),  # of one warp
+    Case("gluon", "gru", "bfloat16", 64, 9, 3, programs=1, options=Options(weak=True)),
+    Case("gluon", "gru_reset_before", "float32", 33, 9, 3, programs=1, options=Options(weak=True)),
     Case("step", "gru", "float32", 130, 3, 2),
     Case("step", "gru_reset_before", "float32", 130, 3, 2),
 )
