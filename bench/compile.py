@@ -29,18 +29,20 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
-from bench.cases.compile_cases import DEVICES, DTYPES, Case, cases, selection
+from bench.cases.compile_cases import DEVICES, DTYPES, Case, cases, gluon_cases, gluon_selection, selection
 from bench.measure import sass
 from bench.measure.provenance import print_table, provenance, write_csv
 from fastcells.backends.triton.operators import run_backward, run_forward
+from fastcells.kernels.gluon import launch as launch_gluon
 from fastcells.kernels.triton import launch_sequence, launch_split, launch_step, plan
 from fastcells.kernels.triton.launch import BackwardPass, ForwardPass, StepInput
 from fastcells.kernels.triton.rule import UpdateRule
 from fastcells.kernels.triton.rules import RULES
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"}
-KERNELS = (
+KERNELS = (  # the launcher's module, what the kernel is called there
     (launch_sequence, "sequence_forward_kernel"),
     (launch_sequence, "sequence_backward_kernel"),
     (launch_step, "step_forward_kernel"),
@@ -48,7 +50,10 @@ KERNELS = (
     (launch_step, "reset_hidden_kernel"),
     (launch_split, "split_forward_kernel"),
     (launch_split, "split_backward_kernel"),
+    (launch_gluon, "forward_kernel"),
+    (launch_gluon, "backward_kernel"),
 )
+LAUNCHERS: dict[str, tuple[Any, Any]] = {"gluon": (launch_gluon.gluon_forward, launch_gluon.gluon_backward)}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 T = 7
 
@@ -108,9 +113,10 @@ def recorded(case: Case, rule: UpdateRule) -> list[Launch]:
     state, w = tuple(meta(B, H) for _ in rule.spec.states), meta(rows, H)
     lengths = torch.empty(B, dtype=torch.int32, device="meta")
     given = (rule, state, w, lengths, False, precision)
+    forward, backward = LAUNCHERS.get(case.path, (run_forward, run_backward))
     with recorders(launches):
-        out = run_forward(ForwardPass(*given, StepInput(meta(T, B, rows)), meta(rows), save=True), plans[0])
-        run_backward(BackwardPass(*given, out, meta(T, B, H), state), plans[1])
+        out = forward(ForwardPass(*given, StepInput(meta(T, B, rows)), meta(rows), save=True), plans[0])
+        backward(BackwardPass(*given, out, meta(T, B, H), state), plans[1])
     return list(launches.values())
 
 
@@ -132,7 +138,7 @@ def recorders(launches: dict[tuple[str, object], Launch]) -> Iterator[None]:
     kernels = [(module, name, getattr(module, name)) for module, name in KERNELS]
     try:
         for module, name, kernel in kernels:
-            setattr(module, name, Recorder(name, kernel))
+            setattr(module, name, Recorder(f"gluon_{name}" if module is launch_gluon else name, kernel))
         yield
     finally:
         for module, name, kernel in kernels:
@@ -142,19 +148,20 @@ def recorders(launches: dict[tuple[str, object], Launch]) -> Iterator[None]:
 def compile_launch(kernel: Any, arguments: dict[str, Any], target: int) -> Any:
     """Compile as Triton's own launch would: pointers aligned, sizes that 16 divides known to be so."""
     signature, constants, attributes = {}, {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        value = arguments[name]
+    for index, parameter in enumerate(kernel.params):
+        name, value = parameter.name, arguments[parameter.name]
         if isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
-        elif name in ("T", "B", "H", "V") or (type(value) is int and not name.isupper()):
-            signature[name] = "i32"
-        else:
+        elif parameter.is_constexpr or value is None:
             signature[name] = "constexpr"
             constants[(index,)] = value
-        known = not kernel.params[index].do_not_specialize
+        else:
+            signature[name] = "i32"
+        known = not parameter.do_not_specialize
         if signature[name].startswith("*") or (signature[name] == "i32" and known and value % 16 == 0):
             attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    source_of = GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource
+    source = source_of(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     names = ("num_warps", "num_stages", "maxnreg", "launch_cooperative_grid")
     options = {name: arguments[name] for name in names if name in arguments}
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
@@ -191,6 +198,10 @@ def time_loop(compiled: Any) -> tuple[int, int]:
 def expected_matmuls(name: str, case: Case, rule: UpdateRule, arguments: dict[str, Any]) -> int | str:
     """Matrix instructions a warp in the loop over time, or over the inner dimension, were no work done twice."""
     tile = 8 if case.dtype.startswith("float32") else 16  # m16n8k8 for tf32, m16n8k16 for 16 bit
+    products = 3 if arguments["PRECISION"] == "tf32x3" else 1
+    if case.path == "gluon":  # columns are M there and the batch is N, and no warp shares its part of K
+        tiles = (arguments["BLOCK_H"] // 16) * (arguments["BLOCK_B"] // 8) * (arguments["BLOCK_K"] // tile)
+        return products * arguments["GATES"] * arguments["INNER"] * tiles
     inner = {
         "sequence": arguments["BLOCK_H"],
         "split": arguments.get("INNER", 0) * arguments.get("BLOCK_K", 0),
@@ -205,7 +216,6 @@ def expected_matmuls(name: str, case: Case, rule: UpdateRule, arguments: dict[st
         return ""  # two loops, and which one is the longer depends on the target
     else:
         gates = rule.spec.num_gates
-    products = 3 if arguments["PRECISION"] == "tf32x3" else 1
     return products * gates * tiles // arguments["num_warps"]
 
 
@@ -217,7 +227,7 @@ def faults(row: dict[str, object]) -> list[str]:
     limit = plan.SHARED_MEMORY[int(str(row["target"]).removeprefix("sm_"))]
     if int(str(row["shared_bytes"])) > limit:
         found.append(f"needs {row['shared_bytes']} bytes of shared memory, {limit} there are")
-    if row["cooperative"] != str(row["kernel"]).startswith("split"):
+    if row["cooperative"] != str(row["kernel"]).startswith(("split", "gluon")):
         found.append("programs that wait for each other, and only they, need a cooperative launch")
     if row["matmuls_expected"] not in ("", row["loop_matmuls_per_warp"]):
         found.append(f"{row['loop_matmuls_per_warp']} matrix instructions a warp, {row['matmuls_expected']} expected")
@@ -233,8 +243,9 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="put the table into bench/results")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    among = cases if options.full else selection
-    chosen = list(among(tuple(options.target or DEVICES), ("bfloat16",) if options.quick else tuple(DTYPES)))
+    among = (cases, gluon_cases) if options.full else (selection, gluon_selection)
+    asked = tuple(options.target or DEVICES), ("bfloat16",) if options.quick else tuple(DTYPES)
+    chosen = [case for some in among for case in some(*asked)]
     with ProcessPoolExecutor(options.jobs) as pool:
         rows = [row for found in pool.map(compile_case, chosen) for row in found]
     print(f"triton {triton.__version__}, {len(chosen)} cases")

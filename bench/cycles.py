@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from bench import compile as compiling
-from bench.cases.compile_cases import DEVICES, DTYPES, Case, cases
+from bench.cases.compile_cases import DEVICES, DTYPES, Case, cases, gluon_cases
 from bench.measure import cycles, provenance, sass
 from bench.measure.kept import Row, check, kept_rows, merged
 from bench.measure.multiprocessor import ASSUMED, Assumptions
@@ -45,8 +45,11 @@ QUICK = (  # path, rule, dtype, H: a plan row of each, with the exchange that th
     ("split", "lstm", "bfloat16", 256),
     ("split", "gru_reset_before", "bfloat16", 256),
     ("split", "gru", "float32", 256),
+    ("gluon", "gru", "bfloat16", 256),
+    ("gluon", "lstm", "bfloat16", 256),
 )
-KEPT = "split", ("bfloat16", "float32"), (256, 512)  # path, dtypes and sizes that are kept beside the quick ones
+# Paths, dtypes and sizes that are kept beside the quick ones.
+KEPT = ("split", "gluon"), ("bfloat16", "float32"), (256, 512)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Family:
     kernels: Callable[[Case], Iterator[Kernel]]
 
 
-def triton_kernels(case: Case) -> Iterator[Kernel]:
+def launched(case: Case) -> Iterator[Kernel]:
     """What the launchers launch for a case, compiled."""
     for name, kernel, arguments, grid in compiling.recorded(case, RULES[case.rule]):
         trips = None
@@ -85,7 +88,7 @@ def triton_kernels(case: Case) -> Iterator[Kernel]:
         yield Kernel(name.removesuffix("_kernel"), part, compiled, math.prod(grid), arguments["num_warps"], trips)
 
 
-FAMILIES = {"triton": Family(cases, triton_kernels)}
+FAMILIES = {"triton": Family(cases, launched), "gluon": Family(gluon_cases, launched)}
 
 
 def rows_of(job: tuple[str, Case], assumed: Assumptions = ASSUMED) -> list[Row]:
@@ -140,7 +143,7 @@ def chosen(options: argparse.Namespace) -> list[tuple[str, Case]]:
     for name, family in FAMILIES.items():
         for case in family.cases(tuple(options.target or (90,)), tuple(options.dtype or DTYPES)):
             quick = (case.path, case.rule, case.dtype, case.H) in QUICK
-            kept = case.path == KEPT[0] and case.dtype in KEPT[1] and case.H in KEPT[2]
+            kept = case.path in KEPT[0] and case.dtype in KEPT[1] and case.H in KEPT[2]
             wanted = quick or (kept and not options.quick) or not (options.quick or options.kept)
             few = options.quick or options.kept  # leave out an exchange that no plan takes by itself
             asked = {"rule": case.rule, "path": case.path, "hidden": case.H, "exchange": case.exchange, "family": name}
@@ -181,7 +184,7 @@ def main() -> int:
     parser.add_argument("--target", type=int, choices=tuple(DEVICES), action="append", help="90 if not given")
     parser.add_argument("--family", choices=tuple(FAMILIES), action="append")
     parser.add_argument("--rule", choices=tuple(RULES), action="append")
-    parser.add_argument("--path", choices=("sequence", "split", "step"), action="append")
+    parser.add_argument("--path", choices=("sequence", "split", "step", "gluon"), action="append")
     parser.add_argument("--hidden", type=int, action="append", metavar="H")
     parser.add_argument("--dtype", choices=tuple(DTYPES), action="append")
     parser.add_argument("--exchange", choices=("poll", "counter"), action="append")

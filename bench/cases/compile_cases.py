@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 
+from fastcells.kernels.gluon.plan import Resident, resident_plan
 from fastcells.kernels.triton import plan
 from fastcells.kernels.triton.exchange import EXCHANGES
 from fastcells.kernels.triton.rules import RULES
@@ -35,7 +37,7 @@ ODD_SELECTED = (
 
 @dataclass(frozen=True)
 class Case:
-    """One way to run one rule: path "sequence", "split" or "step"."""
+    """One way to run one rule: path "sequence", "split" or "step", or "gluon" for those in Gluon."""
 
     path: str
     rule: str
@@ -45,10 +47,14 @@ class Case:
     B: int = 32
     exchange: str = ""
 
-    def plan(self, *, backward: bool = False) -> plan.Plan | str:
+    def plan(self, *, backward: bool = False) -> plan.Plan | Resident | str:
         """Its row."""
         dtype, precision = DTYPES[self.dtype]
         size, gates, device = dtype.itemsize, RULES[self.rule].spec.num_gates, DEVICES[self.target]
+        if self.path == "gluon":
+            resident: dict[str, Any] = {"precision": precision, "backward": backward}
+            resident["two_products"] = RULES[self.rule].reset_hidden is not None
+            return resident_plan(self.H, self.B, gates, size, device, **resident)
         if self.path == "step":
             return plan.step_blocks(size)
         if self.path == "sequence":
@@ -105,4 +111,23 @@ def selection(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Cas
         # The cell with the second exchange is the counter's worst case, the split kernels are tf32x3's.
         counted = case.exchange == "counter" and case.rule != "gru_reset_before"
         if odd or (tight and not counted and (case.dtype, case.path) != ("float32x3", "sequence")):
+            yield case
+
+
+GLUON_SIZES = (128, 256, 512, 768, 1024)
+GLUON_SELECTED = {"bfloat16": (1024,), "float32": (512,), "float32x3": (256,)}  # the largest that fit
+
+
+def gluon_cases(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
+    """Every rule, dtype and size that is planned for the Gluon kernels, which are for sm_90 and later."""
+    for target, rule, dtype, H in product(targets, RULES, dtypes, GLUON_SIZES):
+        case = Case("gluon", rule, dtype, H, target)
+        if all(isinstance(case.plan(backward=backward), Resident) for backward in (False, True)):
+            yield case
+
+
+def gluon_selection(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
+    """Every rule and target at the sizes that are tightest."""
+    for case in gluon_cases(targets, dtypes):
+        if case.H in GLUON_SELECTED.get(case.dtype, ()):
             yield case
