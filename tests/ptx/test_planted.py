@@ -12,11 +12,14 @@ from tests.ptx import broken, mutate, planted, sensitivity
 from tests.ptx.cases import Case
 from tests.ptx.launch import Options
 from tests.ptx.worker import Run
+from tests.support.shapes import CELLS
+from tests.support.split_programs import excess, split
 
 COUNTER = Case("split", "gru", "bfloat16", 50, 18, 3, "counter", programs=1, options=Options(weak=True))
 POLL = replace(COUNTER, exchange="poll", H=65)
 SEEDS = range(4)  # a fault shows in some orders of events only
 ABSENT = 1
+GRU = CELLS[2]
 COLUMNS = 32  # of a program
 FIRST_TILE = 16  # rows that a program does before others
 
@@ -44,14 +47,13 @@ def test_the_interpreter_does_not_see_a_missing_barrier() -> None:
 
     The same exchange without its barrier passes there, and is wrong here: the test above.
     """
-    concurrent = pytest.importorskip("tests.triton.test_concurrent")
     if torch.cuda.is_available():
         pytest.skip("no interpreter with a GPU")
     unordered = replace(EXCHANGES["counter"], arrive=broken.arrive_without_barrier)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(EXCHANGES, "counter", unordered)
-        with concurrent.split("counter", seed=1):
-            assert concurrent.excess(concurrent.GRU, 3, 20, 40) <= 0
+        with split("counter", seed=1):
+            assert excess(GRU, 3, 20, 40) <= 0
 
 
 def test_a_late_publication_is_noticed(execute: Run) -> None:
