@@ -16,7 +16,8 @@ CAPABILITY = 90  # the least: `max.u16x2` came with it, and earlier cards have h
 LARGEST = 1024  # of the shapes that ptxas's registers have been read off for
 L2 = 3134  # bytes a cycle, for all programs together: an estimate, 5.5 TB/s
 # Registers a thread for weights, operands and sums, of 255; the rest is addresses, the state, its input. So full, at
-# most one register spills within a step: a GRU's of H=1024 given ids, an LSTM's backward given lengths.
+# most one register spills within a step: a GRU's of H=1024 given ids, an LSTM's backward given lengths. On sm_100, for
+# which nothing is fitted, two do.
 ROOM, ROOM_BACKWARD, ROOM_FOR_THREE = 216, 208, 192  # FOR_THREE: where three products make one
 
 

@@ -59,9 +59,14 @@ REPEATING_WARPS = """
 blocks = plan.Blocks(16, 32, 256, 8, 1, "")
 plan.split_plan = lambda *_, **__: plan.Split(blocks, 16, "poll")
 """
+GLUON_OPTIONS = """
+options = compile.launch_gluon._arguments
+compile.launch_gluon._arguments = lambda *given: options(*given) | {changed}
+"""
 FEW_REGISTERS = "plan.Blocks.registers = property(lambda self: 48)"
 SEQUENCE = '"sequence", "gru", "bfloat16", 128, 90'
 SPLIT = '"split", "gru", "bfloat16", 256, 90, 32, "poll"'
+GLUON = '"gluon", "gru", "bfloat16", 256, 90'
 CASES = {  # name: the case, what is done to it, the fault that is found
     "sequence": (SEQUENCE, "", "[]"),
     "few registers": (SEQUENCE, FEW_REGISTERS, "spills"),
@@ -71,6 +76,13 @@ CASES = {  # name: the case, what is done to it, the fault that is found
     "few registers, split": (SPLIT, FEW_REGISTERS, "spills"),
     "too many warps, split": (SPLIT, REPEATING_WARPS, "expected"),
     "not cooperative": (SPLIT, NOT_COOPERATIVE, "need a cooperative launch"),
+    "Gluon": (GLUON, "", "2 kernels []"),
+    "few registers, Gluon": (GLUON, GLUON_OPTIONS.replace("{changed}", "{'maxnreg': 96}"), "spills"),
+    "not cooperative, Gluon": (
+        GLUON,
+        GLUON_OPTIONS.replace("{changed}", "{'launch_cooperative_grid': False}"),
+        "need a cooperative launch",
+    ),
     # The tightest of each path; `make compile ARGS=--quick`, in CI, compiles all of them for every target.
     "odd rows": ('"split", "lstm", "bfloat16", 251, 90, 32, "counter"', "", "2 kernels []"),
     "second product": ('"step", "gru_reset_before", "bfloat16", 256, 90', "", "[]"),
