@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -69,9 +70,9 @@ def wrong(row: Row) -> bool:
     return bool(row["fault"]) or bool(row["races"]) or float(str(row["error"])) > float(str(row["limit"]))
 
 
-def sensitivity_rows(case: Case) -> list[Row]:
-    """How many orderings of each kernel and kind were noticed, and those that were not."""
-    found = list(sensitivity.findings(case))
+def sensitivity_rows(case: Case, sample: int) -> list[Row]:
+    """How many orderings of each kernel and kind were noticed, and those that were not; one of so many is tried."""
+    found = list(sensitivity.findings(case, every=sample))
     rows: list[Row] = []
     for kernel, kind in dict.fromkeys((f.kernel, f.mutation.kind) for f in found):
         these = [f for f in found if (f.kernel, f.mutation.kind) == (kernel, kind)]
@@ -100,6 +101,7 @@ def main() -> int:
     parser.add_argument("--target", type=int, action="append")
     parser.add_argument("--every", type=int, default=1, help="one case of so many")
     parser.add_argument("--sensitivity", action="store_true", help="take orderings out instead")
+    parser.add_argument("--sample", type=int, default=1, help="with --sensitivity: one ordering of so many")
     parser.add_argument("--write", action="store_true", help="put the table into bench/results")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
@@ -107,7 +109,7 @@ def main() -> int:
     cases = cases[:: options.every]
     # Longest first, or the last one runs alone.
     cases.sort(key=lambda case: (case.path == "step", case.path == "split", case.B * case.H), reverse=True)
-    work = sensitivity_rows if options.sensitivity else rows_of
+    work = partial(sensitivity_rows, sample=options.sample) if options.sensitivity else rows_of
     rows: list[Row] = []
     context = get_context("spawn")
     with ProcessPoolExecutor(options.jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
