@@ -103,6 +103,9 @@ class _InMachine:
 def translated(text: str, edit: Edit | None) -> Translation:
     """A kernel's text, changed or as it is, for the machine."""
     if (text, edit) not in _translations:
+        if edit:  # only the last of them is used again, and each takes megabytes
+            for key in [key for key in _translations if key[1] is not None]:
+                del _translations[key]
         parsed = parse(text)
         _translations[text, edit] = Translation(edit(parsed) if edit else parsed)
     return _translations[text, edit]
