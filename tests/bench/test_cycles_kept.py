@@ -62,20 +62,18 @@ def test_the_command_prints_what_it_takes_for_granted() -> None:
 
 @pytest.mark.slow
 def test_the_split_kernels_of_a_gru_and_a_row_that_became_slower(tmp_path: Path) -> None:
-    """GRU, H=256, bfloat16, sm_90: 4,785 cycles forward and 6,758 backward in the prototype of the model, Triton 3.8.
+    """GRU, H=256, bfloat16, sm_90: 1,564 cycles forward and 2,507 backward of what Triton 3.7.1 makes.
 
-    This model says 4,843 and 6,828 of the same machine code: its four sub-cores get shared memory one after another,
-    the prototype's all at once. Of what Triton 3.7.1 makes, 6,056 and 6,726: ptxas runs the three gates' products one
-    after another there. Faster kernels are welcome.
+    Within 4 % of what the prototype of the model says. Faster kernels are welcome.
     """
     pytest.importorskip("triton", reason="the kernels are written in Triton")
     row = ["--path", "split", "--rule", "gru", "--hidden", "256", "--dtype", "bfloat16", "--exchange", "poll"]
     done = command(*row, "--results", str(tmp_path))
     assert done.returncode == 0 and "modelled, not measured" in done.stdout, done.stdout + done.stderr
     rows = kept_rows(tmp_path / "cycles.csv")
-    first = {str(found["kernel"]): found for found in rows if found["B"] == "16"}  # one batch tile
+    first = {str(found["kernel"]): found for found in rows if found["B"] == "8"}  # one batch tile
     assert set(first) == {"split_forward", "split_backward"}
-    for kernel, prototype in (("split_forward", 4785), ("split_backward", 6758)):
+    for kernel, prototype in (("split_forward", 1534), ("split_backward", 2446)):
         columns = "cycles", "chain", "instructions", "barrier", "mma", "warps", "programs"
         found = {key: int(str(first[kernel][key])) for key in columns}
         assert 0 < found["chain"] < found["cycles"] < 1.3 * prototype
