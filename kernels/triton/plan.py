@@ -174,7 +174,8 @@ def split_plan(
             blocks = Blocks(form.batch, form.columns, inner, form.warps, 1, reason)
             registers = form.polled[gates == 4 and backward]
             room = (limit - weights) // tile - 1  # one more tile is converted
-            room = room if exchange == "poll" else 1  # who has not to wait gains nothing
+            # Who has not to wait gains nothing; with three products the parts of a second tile spill.
+            room = room if exchange == "poll" and precision != "tf32x3" else 1
             polled = max(1, min(registers * 4 * 32 * form.warps * _copies(item_size, precision) // tile, room))
             cycles = form.cycles[2 * backward + (item_size == 4)]
             fitting.append((in_turn * cycles, Split(blocks, groups, exchange, polled)))
