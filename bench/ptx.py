@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -99,14 +100,14 @@ def main() -> int:
     parser.add_argument("--rule", action="append")
     parser.add_argument("--dtype", action="append")
     parser.add_argument("--target", type=int, action="append")
-    parser.add_argument("--every", type=int, default=1, help="one case of so many")
+    parser.add_argument("--every", type=int, default=1, help="one case of so many, drawn by chance but always the same")
     parser.add_argument("--sensitivity", action="store_true", help="take orderings out instead")
     parser.add_argument("--sample", type=int, default=1, help="with --sensitivity: one ordering of so many")
     parser.add_argument("--write", action="store_true", help="put the table into bench/results")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     cases = [case for case in (sensitivity.CASES if options.sensitivity else EVERY) if _asked(case, options)]
-    cases = cases[:: options.every]
+    cases = random.Random(0).sample(cases, max(1, len(cases) // options.every)) if options.every > 1 else cases
     # Longest first, or the last one runs alone.
     cases.sort(key=lambda case: (case.path == "step", case.path == "split", case.B * case.H), reverse=True)
     work = partial(sensitivity_rows, sample=options.sample) if options.sensitivity else rows_of
