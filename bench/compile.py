@@ -27,12 +27,10 @@ os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be comp
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from bench.cases.compile_cases import DEVICES, DTYPES, Case, cases, gluon_cases, gluon_selection, selection
 from bench.measure import sass
+from bench.measure.launched import compile_launch
 from bench.measure.provenance import print_table, provenance, write_csv
 from fastcells.backends.triton.operators import run_backward, run_forward
 from fastcells.kernels.gluon import launch as launch_gluon
@@ -41,7 +39,6 @@ from fastcells.kernels.triton.launch import BackwardPass, ForwardPass, StepInput
 from fastcells.kernels.triton.rule import UpdateRule
 from fastcells.kernels.triton.rules import RULES
 
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"}
 KERNELS = (  # the launcher's module, what the kernel is called there
     (launch_sequence, "sequence_forward_kernel"),
     (launch_sequence, "sequence_backward_kernel"),
@@ -146,28 +143,6 @@ def recorders(launches: dict[tuple[str, object], Launch]) -> Iterator[None]:
     finally:
         for module, name, kernel in kernels:
             setattr(module, name, kernel)
-
-
-def compile_launch(kernel: Any, arguments: dict[str, Any], target: int) -> Any:
-    """Compile as Triton's own launch would: pointers aligned, sizes that 16 divides known to be so."""
-    signature, constants, attributes = {}, {}, {}
-    for index, parameter in enumerate(kernel.params):
-        name, value = parameter.name, arguments[parameter.name]
-        if isinstance(value, torch.Tensor):
-            signature[name] = "*" + TYPES[value.dtype]
-        elif parameter.is_constexpr or value is None:
-            signature[name] = "constexpr"
-            constants[(index,)] = value
-        else:
-            signature[name] = "i32"
-        known = not parameter.do_not_specialize
-        if signature[name].startswith("*") or (signature[name] == "i32" and known and value % 16 == 0):
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    source_of = GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource
-    source = source_of(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    names = ("num_warps", "num_stages", "maxnreg", "launch_cooperative_grid")
-    options = {name: arguments[name] for name in names if name in arguments}
-    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 
 
 def cuobjdump(compiled: Any, option: str) -> str:

@@ -35,6 +35,7 @@ from bench import compile as compiling
 from bench.cases.compile_cases import DEVICES, DTYPES, Case, cases, gluon_cases
 from bench.measure import cycles, provenance, sass
 from bench.measure.kept import Row, check, kept_rows, merged
+from bench.measure.launched import compile_launch
 from bench.measure.multiprocessor import ASSUMED, Assumptions
 from fastcells.kernels.triton.rules import RULES
 
@@ -84,7 +85,7 @@ def launched(case: Case) -> Iterator[Kernel]:
             # Backward there is a loop over gates around the one over the inner dimension.
             trips = math.ceil(case.H / arguments["BLOCK_K"]), arguments.get("THROUGH", 1)
             part += {True: " later", False: " last", None: ""}[arguments.get("HAS_LATER")]
-        compiled = compiling.compile_launch(kernel, arguments, case.target)
+        compiled = compile_launch(kernel, arguments, case.target)
         yield Kernel(name.removesuffix("_kernel"), part, compiled, math.prod(grid), arguments["num_warps"], trips)
 
 

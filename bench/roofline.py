@@ -11,8 +11,9 @@ import itertools
 import sys
 
 from bench.measure.families import fastest
+from bench.measure.kept import kept_rows
 from bench.measure.limit import GATES
-from bench.measure.provenance import print_table
+from bench.measure.provenance import RESULTS, print_table
 from bench.measure.roofline import DTYPES, EXCHANGES, Shape, floor, load_constants
 
 
@@ -24,7 +25,7 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, action="append")
     parser.add_argument("--dtype", choices=tuple(DTYPES), action="append")
     options = parser.parse_args()
-    constants = load_constants()
+    constants, kept = load_constants(), kept_rows(RESULTS / "cycles.csv")
     rows: list[dict[str, object]] = []
     for cell, dtype, H, B in itertools.product(
         options.cell or ("GRU", "LSTM", "RNN"),
@@ -39,7 +40,7 @@ def main() -> int:
                 microseconds, cut = floor(shape, exchange, constants)
                 row[f"{name}_{exchange}_us"] = microseconds if cut else "does not fit"
             row[f"{name}_cut"] = str(cut or "")
-            row[f"{name}_kernels_cycles"] = fastest(shape)
+            row[f"{name}_kernels_cycles"] = fastest(shape, kept)
         rows.append(row)
     print(f"Microseconds of one step of the recurrence, {constants.label}. No GPU was timed for this table.")
     print("kernels_cycles: what the model of bench.cycles gives our own kernels on sm_90, the fastest family first.")

@@ -8,26 +8,18 @@ time step on one multiprocessor: modelled, not measured.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
-from bench.measure.kept import kept_rows
-from bench.measure.provenance import RESULTS
 from bench.measure.roofline import Shape
 
 RULES = {1: "rnn_tanh", 3: "gru", 4: "lstm"}  # by gates; the variants of a cell have figures of their own
 DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "tf32": "float32", "strict": "float32x3"}
 
 
-def modelled(
-    shape: Shape, target: int = 90, rows: Iterable[Mapping[str, object]] | None = None, path: Path | None = None
-) -> dict[str, float]:
-    """Cycles of a step for each family that has a kept row of this shape: of several Tritons', the slowest.
-
-    rows: instead of those of bench/results/cycles.csv.
-    """
+def modelled(shape: Shape, rows: Iterable[Mapping[str, object]], target: int = 90) -> dict[str, float]:
+    """Cycles of a step for each family that has a kept row of this shape: of several Tritons', the slowest."""
     asked = (RULES[shape.gates], DTYPES[shape.dtype], str(shape.H), f"sm_{target}", "step")
     found: dict[str, list[tuple[int, float]]] = {}
-    for row in kept_rows(path or RESULTS / "cycles.csv") if rows is None else rows:
+    for row in rows:
         same = tuple(str(row[key]) for key in ("rule", "dtype", "H", "target", "cycles_of")) == asked
         if same and str(row["kernel"]).endswith("backward") == shape.backward and int(str(row["B"])) <= shape.B:
             family = "gluon" if row["family"] == "gluon" else str(row["path"])
@@ -37,7 +29,7 @@ def modelled(
     return {family: max(c for B, c in pairs if largest[family] == B) for family, pairs in found.items()}
 
 
-def fastest(shape: Shape, target: int = 90) -> str:
+def fastest(shape: Shape, rows: Iterable[Mapping[str, object]]) -> str:
     """The fastest family with its cycles, and the others behind it; empty where nothing of this shape is kept."""
-    found = sorted(modelled(shape, target).items(), key=lambda item: item[1])
+    found = sorted(modelled(shape, rows).items(), key=lambda item: item[1])
     return ", ".join(f"{family} {cycles:.0f}" for family, cycles in found)

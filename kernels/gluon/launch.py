@@ -20,6 +20,7 @@ from fastcells.kernels.gluon.plan import Resident
 from fastcells.kernels.gluon.rules import RULES
 from fastcells.kernels.triton import fault
 from fastcells.kernels.triton.launch import Arguments, Backward, BackwardPass, Forward, ForwardPass, Pass
+from fastcells.kernels.triton.mailbox import fill_with_sentinel, first_elements
 
 LINE = 128  # bytes of a cache line
 
@@ -31,8 +32,7 @@ class Mailboxes:
         """shape: of a mailbox, rows of which are as wide as the operands; past column H they hold zeros."""
         self._shape, self._each = shape, triton.cdiv(math.prod(shape), LINE) * LINE  # 16 divides each address
         memory = like.new_empty(number * self._each + LINE)
-        words = memory.view(torch.int16 if memory.element_size() == 2 else torch.int32)
-        words.fill_(-1)  # the sentinel
+        fill_with_sentinel(memory)
         self._memory = memory
         self.given_up = memory.view(torch.int32)[-1:]
         if shape[-1] > H:
@@ -40,10 +40,7 @@ class Mailboxes:
                 self[i][..., H:].zero_()
 
     def __getitem__(self, i: int) -> Tensor:
-        """A mailbox, but no view to autograd: what is returned to a user may be changed in place."""
-        view = self._memory[i * self._each :][: math.prod(self._shape)].view(self._shape)
-        part: Tensor = self._memory.new_empty(0)
-        return part.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
+        return first_elements(self._memory[i * self._each :], self._shape)
 
 
 def gluon_forward(forward: ForwardPass, plan: Resident) -> Forward:
@@ -63,8 +60,7 @@ def gluon_forward(forward: ForwardPass, plan: Resident) -> Forward:
         reset_hidden_ptr=mailboxes[1] if second else None,
         **_arguments(plan, forward, mailboxes),
     )
-    if device.type == "cpu":  # the launch is over; a GPU's own fault is seen by a later one, for which nobody waits
-        fault.raise_fault(device, what)
+    fault.raise_own_fault(device, what)
     return out
 
 
@@ -82,8 +78,7 @@ def gluon_backward(backward: BackwardPass, plan: Resident) -> Backward:
         mailbox_ptr=mailboxes[0],
         **_arguments(plan, backward, mailboxes),
     )
-    if device.type == "cpu":
-        fault.raise_fault(device, what)
+    fault.raise_own_fault(device, what)
     return out
 
 

@@ -27,6 +27,12 @@ def fault_word(device: torch.device) -> Tensor:
     return _words[device]
 
 
+def raise_own_fault(device: torch.device, what: str) -> None:
+    """`raise_fault` after a launch: on a CPU it is over; a GPU's is seen by a later one, for which nobody waits."""
+    if device.type == "cpu":
+        raise_fault(device, what)
+
+
 def raise_fault(device: torch.device, what: str) -> None:
     """Raise `KernelFault`, and clear the word, if a kernel on this device gave up; what: the launch that looks.
 

@@ -5,8 +5,6 @@ Two launches, whatever T and B: one fills the mailbox or clears the counters.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 from torch import Tensor
@@ -24,6 +22,7 @@ from fastcells.kernels.triton.launch import (
     elements_in_a_word,
     num_tiles,
 )
+from fastcells.kernels.triton.mailbox import fill_with_sentinel, first_elements
 from fastcells.kernels.triton.plan import Split
 from fastcells.kernels.triton.split_backward import split_backward_kernel
 from fastcells.kernels.triton.split_forward import split_forward_kernel
@@ -41,14 +40,14 @@ def split_forward(forward: ForwardPass, split: Split) -> Forward:
     size = triton.cdiv(T * B * H, 8) * 8
     second = forward.rule.reset_hidden is not None
     mailboxes = _mailbox(EXCHANGES[split.exchange], (2 if second else 1, size), like=forward.w)
-    out = forward.results(hidden=_part(mailboxes[0], (T, B, H)))
+    out = forward.results(hidden=first_elements(mailboxes[0], (T, B, H)))
     split_forward_kernel[_grid(split, forward)](
         **forward.sequence_arguments(out),
-        reset_hidden_ptr=_part(mailboxes[1], (T, B, H)) if second else None,
+        reset_hidden_ptr=first_elements(mailboxes[1], (T, B, H)) if second else None,
         **_arguments(split, forward),
         **_options(split),
     )
-    _raise_own_fault(device, what)
+    fault.raise_own_fault(device, what)
     return out
 
 
@@ -64,27 +63,15 @@ def split_backward(backward: BackwardPass, split: Split) -> Backward:
         **_arguments(split, backward),
         **_options(split),
     )
-    _raise_own_fault(device, what)
+    fault.raise_own_fault(device, what)
     return out
-
-
-def _raise_own_fault(device: torch.device, what: str) -> None:
-    """On a CPU the launch is over when it returns; a GPU's own is seen by a later one, for which nobody waits."""
-    if device.type == "cpu":
-        fault.raise_fault(device, what)
 
 
 def _mailbox(exchange: Exchange, shape: tuple[int, ...], like: Tensor) -> Tensor:
     mailbox = like.new_empty(shape)
     if exchange.prefilled:
-        mailbox.view(torch.int16 if mailbox.element_size() == 2 else torch.int32).fill_(-1)  # the sentinel
+        fill_with_sentinel(mailbox)
     return mailbox
-
-
-def _part(mailbox: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """The first elements of a mailbox, but no view to autograd: what is returned to a user may be changed in place."""
-    view, part = mailbox[: math.prod(shape)].view(shape), mailbox.new_empty(0)
-    return part.set_(mailbox.untyped_storage(), view.storage_offset(), view.shape, view.stride())
 
 
 def _grid(split: Split, given: Pass) -> tuple[int, int]:

@@ -239,8 +239,8 @@ def test_families_are_ranked_by_the_kept_rows_of_the_model() -> None:
         row("triton", "split", 16, 1, rule="lstm"),
         row("triton", "split", 16, 1, target="sm_80"),
     ]
-    assert modelled(Shape(3, 32, 256, "bfloat16"), rows=rows) == {"split": 1700.0, "gluon": 950.0}
-    assert modelled(Shape(3, 16, 256, "bfloat16"), rows=rows) == {"split": 1700.0}
-    assert modelled(Shape(3, 512, 256, "bfloat16"), rows=rows) == {"split": 9000.0, "gluon": 950.0}
-    assert modelled(Shape(3, 32, 256, "bfloat16", backward=True), rows=rows) == {"gluon": 900.0}
-    assert modelled(Shape(3, 32, 512, "bfloat16"), rows=rows) == {}
+    assert modelled(Shape(3, 32, 256, "bfloat16"), rows) == {"split": 1700.0, "gluon": 950.0}
+    assert modelled(Shape(3, 16, 256, "bfloat16"), rows) == {"split": 1700.0}
+    assert modelled(Shape(3, 512, 256, "bfloat16"), rows) == {"split": 9000.0, "gluon": 950.0}
+    assert modelled(Shape(3, 32, 256, "bfloat16", backward=True), rows) == {"gluon": 900.0}
+    assert modelled(Shape(3, 32, 512, "bfloat16"), rows) == {}

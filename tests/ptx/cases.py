@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from bench.cases.compile_cases import DEVICES, DTYPES
 from fastcells.backends.triton.operators import run_backward, run_forward
 from fastcells.kernels.gluon.launch import gluon_backward, gluon_forward
 from fastcells.kernels.gluon.plan import Resident, resident_plan
@@ -23,17 +24,15 @@ from tests.ptx.launch import Options, executed
 from tests.ptx.memory import Race
 from tests.ptx.parse import Text
 
-# Storage dtype, precision of the matmuls, and the rounding of one of their factors.
-DTYPES = {
-    "bfloat16": (torch.bfloat16, "ieee", 2.0**-8),
-    "float16": (torch.float16, "ieee", 2.0**-11),
-    "float32": (torch.float32, "tf32", 2.0**-10),  # the tensor core cuts, where others round
-    "float32x3": (torch.float32, "tf32x3", 2.0**-20),
+ROUNDING = {  # of one factor of a matmul
+    "bfloat16": 2.0**-8,
+    "float16": 2.0**-11,
+    "float32": 2.0**-10,  # the tensor core cuts, where others round
+    "float32x3": 2.0**-20,
 }
 ROUNDINGS = 8  # how many of these may add up in a result: the kernels come to 2, a wrong term to hundreds
 VOCABULARY = 11
 LAUNCHERS: dict[str, tuple[Any, Any]] = {"gluon": (gluon_forward, gluon_backward)}
-DEVICES = {80: plan.Device(80, 108), 90: plan.Device(90, 132), 100: plan.Device(100, 148)}
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,15 @@ class Case:
 
     def plan(self, *, backward: bool) -> plan.Plan | Resident:
         """How the launcher is asked to launch it: the plan's blocks for this shape."""
-        dtype, precision, _ = DTYPES[self.dtype]
+        dtype, precision = DTYPES[self.dtype]
         gates, size = SPECS[self.rule].num_gates, dtype.itemsize
         device = DEVICES[self.options.target]
         how: Any = {"precision": precision, "backward": backward}
         if self.path == "step":
             return plan.step_blocks(size)
         if self.path == "gluon":
-            resident = resident_plan(self.H, self.B, gates, size, device, **how)
+            second = RULES[self.rule].reset_hidden is not None
+            resident = resident_plan(self.H, self.B, gates, size, device, two_products=second, **how)
             assert isinstance(resident, Resident), resident
             return replace(resident, groups=self.programs)
         if self.path == "sequence":
@@ -126,7 +126,7 @@ def run(case: Case) -> Result:
     torch.use_deterministic_algorithms(True)  # only so that uninitialized memory is filled with NaN
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     start = time.perf_counter()
-    rule, (dtype, precision, rounding) = RULES[case.rule], DTYPES[case.dtype]
+    rule, (dtype, precision), rounding = RULES[case.rule], DTYPES[case.dtype], ROUNDING[case.dtype]
     spec = rule.spec
     torch.manual_seed(case.options.seed)
     T, B, H, rows = case.T, case.B, case.H, spec.num_gates * case.H

@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
-from triton.compiler import ASTSource
-from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
+from bench.measure.launched import compile_launch, signature
 from fastcells.kernels.gluon import launch as launch_gluon
 from fastcells.kernels.triton import launch_sequence, launch_split, launch_step
 from tests.ptx.machine import Machine
@@ -28,9 +26,7 @@ from tests.ptx.memory import Memory
 from tests.ptx.parse import Text, parse
 from tests.ptx.translate import Translation
 
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
 LAUNCHERS = (launch_sequence, launch_split, launch_step, launch_gluon)
-LAUNCH_OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_cooperative_grid")
 Edit = Callable[[Text], Text]  # a change to a kernel, to see whether it is noticed
 
 
@@ -91,10 +87,10 @@ class _InMachine:
             memory = Memory(self.options.weak, random.Random(self.options.seed), self.options.stale)
             machine = Machine(translation, grid, shared, memory, **self.options.machine)
             self.launches.append(Launch(self.name, grid, text, translation, machine))
-            values = _addresses(memory, [arguments[name] for name in runtime_arguments(self.kernel, arguments)])
-            values += [0] * (
-                len(translation.text.parameters) - len(values)
-            )  # what Triton adds: memory that nothing here asks for
+            kinds = signature(self.kernel, arguments)
+            values = _addresses(memory, [arguments[name] for name, kind in kinds.items() if kind != "constexpr"])
+            # Triton adds pointers to memory that no kernel here asks for.
+            values += [0] * (len(translation.text.parameters) - len(values))
             machine.run(values, together=bool(arguments.get("launch_cooperative_grid")))
 
         return launch
@@ -126,45 +122,18 @@ def _addresses(memory: Memory, values: list[Any]) -> list[int]:
     return numbers
 
 
-def runtime_arguments(kernel: Any, arguments: dict[str, Any]) -> list[str]:
-    """Names of the arguments that are parameters of the compiled kernel: the others are constants in it."""
-    return [name for name, kind in _signature(kernel, arguments).items() if kind != "constexpr"]
-
-
-def _signature(kernel: Any, arguments: dict[str, Any]) -> dict[str, str]:
-    kinds = {}
-    for parameter in kernel.params:
-        value = arguments[parameter.name]
-        if isinstance(value, torch.Tensor):
-            kinds[parameter.name] = "*" + TYPES[value.dtype]
-        elif parameter.is_constexpr or value is None or (value == 1 and not parameter.do_not_specialize):
-            kinds[parameter.name] = "constexpr"
-        else:
-            assert type(value) is int, (parameter.name, value)
-            kinds[parameter.name] = "i32"
-    return kinds
-
-
 def compiled(kernel: Any, arguments: dict[str, Any], target: int) -> tuple[str, int]:
-    """PTX and bytes of shared memory, as Triton's own launch would compile it."""
-    assert isinstance(kernel, triton.JITFunction), "an interpreted kernel cannot be compiled"
-    signature, attributes = _signature(kernel, arguments), {}
-    for index, parameter in enumerate(kernel.params):
-        value, kind = arguments[parameter.name], signature[parameter.name]
-        number = value.data_ptr() if isinstance(value, torch.Tensor) else value
-        if kind != "constexpr" and number % 16 == 0 and not parameter.do_not_specialize:
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    constants = {(i,): arguments[p.name] for i, p in enumerate(kernel.params) if signature[p.name] == "constexpr"}
-    options = {name: arguments[name] for name in LAUNCH_OPTIONS if name in arguments}
-    key = (kernel, target, *signature.items(), *attributes, *constants.items(), *options.items())
+    """PTX and bytes of shared memory; what no kernel is compiled for, as T and B, tells no launches apart."""
+    sizes = {p.name for p in kernel.params if p.do_not_specialize and type(arguments[p.name]) is int}
+    key = (kernel, target, *((name, name in sizes or _what_matters(value)) for name, value in arguments.items()))
     if key not in _texts:
-        source_of = GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource
-        source = source_of(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-        assembler = CUDABackend.make_cubin
-        try:
-            CUDABackend.make_cubin = lambda *args, **named: b""  # nobody runs it here, and it takes the most time
-            result = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
-        finally:
-            CUDABackend.make_cubin = assembler
+        # Nobody runs the machine code here, and it takes the most time.
+        with mock.patch.object(CUDABackend, "make_cubin", return_value=b""):
+            result = compile_launch(kernel, arguments, target)
         _texts[key] = result.asm["ptx"], result.metadata.shared
     return _texts[key]
+
+
+def _what_matters(value: Any) -> object:
+    """A tensor counts by its dtype and by whether 16 divides its address."""
+    return (value.dtype, value.data_ptr() % 16) if isinstance(value, torch.Tensor) else value

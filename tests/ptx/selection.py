@@ -6,8 +6,9 @@ import itertools
 import random
 from collections.abc import Iterator
 
+from bench.cases.compile_cases import DTYPES
 from fastcells.kernels.triton import plan
-from tests.ptx.cases import DTYPES, Case
+from tests.ptx.cases import Case
 from tests.ptx.launch import Options
 
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm")

@@ -9,7 +9,6 @@ own blocks, others. A process of its own, since nothing is compiled where TRITON
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -17,23 +16,16 @@ from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.experimental.gluon._runtime import GluonASTSource
 
-from bench.compile import TYPES, cuobjdump, resources
+from bench.cases.compile_cases import DEVICES, DTYPES
+from bench.compile import cuobjdump, resources
+from bench.measure import sass
+from bench.measure.launched import compile_launch
 from fastcells.kernels.gluon import launch
 from fastcells.kernels.gluon.plan import Resident, resident_plan
 from fastcells.kernels.triton.launch import BackwardPass, ForwardPass, StepInput
-from fastcells.kernels.triton.plan import Device
 from fastcells.kernels.triton.rules import RULES
 
-CARDS = {90: Device(90, 132), 100: Device(100, 148)}
-DTYPES = {
-    "bfloat16": (torch.bfloat16, "ieee"),
-    "float16": (torch.float16, "ieee"),
-    "float32": (torch.float32, "tf32"),
-    "float32x3": (torch.float32, "tf32x3"),
-}
 T = 7
 
 
@@ -50,24 +42,6 @@ class Recorder:
         self.arguments = arguments
 
 
-def compiled(kernel: Any, arguments: dict[str, Any], target: int) -> Any:
-    """As Triton's own launch would compile it: addresses that 16 divides, sizes as numbers of the launch."""
-    signature, constants, attributes = {}, {}, {}
-    for index, parameter in enumerate(kernel.params):
-        value = arguments[parameter.name]
-        if isinstance(value, torch.Tensor):
-            signature[parameter.name] = "*" + TYPES[value.dtype]
-            attributes[(index,)] = [["tt.divisibility", 16]]
-        elif parameter.is_constexpr or value is None:
-            signature[parameter.name] = "constexpr"
-            constants[(index,)] = value
-        else:
-            signature[parameter.name] = "i32"
-    source = GluonASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {name: arguments[name] for name in ("num_warps", "maxnreg", "launch_cooperative_grid")}
-    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
-
-
 def launches(rule: str, dtype: str, H: int, B: int, target: int, blocks: list[int] | None) -> list[Recorder]:
     """What forward and backward launch, with every option of a step that changes the kernels' loads."""
     torch_dtype, precision = DTYPES[dtype]
@@ -75,7 +49,7 @@ def launches(rule: str, dtype: str, H: int, B: int, target: int, blocks: list[in
     plans = []
     for backward in (False, True):
         options = {"precision": precision, "backward": backward, "two_products": rule == "gru_reset_before"}
-        plan = resident_plan(H, B, spec.num_gates, torch_dtype.itemsize, CARDS[target], **options)
+        plan = resident_plan(H, B, spec.num_gates, torch_dtype.itemsize, DEVICES[target], **options)
         plan = Resident(*blocks, 1, "test") if blocks else plan
         assert isinstance(plan, Resident), plan
         plans.append(plan)
@@ -96,9 +70,12 @@ def launches(rule: str, dtype: str, H: int, B: int, target: int, blocks: list[in
 
 def figures(kernel: Any, arguments: dict[str, Any], target: int) -> dict[str, object]:
     """What the machine code of the loop over time holds, and what the kernel takes."""
-    binary = compiled(kernel, arguments, target)
+    binary = compile_launch(kernel, arguments, target)
     registers, stack = resources(binary)
-    loop = Counter(re.split(r"[. ]", re.sub(r"^@!?U?P\w+\s+", "", text))[0] for text in time_loop(binary))
+    code = sass.decode(cuobjdump(binary, "-sass"))
+    found = sass.main_loop(code)
+    assert found is not None, "there is no loop"
+    loop = Counter(instruction.base for instruction in code[found[0] : found[1] + 1])
     matmuls, inner = arguments["GATES"] * arguments["BLOCK_H"] // 16 * (arguments["BLOCK_B"] // 8), arguments["BLOCK_K"]
     size = arguments["w_ptr"].element_size()
     return {
@@ -120,20 +97,6 @@ def figures(kernel: Any, arguments: dict[str, Any], target: int) -> dict[str, ob
         * (3 if arguments["PRECISION"] == "tf32x3" else 1),
         "cooperative": binary.metadata.launch_cooperative_grid,
     }
-
-
-def time_loop(binary: Any) -> list[str]:
-    """The innermost loop with the most matrix instructions."""
-    code = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", cuobjdump(binary, "-sass"), re.M)
-    position = {int(address, 16): i for i, (address, _) in enumerate(code)}
-    loops = []
-    for i, (_, text) in enumerate(code):
-        jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
-        start = position.get(int(jump[1], 16), i) if jump else i
-        if start < i:
-            inside = [text for _, text in code[start : i + 1]]
-            loops.append((sum("HMMA" in text for text in inside), -len(inside), inside))
-    return max(loops)[2]
 
 
 def main(cases: list[list[Any]]) -> None:

@@ -46,7 +46,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a failed launch returned is to be looked at: nobody raises after it."""
-    monkeypatch.setattr(launch_split, "_raise_own_fault", lambda *_: None)
+    monkeypatch.setattr(fault, "raise_own_fault", lambda *_: None)
 
 
 class Problem:
