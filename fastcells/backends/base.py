@@ -16,6 +16,7 @@ from fastcells.token_ids import check_range, gather_rows
 
 NOTHING: frozenset[str] = frozenset()
 IN_ONE_CALL = ("aten", "one-hot")  # paths by which one operator of ATen's runs a whole stack, its projections included
+WAITING = ("split", "resident")  # paths whose programs wait for each other, and so may give up: `KernelFault`
 ASKED_FOR = "asked for"  # the reason for what `impl=` names
 
 
@@ -123,9 +124,15 @@ class Choice:
     reason: str
     plan: Any = field(default=None, repr=False, compare=False)  # the backend's own
     backend: Backend = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+    variant: str = ""  # which of several plans for one call
 
     def __str__(self) -> str:
         return f"{self.impl} ({self.path}): {self.reason}"
+
+    @property
+    def name(self) -> str:
+        """What tells the candidates of a trial apart: "cpu", "triton split 8x8x1 8x16x2"."""
+        return f"{self.impl} {self.path} {self.variant}" if self.variant else self.impl
 
 
 class Call(NamedTuple):
@@ -155,6 +162,7 @@ class Backend(ABC):
     cells: frozenset[str] = NOTHING  # `CellSpec.name`
     options: frozenset[str] = NOTHING  # of `Call.options`
     dtypes: frozenset[torch.dtype] = frozenset()
+    devices: frozenset[str] = NOTHING  # types of devices on which it is there for its speed, and takes part in trials
     takes_ids = False  # whether `forward` reads rows of W_ih by token ids itself
     # Whether a caller who asked for this backend may get `CellSpec.step` in a plain loop instead, where torch's
     # operators are looked through.
@@ -177,6 +185,13 @@ class Backend(ABC):
     @abstractmethod
     def choose(self, call: Call, reason: str) -> Choice:
         """The path and the plan for a call that meets no obstacle. reason: ASKED_FOR, or the advantage."""
+
+    def candidates(self, call: Call) -> list[Choice]:
+        """What a trial compares for a call that meets no obstacle: `choose`, and other plans that may be faster."""
+        return [self.choose(call, ASKED_FOR)]
+
+    def check_fault(self, device: torch.device) -> None:  # noqa: B027  most have nothing that could fault
+        """Raise KernelFault if a kernel on the device has given up; the device has done all that it was given."""
 
     def must_unroll(self, choice: Choice, spec: CellSpec, weights: RecurrentWeights, steps: Steps) -> bool:
         """Whether `forward` does not know this case, and `CellSpec.step` has to run in a plain loop."""

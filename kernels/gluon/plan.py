@@ -33,6 +33,10 @@ class Resident:
     groups: int  # of programs that run at once, at most; each does one batch tile after another
     reason: str
 
+    def __str__(self) -> str:
+        """Rows, columns, warps: "8x16x4"."""
+        return f"{self.batch}x{self.hidden}x{self.split}"
+
     @property
     def width(self) -> int:
         """Columns of a mailbox's row."""

@@ -1,7 +1,7 @@
 """When the Gluon kernels run a recurrence: where they are asked for by name, on a card that they fit.
 
-`"auto"` never takes them. They go beyond plain Triton, with inline assembly, and have run on no GPU yet: only the
-machine of tests/ptx has executed them.
+`"auto"` takes them only after a trial on the user's own device. They go beyond plain Triton, with inline assembly, and
+have run on no GPU yet: only the machine of tests/ptx has executed them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from fastcells.backends.base import Call, Choice, Gradients, Inputs, KernelBackend, PreviousStates, Trace, h_and_c
-from fastcells.backends.triton.backend import CELLS, gpu, matmul_precision
+from fastcells.backends.triton.backend import CELLS, TRITON, gpu, matmul_precision
 from fastcells.kernels.gluon.plan import Resident, resident_plan
 from fastcells.modes import traced
 from fastcells.spec import CellSpec, State
@@ -35,6 +35,7 @@ class GluonBackend(KernelBackend):
     cells = CELLS
     options = frozenset({"lengths"})
     dtypes = frozenset({torch.float32, torch.float16, torch.bfloat16})
+    devices = frozenset({"cuda"})
     takes_ids = True
 
     def obstacle(self, call: Call) -> str | None:
@@ -59,7 +60,10 @@ class GluonBackend(KernelBackend):
         forward, backward = (self._plan(call, backward=backward) for backward in (False, True))
         assert not isinstance(forward, str) and not isinstance(backward, str), "the obstacle was not asked for"
         plans = Plans(forward, backward, matmul_precision(call.dtype, call.w_hh.device))
-        return Choice(self.name, "resident", f"{reason}; {forward.reason}", plans, self)
+        return Choice(self.name, "resident", f"{reason}; {forward.reason}", plans, self, f"{forward} {backward}")
+
+    def check_fault(self, device: torch.device) -> None:
+        TRITON.check_fault(device)  # one word for both
 
     def _plan(self, call: Call, *, backward: bool) -> Resident | str:
         """How a pass is launched, or the reason why it cannot be."""
