@@ -14,7 +14,7 @@ if not torch.cuda.is_available():
 
 # What "auto" runs must not depend on what this machine has measured: no trials, and no file of the user's.
 os.environ["FASTCELLS_TUNE"] = "0"
-os.environ.setdefault("FASTCELLS_CACHE_DIR", tempfile.mkdtemp(prefix="fastcells-tests-"))
+os.environ["FASTCELLS_CACHE_DIR"] = tempfile.mkdtemp(prefix="fastcells-tests-")
 
 # The shapes here are tiny: a second thread costs more than it gives, most of all when the machine is busy.
 torch.set_num_threads(1)
