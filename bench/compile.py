@@ -105,7 +105,7 @@ def recorded(case: Case, rule: UpdateRule) -> list[Launch]:
     launches: dict[tuple[str, object], Launch] = {}
 
     def meta(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+        return torch.empty((2, *shape) if case.directions == 2 else shape, dtype=dtype, device="meta")
 
     B, H, rows = case.B, case.H, rule.spec.num_gates * case.H
     plans = case.plan(), case.plan(backward=True)

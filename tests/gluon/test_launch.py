@@ -100,7 +100,7 @@ def test_no_more_groups_than_batch_tiles(
 ) -> None:
     monkeypatch.setattr(f"{__name__}.B", rows)
     launch.gluon_forward(forward_pass(107, "gru", torch.bfloat16), PLAN)
-    assert kernels[0].grid == (7, groups)
+    assert kernels[0].grid == (7, groups, 1)
 
 
 def test_a_fault_is_raised(kernels: tuple[Recorder, Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
