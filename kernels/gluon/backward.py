@@ -207,10 +207,7 @@ def backward_kernel(
     PACK: gl.constexpr = BLOCK_K * BLOCK_B // 32
     SHAPE: gl.constexpr = [SPLIT, BLOCK_H, BLOCK_B]
     OWNERS: gl.constexpr = owners_layout(SPLIT, BLOCK_H, BLOCK_B)
-    zero = gl.to_tensor(0).to(gl.int64)  # makes what it is added to 64 bits wide
-    batch = zero + B
-    direction = own_direction(DIRECTIONS)
-    origin = direction * T * batch  # the direction's first row of a [T * B, ...] plane
+    direction, origin, batch = own_direction(T, B, DIRECTIONS)
     column = gl.program_id(0) * BLOCK_H
     w_ptr += direction * (GATES * H * H)
     w = load_weights(w_ptr, column, True, H, GATES, BLOCK_H, SPLIT, BLOCK_K, INNER, PRECISION)
@@ -221,9 +218,9 @@ def backward_kernel(
     least = gl.to_tensor(sentinel(BITS))
     # As in the forward pass, all programs of a group walk the same tiles in the same order.
     for batch_tile in range(gl.program_id(1), gl.cdiv(B, BLOCK_B), gl.num_programs(1)):
-        first_row = zero + batch_tile * BLOCK_B
-        mail = gl.minimum(polled_row, B - 1 - batch_tile * BLOCK_B) * (GATES * WIDTH) + k
-        row = gl.minimum(own_row, B - 1 - batch_tile * BLOCK_B)
+        first_row = batch_tile * BLOCK_B
+        mail = gl.minimum(polled_row, B - 1 - first_row) * (GATES * WIDTH) + k
+        row = gl.minimum(own_row, B - 1 - first_row)
         own, own_x, own_saved = offsets(row, cols, H, GATES, SAVED)
         own_mail = row * (GATES * WIDTH) + cols
         length = gl.load(lengths_ptr + first_row + row) if lengths_ptr is not None else None

@@ -10,12 +10,11 @@ from triton.experimental.gluon import language as gl
 
 
 @gluon.jit
-def own_direction(DIRECTIONS: gl.constexpr):
-    """0 or 1, as 64 bits."""
-    if DIRECTIONS == 2:
-        return gl.program_id(2).to(gl.int64)
-    else:
-        return gl.to_tensor(0).to(gl.int64)
+def own_direction(T, B, DIRECTIONS: gl.constexpr):
+    """(0 or 1; its first row of a [T * B, ...] plane; B), as 64 bits."""
+    zero = gl.to_tensor(0).to(gl.int64)
+    direction = zero + gl.program_id(2) if DIRECTIONS == 2 else zero
+    return direction, direction * T * B, zero + B
 
 
 @gluon.jit

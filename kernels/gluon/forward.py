@@ -167,10 +167,7 @@ def forward_kernel(
     PACK: gl.constexpr = BLOCK_K * BLOCK_B // 32
     SHAPE: gl.constexpr = [SPLIT, BLOCK_H, BLOCK_B]
     OWNERS: gl.constexpr = owners_layout(SPLIT, BLOCK_H, BLOCK_B)
-    zero = gl.to_tensor(0).to(gl.int64)  # makes what it is added to 64 bits wide
-    batch = zero + B
-    direction = own_direction(DIRECTIONS)
-    origin = direction * T * batch  # the direction's first row of a [T * B, ...] plane
+    direction, origin, batch = own_direction(T, B, DIRECTIONS)
     column = gl.program_id(0) * BLOCK_H
     w_ptr += direction * (GATES * H * H)
     w = load_weights(w_ptr, column, False, H, GATES, BLOCK_H, SPLIT, BLOCK_K, INNER, PRECISION)

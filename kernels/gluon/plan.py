@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import ceil
 
 from fastcells.kernels.triton.plan import Device
 
 CAPABILITY = 90  # the least: `max.u16x2` came with it, and earlier cards have had no trial of any kind
 LARGEST = 1024  # of the shapes that ptxas's registers have been read off for
+PAYS = 0.9  # of the cycles: both directions at once take copies that each alone does without
 L2 = 3134  # bytes a cycle, for all programs together: an estimate, 5.5 TB/s
 # Registers a thread for weights, operands and sums, of 255; the rest is addresses, the state, its input. So full, at
 # most one register spills within a step: a GRU's of H=1024 given ids, an LSTM's backward given lengths. On sm_100, for
@@ -68,6 +70,7 @@ class Shape:
         return self.item_size == 4 and self.precision == "tf32x3"
 
 
+@lru_cache(1024)
 def resident_plan(
     H: int,
     B: int,
@@ -110,6 +113,18 @@ def resident_plan(
             f"with take {least} registers a thread, and there is room for {room}"
         )
     return min(fitting, key=lambda fit: (fit[0], fit[1].cycles))[1]
+
+
+def pays(each: tuple[Resident, Resident], both: list[Resident | str]) -> tuple[Resident, Resident] | None:
+    """The plans for both directions at once, where they save a tenth of the cycles of two directions in turn.
+
+    each, both: a forward and a backward pass.
+    """
+    forward, backward = both
+    if isinstance(forward, str) or isinstance(backward, str):
+        return None
+    at_once, in_turn = forward.cycles + backward.cycles, 2 * sum(plan.cycles for plan in each)
+    return (forward, backward) if at_once <= PAYS * in_turn else None
 
 
 def _candidates(shape: Shape, device: Device) -> Iterator[Resident]:
