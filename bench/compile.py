@@ -61,7 +61,8 @@ def compile_case(case: Case) -> list[dict[str, object]]:
     """One row for each kernel that the case launches."""
     rule = RULES[case.rule]
     rows = []
-    for name, kernel, arguments, _ in recorded(case, rule):
+    for launch in recorded(case, rule):
+        name, kernel, arguments, _ = launch
         compiled = compile_launch(kernel, arguments, case.target)
         registers, spills = resources(compiled)
         instructions, matmuls, reloads = time_loop(compiled)
@@ -69,7 +70,7 @@ def compile_case(case: Case) -> list[dict[str, object]]:
         rows.append(
             {
                 "kernel": name.removesuffix("_kernel"),
-                "part": arguments.get("PART", ""),
+                "part": launch.part,
                 "rule": case.rule,
                 "exchange": case.exchange,
                 "dtype": case.dtype,
@@ -97,6 +98,11 @@ class Launch(NamedTuple):
     kernel: Any
     arguments: dict[str, Any]
     grid: tuple[int, ...]
+
+    @property
+    def part(self) -> str:
+        """What tells a case's launches of one kernel apart, and those of one direction from those of both."""
+        return "both" if self.arguments.get("DIRECTIONS") == 2 else str(self.arguments.get("PART", ""))
 
 
 def recorded(case: Case, rule: UpdateRule) -> list[Launch]:
