@@ -31,7 +31,7 @@ def run(
 ) -> tuple[Tensor, State]:
     """A layer by the implementation that was chosen for both directions.
 
-    x: [T, B, I], or ids [T, B]. state: each [2, B, H]. Returns the outputs [T, B, 2*H], zero past a row's length, and
+    x: [T, B, I], or ids [T, B], zeros past a row's length. state: each [2, B, H]. Returns the outputs [T, B, 2*H], zero past a row's length, and
     the final state, each [2, B, H].
 
     Raises:
@@ -45,9 +45,6 @@ def run(
     if dtype is not None:
         x = x if ids else x.to(dtype)
         weights, state = [cast(w, dtype) for w in weights], tuple(s.to(dtype) for s in state)
-    mask = steps.mask(len(x))
-    if mask is not None:  # as for one direction, past a row's length there may be anything
-        x = torch.where(mask.squeeze(-1) if ids else mask, x, 0)
     with no_autocast(x) if dtype is not None else contextlib.nullcontext():
         must_unroll(choice, spec, weights[0].recurrent, steps)  # kernels never do: it raises where they cannot run
         w_ih, b_ih = [w.w_ih for w in weights], [w.b_ih for w in weights]

@@ -20,5 +20,5 @@ LAYERS = (
 def test_both_directions_in_one_launch(layer: Layer, execute: Run) -> None:
     outcome: layers.Outcome = execute(layers.run, layer)
     assert outcome.launches == [("forward_kernel", 2)] * layers.LAYERS + [("backward_kernel", 2)] * layers.LAYERS
-    assert "both directions in one launch" in outcome.explained
+    assert "gluon (both directions)" in outcome.explained
     assert max(outcome.errors.values()) <= outcome.limit, outcome.errors

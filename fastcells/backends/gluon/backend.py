@@ -26,7 +26,8 @@ class Plans(NamedTuple):
     forward: Resident
     backward: Resident
     precision: str  # `matmul_precision`
-    both: tuple[Resident, Resident] | None = None  # forward and backward of both directions at once
+    both: tuple[Resident, Resident] | None  # forward and backward of both directions at once
+    reason: str  # why this backend
 
 
 class GluonBackend(KernelBackend):
@@ -60,18 +61,19 @@ class GluonBackend(KernelBackend):
         forward, backward = (self._plan(call, backward=backward) for backward in (False, True))
         assert not isinstance(forward, str) and not isinstance(backward, str), "the obstacle was not asked for"
         both = [self._plan(call, backward=backward, directions=2) for backward in (False, True)]
-        plans = Plans(
-            forward, backward, matmul_precision(call.dtype, call.w_hh.device), pays((forward, backward), both)
-        )
+        precision = matmul_precision(call.dtype, call.w_hh.device)
+        plans = Plans(forward, backward, precision, pays((forward, backward), both), reason)
         return Choice(self.name, "resident", f"{reason}; {forward.reason}", plans, self)
 
     def both(self, forward: Choice, reverse: Choice) -> Choice | None:
         plans: Plans = forward.plan
         if plans.both is None or plans != reverse.plan:
             return None
-        ratio = plans.both[0].cycles / (2 * plans.forward.cycles)
-        reason = f"{forward.reason}; both directions in one launch, {ratio:.2f} times the cycles of two (modelled)"
-        return Choice(self.name, "both directions", reason, Plans(*plans.both, plans.precision), self, directions=2)
+        at_once = plans.both[0]
+        part = at_once.cycles / (2 * plans.forward.cycles)
+        how = f"in one launch, by the model {part:.2f} of the cycles of one after the other; {at_once.reason}"
+        both = plans._replace(forward=at_once, backward=plans.both[1], both=None)
+        return Choice(self.name, "both directions", f"{plans.reason}; {how}", both, self, directions=2)
 
     def _plan(self, call: Call, *, backward: bool, directions: int = 1) -> Resident | str:
         """How a pass is launched, or the reason why it cannot be."""
