@@ -44,16 +44,16 @@ def run(
         x = one_hot(x, weights.w_ih.shape[1], weights.w_ih) if choice.path == "one-hot" else x
         return aten.one_direction(spec.name, x, initial, weights, steps.reverse)
     backend, ids = choice.backend, is_token_ids(x)
-    dtype = _dtype_of_all(choice, spec, x, weights)
+    dtype = dtype_of_all(choice, spec, x, weights)
     if dtype is not None:
         x = x if ids else x.to(dtype)
-        weights, initial = _cast(weights, dtype), tuple(s.to(dtype) for s in initial)
+        weights, initial = cast(weights, dtype), tuple(s.to(dtype) for s in initial)
     w_ih, b_ih, recurrent = weights
     mask = steps.mask(len(x))
     if mask is not None:  # past a row's length there may be anything: NaN, ids out of range
         x = torch.where(mask.squeeze(-1) if ids else mask, x, 0)
     with no_autocast(w_ih) if dtype is not None else contextlib.nullcontext():
-        unrolled = _must_unroll(choice, spec, recurrent, steps)
+        unrolled = must_unroll(choice, spec, recurrent, steps)
         if ids and backend.takes_ids:
             check_range(x, w_ih.shape[1])
             inputs = StepInput(w_ih, x if x.dtype in (torch.int32, torch.int64) else x.int(), b_ih)
@@ -70,7 +70,7 @@ def run(
         return outputs(trace, steps), trace.last
 
 
-def _dtype_of_all(choice: Choice, spec: CellSpec, x: Tensor, weights: LayerWeights) -> torch.dtype | None:
+def dtype_of_all(choice: Choice, spec: CellSpec, x: Tensor, weights: LayerWeights) -> torch.dtype | None:
     """The dtype that autocast has the whole layer run in, or None where it casts operator by operator, or is off.
 
     What torch has as one operator (cuDNN's recurrences, oneDNN's LSTM) runs in the lower precision as a whole, and so
@@ -81,14 +81,15 @@ def _dtype_of_all(choice: Choice, spec: CellSpec, x: Tensor, weights: LayerWeigh
     return autocast_dtype(weights.w_ih) if whole else None
 
 
-def _cast(weights: LayerWeights, dtype: torch.dtype) -> LayerWeights:
+def cast(weights: LayerWeights, dtype: torch.dtype) -> LayerWeights:
+    """All of them."""
     w_ih, b_ih, (w_hh, b_hh, w_hr, extra) = weights
     b_ih, b_hh, w_hr = (None if w is None else w.to(dtype) for w in (b_ih, b_hh, w_hr))
     recurrent = RecurrentWeights(w_hh.to(dtype), b_hh, w_hr, tuple(w.to(dtype) for w in extra))
     return LayerWeights(w_ih.to(dtype), b_ih, recurrent)
 
 
-def _must_unroll(choice: Choice, spec: CellSpec, weights: RecurrentWeights, steps: Steps) -> bool:
+def must_unroll(choice: Choice, spec: CellSpec, weights: RecurrentWeights, steps: Steps) -> bool:
     """Whether the recurrence has to run as a plain loop of differentiable steps.
 
     So it does where the backend knows no other way, and where a caller looks through the operators or changes them,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bench.cases.compile_cases import DTYPES
 from fastcells.kernels.triton import plan
@@ -23,16 +23,17 @@ WAYS = (
     ("gluon", "", 0, 65, 9, 4),
     ("step", "", 0, 33, 18, 2),
 )
+BOTH = (("gluon", "", 0, 64, 9, 3), ("gluon", "", 0, 65, 18, 4))  # both directions in one launch
 TARGETS = (90, 80, 100)
 # How many of a target's cases: float16 is compiled as bfloat16 is, other targets differ in loads and conversions.
 OTHER = {"bfloat16": 0.3, "float16": 0.0, "float32": 0.3, "float32x3": 0.0}
 SHARES = {90: {"bfloat16": 1.0, "float16": 0.3, "float32": 1.0, "float32x3": 0.5}, 80: OTHER, 100: OTHER}
-QUICK_LENGTH = 44  # how many of them every test run executes
+QUICK_LENGTH, QUICK_BOTH = 44, 7  # how many of them every test run executes
 
 
-def _product() -> Iterator[Case]:
+def _product(ways: Sequence[tuple[str, str, int, int, int, int]], first: int = 0, both: bool = False) -> Iterator[Case]:
     """Options are drawn for each case by itself, from its number: a case that is left out changes no other."""
-    for number, (target, dtype, rule, way) in enumerate(itertools.product(TARGETS, DTYPES, CELLS, WAYS)):
+    for number, (target, dtype, rule, way) in enumerate(itertools.product(TARGETS, DTYPES, CELLS, ways), first):
         path, exchange, form, H, B, T = way
         if path == "gluon" and target == 80:
             continue  # the plan declines: an instruction is missing
@@ -46,12 +47,18 @@ def _product() -> Iterator[Case]:
             programs=rng.randint(1, 3),
             ids=rng.random() < 0.3,
             ragged=rng.random() < 0.4,
-            reverse=rng.random() < 0.4,
+            reverse=rng.random() < 0.4 and not both,
             bias=rng.random() < 0.8,
             backward=rng.random() < 0.9,
+            both=both,
             options=Options(target=target, weak=True, seed=number),
         )  # fmt: skip
 
 
-EVERY = tuple(_product())
-QUICK = tuple(random.Random(QUICK_LENGTH).sample(EVERY, QUICK_LENGTH))
+_IN_TURN, _AT_ONCE = tuple(_product(WAYS)), tuple(_product(BOTH, first=10_000, both=True))
+EVERY = _IN_TURN + _AT_ONCE
+QUICK = tuple(
+    case
+    for cases, length in ((_IN_TURN, QUICK_LENGTH), (_AT_ONCE, QUICK_BOTH))
+    for case in random.Random(length).sample(cases, length)
+)
