@@ -90,15 +90,6 @@ def _best(call: Call) -> Choice | None:
     return None
 
 
-def together(choices: list[Choice]) -> list[Choice]:
-    """Of a layer's directions; where its backend runs both at once, that choice in the place of either."""
-    if len(choices) == 2 and choices[0].backend is choices[1].backend:
-        both = choices[0].backend.both(*choices)
-        if both is not None:
-            return [both, both]
-    return choices
-
-
 def _looked_through(call: Call) -> bool:
     """Whether torch's own operators are wanted: something watches them, or gives them tensors of its own kind."""
     if not is_plain_tensor(call.input_type) or not is_plain_tensor(type(call.w_hh)):

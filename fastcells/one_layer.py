@@ -35,3 +35,12 @@ def run(
         outs.append(out)
         ends.append(end)
     return torch.cat(outs, -1) if len(outs) > 1 else outs[0], ends
+
+
+def together(choices: list[Choice]) -> list[Choice]:
+    """Of a layer's directions; where its backend runs both at once, that choice in the place of either."""
+    if len(choices) == 2 and choices[0].backend is choices[1].backend:
+        both = choices[0].backend.both(*choices)
+        if both is not None:
+            return [both, both]
+    return choices

@@ -98,8 +98,9 @@ class Layer(RNNBase):
             options |= {"proj_size"}
         ids = ids and index < self._directions
         first = index * len(weights) // len(self._all_weights)
+        w_ih, w_hh = weights[first : first + 2]
         return dispatch.choose(
-            Call(self.impl, self._spec(), ids, T, B, weights[first], weights[first + 1], options, kind, padding)
+            Call(self.impl, self._spec(), ids, T, B, w_ih, w_hh, options, kind, padding, self._directions)
         )
 
     def _choices(
@@ -116,7 +117,7 @@ class Layer(RNNBase):
         """Of each direction of a layer. first: that of the whole stack's first one, where it has been made."""
         given = [first] if first is not None and layer == 0 else []
         own = range(layer * self._directions + len(given), (layer + 1) * self._directions)
-        return dispatch.together([*given, *(self._choose(i, ids, T, B, kind, weights, lengths=lengths) for i in own)])
+        return one_layer.together([*given, *(self._choose(i, ids, T, B, kind, weights, lengths=lengths) for i in own)])
 
     @property
     def _directions(self) -> int:

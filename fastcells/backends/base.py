@@ -16,7 +16,11 @@ from fastcells.token_ids import check_range, gather_rows
 
 NOTHING: frozenset[str] = frozenset()
 IN_ONE_CALL = ("aten", "one-hot")  # paths by which one operator of ATen's runs a whole stack, its projections included
-WAITING = ("split", "resident", "both directions")  # paths whose programs wait for each other, and so may give up: `KernelFault`
+WAITING = (
+    "split",
+    "resident",
+    "both directions",
+)  # paths whose programs wait for each other, and so may give up: `KernelFault`
 ASKED_FOR = "asked for"  # the reason for what `impl=` names
 
 
@@ -150,6 +154,7 @@ class Call(NamedTuple):
     options: frozenset[str] = NOTHING  # `Steps.options`, and "proj_size"
     input_type: type = Tensor
     padding: float = 1.0  # T * B over the number of tokens, of a packed batch
+    directions: int = 1  # 2: of a bidirectional layer, whose directions a backend may run at once
 
     @property
     def dtype(self) -> torch.dtype:

@@ -23,6 +23,7 @@ class Kind(NamedTuple):
     B: int
     token_ids: bool
     training: bool  # whether a backward follows
+    directions: int
     options: str  # `Call.options`, in the order of the alphabet
 
     def __str__(self) -> str:
@@ -34,9 +35,10 @@ class Kind(NamedTuple):
         """What `str` begins with."""
         precision = "" if self.precision == "ieee" else f" {self.precision}"
         words = f"{'ids' if self.token_ids else 'dense'} {'training' if self.training else 'inference'}"
+        both = " both directions" if self.directions == 2 else ""
         options = f" {self.options}" if self.options else ""
         size = f"H={self.hidden}" if "proj_size" not in self.options else f"P={self.hidden} rows={self.rows}"
-        return f"{self.cell} {self.dtype}{precision} {words}{options} {size} I<={self.inputs}"
+        return f"{self.cell} {self.dtype}{precision} {words}{both}{options} {size} I<={self.inputs}"
 
 
 def kind_of(call: Call) -> Kind:
@@ -55,6 +57,7 @@ def kind_of(call: Call) -> Kind:
         bucket(call.B),
         call.token_ids,
         w.requires_grad and torch.is_grad_enabled(),
+        call.directions,
         " ".join(sorted(call.options)),
     )
 

@@ -94,6 +94,7 @@ def _key(call: Call) -> tuple[object, ...]:
         call.dtype if torch._C._is_any_autocast_enabled() else w.dtype,
         w.requires_grad and torch.is_grad_enabled(),
         call.options,
+        call.directions,
         torch.get_num_threads() if cpu else (w.device, torch.backends.cudnn.rnn.fp32_precision),  # type: ignore[attr-defined]
     )
 
@@ -259,7 +260,7 @@ def on_fault(device: torch.device) -> None:
             del _found[key]
         where = machine(device, torch.get_num_threads())
         for kind, verdict in memory().verdicts(where).items():
-            names = [name for name in verdict.microseconds if name.split()[1:2] and name.split()[1] in WAITING]
+            names = [name for name in verdict.microseconds if name.partition(" ")[2].startswith(WAITING)]
             if verdict.chosen in names:
                 memory().add(where, kind, verdict.without(names, FAULT), replace=True)
                 log.warning("%s is out for %s: %s", verdict.chosen, kind, FAULT)

@@ -18,6 +18,7 @@ from fastcells.spec import SPECS
 from fastcells.tuning.memory import Verdict
 from fastcells.tuning.problem import Problem
 from fastcells.tuning.trial import CHECKED, TIMED, _steps, candidates, compare, trial
+from tests.support.both_stand_in import BothStandIn
 from tests.support.trials import StandIn, ToldClock, call_of
 
 OPTIONS = [frozenset(names) for n in range(3) for names in itertools.combinations(("lengths", "resets"), n)]
@@ -51,11 +52,36 @@ def test_c_is_right_in_a_trial_of_every_kind(cell: str, ids: bool, options: froz
         assert 0 < verdict.errors["cpu"] <= 1
 
 
+@pytest.mark.parametrize("ids", [False, True], ids=("dense", "ids"))
+@pytest.mark.parametrize("cell", SPECS)
+def test_a_bidirectional_layer_is_tried_as_a_whole(cell: str, ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = BothStandIn()
+    at_once.name, at_once.devices = "at-once", frozenset({"cpu"})  # type: ignore[misc]
+    at_once.both = lambda *_: Choice("at-once", "both directions", "", backend=at_once, directions=2)  # type: ignore[method-assign]
+    monkeypatch.setitem(backends.BACKENDS, "at-once", at_once)
+    call = call_of(cell, ids=ids)._replace(directions=2)
+    verdict = trial(call, True, candidates(call), ToldClock({"cpu": 10.0, "at-once": 5.0}))
+    assert (verdict.chosen, verdict.out) == ("at-once", {}), verdict
+    assert "backward" in at_once.launches
+
+
+def test_a_wrong_weight_of_the_second_direction_is_named(stand_in: Any) -> None:
+    class WrongInReverse(StandIn):
+        def weight_gradients(self, spec: Any, trace: Any, previous: Any, *given: Any) -> Any:
+            d_w, d_b = super().weight_gradients(spec, trace, previous, *given)
+            in_reverse = len(previous.parts) > 1 and len(previous.parts[-1]) == 1  # the last part is the initial state
+            return d_w * (1.001 if in_reverse else 1), d_b
+
+    stand_in(WrongInReverse("bad"))
+    call = call_of()._replace(directions=2)
+    assert tried(call, ToldClock({})).out["bad"].endswith("in d_w_hh_reverse")
+
+
 def test_a_projected_lstm_is_made_up_in_its_own_shapes() -> None:
     call = call_of("lstm", proj=3)
     problem = Problem(call, 4, True)
     results = problem.run(candidates(call)[0])
-    assert [list(r.shape) for r in results[:3]] == [[4, 3, 3], [3, 3], [3, 8]]
+    assert [list(r.shape) for r in results[:3]] == [[4, 3, 3], [1, 3, 3], [1, 3, 8]]
     assert all(torch.allclose(r.double(), e, atol=1e-4) for r, e in zip(results, problem.exact(), strict=True))
 
 

@@ -51,7 +51,8 @@ def test_a_model_is_measured_layer_by_layer_and_left_as_it_was(clock: ToldClock,
     tuned = fastcells.tune(model, x)
     kinds = [f"{cell} {mode}" for cell in ("gru", "lstm") for mode in ("inference", "training")]
     assert sorted({" ".join((k.split()[0], k.split()[3])) for k in tuned}) == sorted(kinds)
-    assert {k.split()[5] for k in tuned if k.startswith("gru")} == {"I<=8", "I<=16"}
+    assert {k.split()[7] for k in tuned if k.startswith("gru")} == {"I<=8", "I<=16"}
+    assert all(" both directions " in k for k in tuned if k.startswith("gru"))
     assert all(v.chosen == "cpu" for v in tuned.values())
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
