@@ -31,8 +31,8 @@ def run(
 ) -> tuple[Tensor, State]:
     """A layer by the implementation that was chosen for both directions.
 
-    x: [T, B, I], or ids [T, B], zeros past a row's length. state: each [2, B, H]. Returns the outputs [T, B, 2*H], zero past a row's length, and
-    the final state, each [2, B, H].
+    x: [T, B, I], or ids [T, B], zeros past a row's length. state: each [2, B, H]. Returns the outputs [T, B, 2*H],
+    zero past a row's length, and the final state, each [2, B, H].
 
     Raises:
         RuntimeError: a state whose shape or dtype does not fit. IndexError: a token id outside [0, I), on the CPU.
@@ -47,22 +47,24 @@ def run(
         weights, state = [cast(w, dtype) for w in weights], tuple(s.to(dtype) for s in state)
     with no_autocast(x) if dtype is not None else contextlib.nullcontext():
         must_unroll(choice, spec, weights[0].recurrent, steps)  # kernels never do: it raises where they cannot run
-        w_ih, b_ih = [w.w_ih for w in weights], [w.b_ih for w in weights]
-        if ids:
-            check_range(x, w_ih[0].shape[1])
-            x, x_proj = x if x.dtype in (torch.int32, torch.int64) else x.int(), None
-        else:
-            x_proj = _project(x, w_ih, b_ih)
-            w_ih, b_ih = [None, None], [None, None]  # type: ignore[list-item]
+        token_ids = None if not ids else x if x.dtype in (torch.int32, torch.int64) else x.int()
         recurrent = [w.recurrent for w in weights]
-        given = x_proj, *w_ih, *b_ih, *(w.w_hh for w in recurrent), *(w.b_hh for w in recurrent), *state
-        token_ids = x if ids else None
+        given = *_given_input(x, weights), *(w.w_hh for w in recurrent), *(w.b_hh for w in recurrent), *state
         if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in given):
             out, *last = BothDirections.apply(choice, spec, steps.lengths, token_ids, *given)
             return out, tuple(last)
         with torch.no_grad():
             trace = backend.forward_both(choice, spec, _stacked(given, token_ids, steps.lengths), save=False)
         return _side_by_side(trace, steps), trace.last
+
+
+def together(choices: list[Choice]) -> list[Choice]:
+    """Of a layer's directions; where its backend runs both at once, that choice in the place of either."""
+    if len(choices) == 2 and choices[0].backend is choices[1].backend:
+        both = choices[0].backend.both(*choices)
+        if both is not None:
+            return [both, both]
+    return choices
 
 
 class BothDirections(torch.autograd.Function):
@@ -113,13 +115,15 @@ class BothDirections(torch.autograd.Function):
         return None, None, None, None, *gradients, *d.d_state
 
 
-def _project(x: Tensor, w_ih: list[Tensor], b_ih: list[Tensor | None]) -> Tensor:
-    """[2, T, B, G*H] in one matmul, and so in one piece. Differentiable."""
-    rows = x.flatten(0, 1).expand(2, -1, -1)
-    w = torch.stack(w_ih).mT
-    bias = [b for b in b_ih if b is not None]
-    both = torch.baddbmm(torch.stack(bias).unsqueeze(1), rows, w) if bias else torch.bmm(rows, w)
-    return both.unflatten(1, x.shape[:2])
+def _given_input(x: Tensor, weights: list[LayerWeights]) -> Given:
+    """What `Given` begins with, up to the recurrent weights; a projection in one matmul, and so in one piece."""
+    w_ih, b_ih = tuple(w.w_ih for w in weights), tuple(w.b_ih for w in weights)
+    if is_token_ids(x):
+        check_range(x, w_ih[0].shape[1])
+        return None, *w_ih, *b_ih
+    rows, w, bias = x.flatten(0, 1).expand(2, -1, -1), torch.stack(w_ih).mT, _stacked_or_none(b_ih)
+    both = torch.bmm(rows, w) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, w)
+    return both.unflatten(1, x.shape[:2]), None, None, None, None
 
 
 def _one_of(i: int, given: Given, ids: Tensor | None, lengths: Tensor | None) -> Inputs:

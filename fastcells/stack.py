@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastcells import dispatch, one_layer, packed
+from fastcells import both_directions, dispatch, one_direction, packed
 from fastcells.backends.base import IN_ONE_CALL, NOTHING, Call, Choice, LayerWeights, Steps
 from fastcells.backends.torch.aten import aten
 from fastcells.checks import check_input
@@ -117,7 +117,9 @@ class Layer(RNNBase):
         """Of each direction of a layer. first: that of the whole stack's first one, where it has been made."""
         given = [first] if first is not None and layer == 0 else []
         own = range(layer * self._directions + len(given), (layer + 1) * self._directions)
-        return one_layer.together([*given, *(self._choose(i, ids, T, B, kind, weights, lengths=lengths) for i in own)])
+        return both_directions.together(
+            [*given, *(self._choose(i, ids, T, B, kind, weights, lengths=lengths) for i in own)]
+        )
 
     @property
     def _directions(self) -> int:
@@ -210,7 +212,7 @@ class Layer(RNNBase):
     def _walk(
         self, data: Tensor, batch_sizes: Tensor | None, state: State, weights: list[Tensor], first: Choice | None = None
     ) -> tuple[Tensor, State]:
-        """Layer by layer and direction by direction; a packed batch runs padded, with its lengths.
+        """Layer by layer, and direction by direction or both at once; a packed batch runs padded, with its lengths.
 
         first: the choice for the first layer and direction, where it has been made.
         """
@@ -232,8 +234,18 @@ class Layer(RNNBase):
             for w in each:
                 check_input(spec, x, w)
             choices = self._choices(layer, ids, T, B, kind, weights, lengths is not None, first)
-            x, ends = one_layer.run(choices, spec, x, state, len(last), each, steps)
-            last += ends
+            if choices[0].directions == 2:
+                start = tuple(s[len(last) : len(last) + 2] for s in state)
+                x, ends = both_directions.run(choices[0], spec, x, start, each, steps)
+                last += zip(*(s.unbind() for s in ends), strict=True)
+                continue
+            outs = []
+            for direction, (choice, w) in enumerate(zip(choices, each, strict=True)):
+                start = tuple(s[len(last)] for s in state)
+                out, end = one_direction.run(choice, spec, x, start, w, steps._replace(reverse=direction == 1))
+                outs.append(out)
+                last.append(end)
+            x = torch.cat(outs, -1) if len(outs) > 1 else outs[0]
         # Stacked even if there is but one: a view could not be detached in place.
         final = tuple(torch.stack(s) for s in zip(*last, strict=True))
         if batch_sizes is not None and lengths is not None:

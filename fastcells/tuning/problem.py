@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcells import one_layer
+from fastcells import both_directions, one_direction
 from fastcells.autograd import unroll
 from fastcells.backends.base import IN_ONE_CALL, Call, Choice, LayerWeights, Steps
 from fastcells.backends.torch.aten import aten
@@ -25,11 +25,11 @@ class Problem:
     all weights.
     """
 
-    def __init__(self, call: Call, steps: int, training: bool) -> None:
+    def __init__(self, call: Call, steps: int, training: bool, seed: int = SEED) -> None:
         """steps: T, which may be less than the call's."""
         self.spec, self.training, self.directions = call.spec, training, call.directions
         self.device, self.dtype = call.w_hh.device, call.dtype
-        self._generator = torch.Generator(self.device).manual_seed(SEED)
+        self._generator = torch.Generator(self.device).manual_seed(seed)
         (rows, columns), inputs, B = call.w_hh.shape, call.w_ih.shape[1], call.B
         hidden = rows // call.spec.num_gates
         widths = [columns if s == "h" else hidden for s in call.spec.states]
@@ -81,9 +81,15 @@ class Problem:
             x = x if x.is_floating_point() else one_hot(x, weights[0].shape[1], weights[0])
             out, last = aten(self.spec.name, x, state, weights, True, bidirectional=self.directions == 2)
             return [out, *last]
-        choices = one_layer.together([choice] * self.directions)
-        out, ends = one_layer.run(choices, self.spec, x, state, 0, self._layers(weights), self.steps)
-        return [out, *(torch.stack(s) for s in zip(*ends, strict=True))]
+        choices, layers = both_directions.together([choice] * self.directions), self._layers(weights)
+        if choices[0].directions == 2:
+            out, last = both_directions.run(choices[0], self.spec, x, state, layers, self.steps)
+            return [out, *last]
+        found = []
+        for i, w in enumerate(layers):
+            own = tuple(s[i] for s in state)
+            found.append(one_direction.run(choice, self.spec, x, own, w, self.steps._replace(reverse=i == 1)))
+        return self._joined(found)
 
     def _joined(self, found: list[tuple[Tensor, State]]) -> list[Tensor]:
         outs, ends = zip(*found, strict=True)

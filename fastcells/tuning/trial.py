@@ -1,7 +1,8 @@
 """A trial: every implementation that could run a call is checked against float64, and those that are right are timed.
 
 A candidate is right if each of its results has at most twice the error of torch's own in the same dtype
-(accuracy.py). One that raises, errs or gives NaN is out, with its reason. Those that are left are timed side by side,
+(accuracy.py); where chains of steep slopes make that a matter of luck, it may show on other numbers. One that is wrong
+on both, raises or gives NaN is out, with its reason. Those that are left are timed side by side,
 in rounds, each round once forwards and once backwards, so that a slow moment of the machine hits all of them alike.
 """
 
@@ -22,11 +23,12 @@ from fastcells.backends import BACKENDS
 from fastcells.backends.base import ASKED_FOR, Backend, Call, Choice
 from fastcells.tuning.clock import Clock
 from fastcells.tuning.memory import BASELINE, Verdict, fastest
-from fastcells.tuning.problem import Problem
+from fastcells.tuning.problem import SEED, Problem
 
 T = TypeVar("T")
 log = logging.getLogger("fastcells")
 
+INACCURATE = "times the error allowed"
 FEWEST_STEPS = 4  # that a check or a measurement is cut to
 CHECKED = {"cpu": 3e9, "cuda": 3e11}  # multiplications of a check, about: float64 is slow on many a GPU
 TIMED = {"cpu": 5e9, "cuda": 1e13}  # of one call that is timed
@@ -63,7 +65,13 @@ def trial(call: Call, training: bool, choices: Sequence[Choice], clock: Clock) -
 
 def _trial(call: Call, training: bool, choices: Sequence[Choice], clock: Clock) -> Verdict:
     steps = _steps(call, training, TIMED, clock)
-    errors, out = _check(Problem(call, min(steps, _steps(call, training, CHECKED, clock)), training), choices, clock)
+    checked = min(steps, _steps(call, training, CHECKED, clock))
+    errors, out = _check(Problem(call, checked, training), choices, clock)
+    again = [choice for choice in choices if INACCURATE in out.get(choice.name, "")]
+    if again:
+        others, still = _check(Problem(call, checked, training, SEED + 1), [choices[0], *again], clock)
+        errors = {**others, **errors}
+        out = {name: reason for name, reason in out.items() if name not in others} | still
     right = {choice.name: choice for choice in choices if choice.name not in out}
     problem = Problem(call, steps, training)
     runs: dict[str, Callable[[], object]] = {}
@@ -100,7 +108,7 @@ def _check(problem: Problem, choices: Sequence[Choice], clock: Clock) -> tuple[d
             errors[choice.name] = round(max(over), 3)
         else:
             worst = over.index(max(over))
-            what = "NaN" if bool(results[worst].isnan().any()) else f"{over[worst]:.3g} times the error allowed"
+            what = "NaN" if bool(results[worst].isnan().any()) else f"{over[worst]:.3g} {INACCURATE}"
             out[choice.name] = f"wrong: {what} in {problem.names[worst]}"
     return errors, out
 

@@ -14,7 +14,10 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 import fastcells
+from fastcells import both_directions
 from fastcells.backends import BACKENDS
+from fastcells.backends.base import Steps
+from fastcells.spec import GRU_RESET_AFTER
 from tests.support.accuracy import assert_equal_to_rounding, cotangents
 from tests.support.both_stand_in import BothStandIn
 from tests.support.layer_cases import LAYOUTS, B, H, I, T, pair, some, some_hx, some_input
@@ -163,6 +166,20 @@ def test_autocast(stand_in: BothStandIn) -> None:
     for g, e in zip(grads, torch.autograd.grad(exact.sum(), [x, *ours.parameters()]), strict=True):
         assert g.dtype == torch.float32
         assert (g - e).abs().max() < 0.02 * e.abs().max()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_zeros_past_a_rows_length(stand_in: BothStandIn, grad: bool) -> None:
+    _, ours = both("GRU")
+    weights = [ours._weights_of(i, list(ours.parameters())) for i in (0, 1)]
+    choice, lengths = both_directions.together([stand_in.choose(None, "test")] * 2)[0], torch.tensor([6, 3, 1, 0])
+    steps, h0 = Steps(lengths=lengths.int()), torch.ones(2, B, H, dtype=torch.float64)
+    with torch.set_grad_enabled(grad):
+        out, (last,) = both_directions.run(choice, GRU_RESET_AFTER, some(T, B, I), (h0,), weights, steps)
+    past = torch.arange(T)[:, None] >= lengths
+    assert (out[past] == 0).all()
+    assert (out[~past] != 0).all()
+    assert torch.equal(last[:, 3], h0[:, 3]), "a row without a step"
 
 
 def test_errors(stand_in: BothStandIn) -> None:

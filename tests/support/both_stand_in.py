@@ -23,7 +23,7 @@ class BothStandIn(TorchBackend):
     def __init__(self) -> None:
         self.launches: list[str] = []
 
-    def choose(self, call: Call, reason: str) -> Choice:
+    def choose(self, call: Call | None, reason: str) -> Choice:
         return Choice(self.name, "resident", reason, backend=self)
 
     def must_unroll(self, choice: Choice, spec: CellSpec, weights: RecurrentWeights, steps: Steps) -> bool:
