@@ -2,7 +2,7 @@
 
 import logging
 
-from fastcells import functional, reference
+from fastcells import functional, init, reference
 from fastcells.backends.base import Choice
 from fastcells.cells import GRUCell, LSTMCell, RNNCell
 from fastcells.convert import convert, from_torch, to_torch
@@ -30,6 +30,7 @@ __all__ = [
     "explain",
     "from_torch",
     "functional",
+    "init",
     "reference",
     "to_torch",
     "tune",

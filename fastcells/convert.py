@@ -21,7 +21,7 @@ TWINS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTMCell: cells.LSTMCell,
 }
 BACK = {ours: theirs for theirs, ours in TWINS.items()}
-OURS_ONLY = ("impl", "reset_after")  # attributes that torch.nn's modules do not have
+OURS_ONLY = ("impl", "reset_after", "learned_state")  # attributes that torch.nn's modules do not have
 
 
 def convert(model: Module) -> Module:
@@ -51,12 +51,16 @@ def to_torch(model: Module) -> Module:
     In place, and returns `model`; of a copy, `to_torch(copy.deepcopy(model))`.
 
     Raises:
-        ValueError: a GRU with `reset_after=False`, which torch does not have. Nothing is changed then.
+        ValueError: `reset_after=False` or `learned_state=True`, which torch.nn does not have. Nothing is changed then.
     """
     for name, module in model.named_modules():
-        if _kind(module) in BACK and not getattr(module, "reset_after", True):
-            where = f"{name!r}" if name else "the model itself"
+        if _kind(module) not in BACK:
+            continue
+        where = f"{name!r}" if name else "the model itself"
+        if not getattr(module, "reset_after", True):
             raise ValueError(f"{where} is {module!r}: torch.nn has no reset-before GRU")
+        if getattr(module, "learned_state", False):
+            raise ValueError(f"{where} is {module!r}: torch.nn learns no initial state; `fastcells.to_onnx` keeps it")
     for module in model.modules():
         if _kind(module) in BACK:
             _change_class(module, BACK[_kind(module)])

@@ -41,6 +41,7 @@ class RNN(_HiddenStateLayer):
 
     Keyword-only:
         impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
+        learned_state: a call without hx starts from the Parameter `h_0` [num_layers*D, H], at first zeros.
 
     Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
     Equations: documentation of torch.nn.RNN.
@@ -63,6 +64,7 @@ class RNN(_HiddenStateLayer):
         dtype: torch.dtype | None = None,
         *,
         impl: str = "auto",
+        learned_state: bool = False,
         **unknown: Any,
     ) -> None:
         _refuse_proj_size(unknown)
@@ -70,7 +72,15 @@ class RNN(_HiddenStateLayer):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         self.nonlinearity = nonlinearity
         stack = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__(f"RNN_{nonlinearity.upper()}", *stack, impl=impl, device=device, dtype=dtype, **unknown)
+        super().__init__(
+            f"RNN_{nonlinearity.upper()}",
+            *stack,
+            impl=impl,
+            learned_state=learned_state,
+            device=device,
+            dtype=dtype,
+            **unknown,
+        )
 
     def _spec(self) -> CellSpec:
         return RNN_TANH if self.mode == "RNN_TANH" else RNN_RELU
@@ -86,8 +96,9 @@ class GRU(_HiddenStateLayer):
 
     Keyword-only:
         reset_after: True for torch's and cuDNN's `n = tanh(x_n + r * (W_hn h + b_hn))`; False for
-            `n = tanh(x_n + W_hn (r * h) + b_hn)` (Cho et al. 2014, Keras's and the textbooks' default).
+            `n = tanh(x_n + W_hn (r * h) + b_hn)` (Cho et al. 2014 and the textbooks).
         impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
+        learned_state: a call without hx starts from the Parameter `h_0` [num_layers*D, H], at first zeros.
 
     Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
     Equations: documentation of torch.nn.GRU; Cho et al. 2014 (arXiv 1406.1078v3), equations 5 to 8.
@@ -109,13 +120,14 @@ class GRU(_HiddenStateLayer):
         *,
         reset_after: bool = True,
         impl: str = "auto",
+        learned_state: bool = False,
         **unknown: Any,
     ) -> None:
         _refuse_proj_size(unknown)
         if not isinstance(reset_after, bool):
             raise TypeError(f"reset_after should be of type bool, got: {type(reset_after).__name__}")
         stack = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__("GRU", *stack, impl=impl, device=device, dtype=dtype, **unknown)
+        super().__init__("GRU", *stack, impl=impl, learned_state=learned_state, device=device, dtype=dtype, **unknown)
         self.reset_after = reset_after
 
     def _spec(self) -> CellSpec:
@@ -132,6 +144,8 @@ class LSTM(Layer):
 
     Keyword-only:
         impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
+        learned_state: a call without hx starts from the Parameters `h_0` [num_layers*D, H_out] and `c_0`
+            [num_layers*D, H], at first zeros.
 
     Returns: output [T, B, D*H_out] and (h_n [num_layers*D, B, H_out], c_n [num_layers*D, B, H]), D being 2 if
     bidirectional and 1 if not, H_out proj_size if that is positive and H if not.
@@ -154,10 +168,11 @@ class LSTM(Layer):
         dtype: torch.dtype | None = None,
         *,
         impl: str = "auto",
+        learned_state: bool = False,
         **unknown: Any,
     ) -> None:
         stack = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
-        super().__init__("LSTM", *stack, impl=impl, device=device, dtype=dtype, **unknown)
+        super().__init__("LSTM", *stack, impl=impl, learned_state=learned_state, device=device, dtype=dtype, **unknown)
 
     @overload
     def forward(

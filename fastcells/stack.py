@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastcells import both_directions, dispatch, one_direction, packed
+from fastcells import both_directions, dispatch, initial_state, one_direction, packed
 from fastcells.backends.base import IN_ONE_CALL, NOTHING, Call, Choice, LayerWeights, Steps
 from fastcells.backends.torch.aten import aten
 from fastcells.checks import check_input
@@ -36,18 +36,28 @@ class Layer(RNNBase):
 
     impl: str = "auto"
     reset_after: bool = True
+    learned_state: bool = False
     weight_ih_l0: Tensor
     weight_hh_l0: Tensor
     label: ClassVar[str]  # the name that torch's own error messages carry
 
-    def __init__(self, mode: str, *args: Any, impl: str = "auto", **kwargs: Any) -> None:
+    def __init__(self, mode: str, *args: Any, impl: str = "auto", learned_state: bool = False, **kwargs: Any) -> None:
         dispatch.check_impl(impl)
         super().__init__(mode, *args, **kwargs)
         self.impl = impl
+        if learned_state:
+            self.learned_state = True
+            initial_state.register(self)
+
+    def reset_parameters(self) -> None:
+        """As torch.nn's; a learned initial state starts from zeros."""
+        super().reset_parameters()
+        initial_state.reset(self)
 
     def extra_repr(self) -> str:
         extra = super().extra_repr()
         extra += "" if self.reset_after else ", reset_after=False"
+        extra += ", learned_state=True" if self.learned_state else ""
         return extra if self.impl == "auto" else f"{extra}, impl={self.impl!r}"
 
     def flatten_parameters(self) -> None:
@@ -182,15 +192,18 @@ class Layer(RNNBase):
         unbatched: bool,
         weight: Tensor,
     ) -> Any:
-        """hx with a batch dimension, in the order of the rows; zeros where it is None."""
+        """hx with a batch dimension, in the order of the rows; where it is None, zeros or what has been learned."""
         if hx is not None:
             if batch_sizes is None:
                 self._check_state_dim(hx, 2 if unbatched else 3)
             return self.permute_hidden(_each(hx, Tensor.unsqueeze, 1) if unbatched else hx, order)
         if batch_sizes is None:
-            return self._zeros(data, ids, data.size(0 if self.batch_first else 1), weight)
-        # While torch.jit.trace records, an int would freeze the batch.
-        return self._zeros(data, ids, batch_sizes[0] if recording() else int(batch_sizes[0]), weight)
+            batch: Any = data.size(0 if self.batch_first else 1)
+        else:  # While torch.jit.trace records, an int would freeze the batch.
+            batch = batch_sizes[0] if recording() else int(batch_sizes[0])
+        if self.learned_state:
+            return initial_state.rows(self, batch, weight.dtype if ids else data.dtype)
+        return self._zeros(data, ids, batch, weight)
 
     def _in_one_call(
         self, data: Tensor, state: State, weights: list[Tensor], batch_sizes: Tensor | None = None
