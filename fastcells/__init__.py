@@ -10,6 +10,10 @@ from fastcells.dispatch import explain
 from fastcells.errors import CannotRun, KernelFault
 from fastcells.layers import GRU, LSTM, RNN
 from fastcells.tuning.tune import Tuned, tune
+from fastcells.weights.load_flax import load_flax
+from fastcells.weights.load_keras import load_keras
+from fastcells.weights.load_onnx import load_onnx
+from fastcells.weights.to_onnx import to_onnx
 
 logging.getLogger("fastcells").addHandler(logging.NullHandler())  # nothing is printed unless the program asks for it
 
@@ -31,7 +35,11 @@ __all__ = [
     "from_torch",
     "functional",
     "init",
+    "load_flax",
+    "load_keras",
+    "load_onnx",
     "reference",
+    "to_onnx",
     "to_torch",
     "tune",
 ]
