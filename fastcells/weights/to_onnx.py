@@ -1,7 +1,7 @@
 """A recurrent layer as an ONNX model of ONNX's own GRU, LSTM and RNN operators.
 
-Written node by node, not by `torch.onnx.export`, which would unroll the reset-before GRU, for as many steps as it was
-shown, and needs onnxscript. Here each layer of a stack is one operator, whatever the cell.
+Written node by node, not by `torch.onnx.export`, which unrolls the reset-before GRU and the RNN for as many steps as it
+was shown, and needs onnxscript. Here each layer of a stack is one operator, whatever the cell.
 """
 
 from __future__ import annotations
