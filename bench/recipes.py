@@ -39,6 +39,7 @@ def row_of(recipe: Recipe, rounds: int) -> dict[str, object]:
     return {
         "recipe": recipe.name,
         "shape": " ".join(map(str, names["x"].shape)),
+        "over": recipe.over,
         **milliseconds,
         "of the loop": ratio(samples["recipe"], samples["loop"]),
         "of torch.nn's": ratio(samples["recipe"], samples["loop of torch.nn"]),

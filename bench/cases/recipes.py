@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+import fastcells
+
 README = Path(__file__).parents[2] / "README.md"
 Names = dict[str, Any]
 
@@ -19,12 +21,13 @@ Names = dict[str, Any]
 class Recipe(NamedTuple):
     """A block of the README that begins with a comment, its name.
 
-    loop: the same numbers by one backward pass for each sample or task, through a layer with the block's weights.
+    loop: the same numbers by a loop over samples, tasks or time steps, with a layer's weights.
     step: the ordinary backward pass of the whole batch. result: what the block has found.
     """
 
     name: str
     code: CodeType
+    over: str  # what the loop goes over
     loop: Callable[[Names, nn.Module], list[Tensor]]
     step: Callable[[Names, nn.Module], list[Tensor]]
     result: Callable[[Names], list[Tensor]]
@@ -60,13 +63,16 @@ def _each_task(names: Names, layer: nn.Module) -> list[Tensor]:
     return _grad(torch.stack(total).mean(), layer)
 
 
-def _each_slope(names: Names, layer: nn.Module) -> list[Tensor]:
-    score, penalties = names["score"], []
-    for row in names["x"].detach().unbind(1):
-        one = row.unsqueeze(1).requires_grad_()
-        (slope,) = torch.autograd.grad(score(layer(one)[0][-1]).sum(), one, create_graph=True)
-        penalties.append((slope.norm() - 1).square())
-    return _grad(torch.stack(penalties).mean(), layer)
+def _slope_by_steps(names: Names, layer: nn.Module) -> list[Tensor]:
+    """One GRUCell a step: what people write where the layer has no second derivative, as cuDNN's has not."""
+    cell = (fastcells.GRUCell if isinstance(layer, fastcells.GRU) else nn.GRUCell)(64, 64)
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        setattr(cell, name, getattr(layer, f"{name}_l0"))
+    x, h = names["x"].detach().requires_grad_(), None
+    for step in x.unbind():
+        h = cell(step, h)
+    (slope,) = torch.autograd.grad(names["score"](h).sum(), x, create_graph=True)
+    return _grad((slope.norm(dim=(0, 2)) - 1).square().mean(), layer)
 
 
 def _step(names: Names, layer: nn.Module) -> list[Tensor]:
@@ -91,9 +97,9 @@ def _of_each_sample(names: Names) -> list[Tensor]:
 
 
 RECIPES = {
-    "per-sample gradients": (_each_sample, _step, _of_each_sample),
-    "MAML": (_each_task, _step_of_tasks, _parameters),
-    "gradient penalty": (_each_slope, _step_of_scores, _parameters),
+    "per-sample gradients": ("sequences", _each_sample, _step, _of_each_sample),
+    "MAML": ("tasks", _each_task, _step_of_tasks, _parameters),
+    "gradient penalty": ("time steps, by `GRUCell`", _slope_by_steps, _step_of_scores, _parameters),
 }
 
 

@@ -1,5 +1,5 @@
-"""README, "Gradients of gradients, and for each sample": each block runs, finds what loops of `torch.nn` find, and costs
-what the table says was measured.
+"""README, "Gradients of gradients, and for each sample": each block runs and finds what loops of `torch.nn` find, and the
+table of what they cost is what was measured.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fastcells
-from bench.cases.recipes import RECIPES, README, Recipe, recipes
+from bench.cases.recipes import README, RECIPES, Recipe, recipes
 from tests.support.accuracy import assert_equal_to_rounding
 
 SHOWN = {recipe.name: recipe for recipe in recipes()}
@@ -51,7 +51,7 @@ def test_the_table_is_what_was_measured() -> None:
         rows = list(csv.DictReader(file))
     assert [row["recipe"] for row in rows] == list(SHOWN)
     for row in rows:
-        cells = [row["recipe"], row["shape"]]
+        cells = [row["recipe"], row["shape"], row["over"]]
         cells += [f"{float(row[name]):.2g}" for name in ("of the loop", "of torch.nn's", "steps")]
         assert f"\n| {' | '.join(cells)} |\n" in README.read_text("utf-8")
     first = rows[0]
