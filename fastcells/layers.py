@@ -96,7 +96,7 @@ class GRU(_HiddenStateLayer):
 
     Keyword-only:
         reset_after: True for torch's and cuDNN's `n = tanh(x_n + r * (W_hn h + b_hn))`; False for
-            `n = tanh(x_n + W_hn (r * h) + b_hn)` (Cho et al. 2014 and the textbooks).
+            `n = tanh(x_n + W_hn (r * h) + b_hn)` (Cho et al. 2014, ONNX's default and the textbooks').
         impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
         learned_state: a call without hx starts from the Parameter `h_0` [num_layers*D, H], at first zeros.
 

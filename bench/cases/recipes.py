@@ -103,10 +103,12 @@ RECIPES = {
 }
 
 
+def blocks() -> dict[str, CodeType]:
+    """The README's blocks of Python that begin with a comment, by what that says before its colon."""
+    found = re.findall(r"^```python\n(# ([^:\n]+): .*?)^```$", README.read_text("utf-8"), re.S | re.M)
+    return {name: compile(text, f"README.md, {name}", "exec") for text, name in found}
+
+
 def recipes() -> list[Recipe]:
-    """Those that the README prints."""
-    found = []
-    for block in re.findall(r"^```python\n(# .*?)^```$", README.read_text("utf-8"), re.S | re.M):
-        name = block.splitlines()[0].removeprefix("# ").split(":")[0]
-        found.append(Recipe(name, compile(block, f"README.md, {name}", "exec"), *RECIPES[name]))
-    return found
+    """Those of gradients that the README prints."""
+    return [Recipe(name, code, *RECIPES[name]) for name, code in blocks().items() if name in RECIPES]

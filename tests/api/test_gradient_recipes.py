@@ -1,5 +1,5 @@
-"""README, "Gradients of gradients, and for each sample": each block runs and finds what loops of `torch.nn` find, and the
-table of what they cost is what was measured.
+"""README, "Gradients of gradients, and for each sample": each block runs and finds what a loop of `torch.nn` finds, and
+the table of what they cost is what was measured.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ import copy
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import fastcells
-from bench.cases.recipes import README, RECIPES, Recipe, recipes
+from bench.cases.recipes import README, RECIPES, Recipe, blocks, recipes
 from tests.support.accuracy import assert_equal_to_rounding
 
 SHOWN = {recipe.name: recipe for recipe in recipes()}
@@ -44,6 +45,17 @@ def test_as_a_loop_of_torch(recipe: Recipe) -> None:
     expected = recipe.loop(names, theirs)
     assert all(e.abs().max() > 1e-9 for e in expected), "a gradient that is zero shows nothing"
     assert_equal_to_rounding(recipe.result(names), expected)
+
+
+@pytest.mark.parametrize("name", ["weights", "ONNX"])
+def test_weights_of_other_libraries(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """README, "Weights of other libraries"."""
+    if name == "ONNX":
+        pytest.importorskip("onnx", reason="of the extra onnx")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(blocks()[name], names)
+    assert isinstance(names["gru"], fastcells.GRU) and names["gru"].reset_after == (name != "ONNX")
 
 
 def test_the_table_is_what_was_measured() -> None:
