@@ -91,7 +91,7 @@ def stack(layers: Sequence[Loaded], *, batch_first: bool) -> RNN | GRU | LSTM:
             if bias:  # torch's layers have both or none
                 none = d.w_hh.new_zeros(len(d.w_hh))
                 state[f"bias_ih_l{number}{suffix}"] = none if d.b_ih is None else d.b_ih
-                state[f"bias_hh_l{number}{suffix}"] = none.clone() if d.b_hh is None else d.b_hh
+                state[f"bias_hh_l{number}{suffix}"] = none if d.b_hh is None else d.b_hh
     dtypes = {t.dtype for t in state.values()}
     if len(dtypes) > 1:
         raise ValueError(f"{first.where}: the arrays are of several dtypes, {sorted(map(str, dtypes))}")

@@ -102,6 +102,16 @@ def test_state_of_nnx_with_random_streams() -> None:
     assert torch.equal(fastcells.load_flax(tree).weight_hh_l0, plain.weight_hh_l0)
 
 
+def test_what_is_loaded_owns_its_memory() -> None:
+    tree = {side: {"kernel": torch.ones(2, 2)} for side in ("dense_i", "dense_h")}
+    loaded = fastcells.load_flax(tree)
+    with torch.no_grad():
+        for p in loaded.parameters():
+            assert p.is_contiguous() and p.requires_grad
+            p.zero_()
+    assert all((node["kernel"] == 1).all() for node in tree.values())
+
+
 def edited(name: str, *path: str, to: Any) -> Any:
     """The tree of a case with one entry replaced, or with `to=None` removed."""
     tree = params(name)

@@ -177,6 +177,19 @@ def test_stacks_that_do_not_fit() -> None:
         fastcells.load_keras([lower, lstm])
 
 
+def test_time_major_of_keras_2() -> None:
+    assert not fastcells.load_keras(changed("GRU", time_major=True)).batch_first
+    with pytest.raises(ValueError, match="the layers differ in time_major"):
+        fastcells.load_keras([changed("GRU", time_major=True), layers_of("stack-LSTM")[1]])
+
+
+def test_a_configuration_of_another_layer() -> None:
+    for name, other in (("GRU", "Bidirectional-GRU"), ("Bidirectional-GRU", "GRU")):
+        arrays = layers_of(name)[0].get_weights()
+        with pytest.raises(ValueError, match="the configuration is not that of [12] direction"):
+            fastcells.load_keras(arrays, layers_of(other)[0].get_config())
+
+
 def test_dropout_warns_and_no_random_number_is_drawn() -> None:
     before = torch.get_rng_state()
     layer = changed("GRU", recurrent_dropout=0.3)
