@@ -21,7 +21,7 @@ TWINS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTMCell: cells.LSTMCell,
 }
 BACK = {ours: theirs for theirs, ours in TWINS.items()}
-OURS_ONLY = ("impl", "reset_after", "learned_state")  # attributes that torch.nn's modules do not have
+OURS_ONLY = ("impl", "reset_after")  # attributes that torch.nn's modules do not have
 
 
 def convert(model: Module) -> Module:

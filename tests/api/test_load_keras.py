@@ -186,7 +186,7 @@ def test_time_major_of_keras_2() -> None:
 def test_a_configuration_of_another_layer() -> None:
     for name, other in (("GRU", "Bidirectional-GRU"), ("Bidirectional-GRU", "GRU")):
         arrays = layers_of(name)[0].get_weights()
-        with pytest.raises(ValueError, match="the configuration is not that of [12] direction"):
+        with pytest.raises(ValueError, match=r"the configuration is not that of [12] direction"):
             fastcells.load_keras(arrays, layers_of(other)[0].get_config())
 
 

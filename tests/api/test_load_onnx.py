@@ -120,6 +120,13 @@ def test_layout_1_is_batch_first() -> None:
     assert_equal_to_rounding([batch_first(x.transpose(0, 1))[0].transpose(0, 1)], [time_first(x)[0]])
 
 
+def test_layouts_that_differ() -> None:
+    model = model_of("GRU", layout=1)
+    model.graph.node.append(model_of("GRU", name="other").graph.node[0])
+    with pytest.raises(ValueError, match=r"the nodes differ in layout: \{'layer': 1, 'other': 0\}"):
+        fastcells.load_onnx(model, ["layer", "other"])
+
+
 LSTM_INPUTS = ["X", "W", "R", "B", "", "", "", "P"]
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("GRU", {"clip": 3.0}, r"layer: attribute clip=3\.0 is not supported"),
@@ -167,11 +174,12 @@ def test_weights_that_are_computed_from_constants() -> None:
 def started(h: np.ndarray | None) -> Any:
     """A model whose initial_h is h for every row, or an input of the model's own."""
     nodes = [
-        onnx.helper.make_node("Shape", ["X"], ["batch"], start=1, end=2),
+        onnx.helper.make_node("Mul", ["X", "half"], ["small"]),  # of a number of the model's only the shape is asked
+        onnx.helper.make_node("Shape", ["small"], ["batch"], start=1, end=2),
         onnx.helper.make_node("Concat", ["one", "batch", "hidden"], ["shape"], axis=0),
         onnx.helper.make_node("Expand", ["h", "shape"], ["start"]),
     ]
-    own = {"one": np.array([1]), "hidden": np.array([H])}
+    own = {"one": np.array([1]), "hidden": np.array([H]), "half": np.float32(0.5)}
     arrays = constants("GRU") | own | ({} if h is None else {"h": h})
     return model_of("GRU", ["X", "W", "R", "B", "", "start"], arrays, before=nodes)
 
