@@ -38,8 +38,12 @@ def load_flax(params: Any, *, nonlinearity: str = "tanh", batch_first: bool = Tr
 
     Raises:
         ValueError: no cell, several, one that torch.nn lacks (MGUCell), unknown keys, shapes that do not fit.
+        TypeError: no mapping, such as a module itself.
     """
-    trees = [params] if isinstance(params, Mapping) else list(params)
+    trees = [params] if isinstance(params, Mapping) else params
+    if not isinstance(trees, Sequence) or not trees or not all(isinstance(tree, Mapping) for tree in trees):
+        got = type(params).__name__
+        raise TypeError(f"expected a tree of parameters or several, got {got}; an nnx module's is nnx.state(module)")
     return stack([_one(tree, {"nonlinearity": nonlinearity}) for tree in trees], batch_first=batch_first)
 
 
@@ -82,10 +86,12 @@ def _cells(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
         yield from _cells(child, (*path, str(key)))
 
 
-def _leaves(node: Tree, path: str = "") -> set[str]:
+def _leaves(node: Tree, path: str = "") -> list[str]:
     """Where there are arrays in a tree."""
-    below = [_leaves(child, f"{path}{key}/") for key, child in node.items() if isinstance(child, Mapping)]
-    return set().union(*below) if below else {path.rstrip("/")}
+    found = []
+    for key, child in node.items():
+        found += _leaves(child, f"{path}{key}/") if isinstance(child, Mapping) else [f"{path}{key}"]
+    return found
 
 
 def _keys(node: Tree) -> set[str]:

@@ -24,7 +24,7 @@ Config = Mapping[str, Any]
 def load_keras(layer: Any, config: Config | None = None) -> RNN | GRU | LSTM:
     """A built `keras.layers.GRU(...)` -> the fastcells layer with its weights, batch first. Keras is not imported.
 
-    layer: a SimpleRNN, GRU, LSTM or Bidirectional of Keras 2 or 3; or several, which become one stack, each with
+    layer: a SimpleRNN, GRU, LSTM or Bidirectional (checked with Keras 3); or several, which become one stack, each with
     `return_sequences=True` but the last; or the arrays of `layer.get_weights()`, with config `layer.get_config()`
     (without it Keras's defaults hold, except what the shapes tell: the cell, reset_after, biases, two directions).
 

@@ -129,7 +129,7 @@ CELL, NNX = ("params", "cell"), ("cell",)
 REFUSED = [
     ("linen-GRUCell", (*CELL, "hz", "scale"), 1.0, r"cell/hz: expected kernel and maybe bias, got \['bias|'kernel'"),
     ("linen-GRUCell", (*CELL, "surplus"), dense(1.0), r"cell: expected GRUCell, .*SimpleCell, got keys .*'surplus'"),
-    ("linen-GRUCell", (*CELL, "hz"), None, r"no recurrent cell, but params/cell/hn, params/cell/hr"),
+    ("linen-GRUCell", (*CELL, "hz"), None, r"no recurrent cell, but params/cell/hn/bias, params/cell/hn/kernel"),
     (
         "linen-GRUCell",
         (*CELL, "iz", "kernel"),
@@ -163,6 +163,11 @@ def test_other_cells() -> None:
     gru, lstm = (params(f"linen-{cell}Cell")["params"] for cell in ("GRU", "LSTM"))
     with pytest.raises(ValueError, match="its directions are GRU and LSTM"):
         fastcells.load_flax({"forward_rnn": gru, "backward_rnn": lstm})
+    with pytest.raises(ValueError, match="no recurrent cell, but bias, kernel"):
+        fastcells.load_flax(dense(1.0, 2.0))
+    for given in (3, [], [gru, 3], object()):
+        with pytest.raises(TypeError, match=r"expected a tree .*; an nnx module's is nnx\.state\(module\)"):
+            fastcells.load_flax(given)
 
 
 def test_bfloat16() -> None:
