@@ -83,7 +83,7 @@ def dtype_of_all(choice: Choice, spec: CellSpec, x: Tensor, weights: LayerWeight
 
 def cast(weights: LayerWeights, dtype: torch.dtype) -> LayerWeights:
     """All of them."""
-    w_ih, b_ih, (w_hh, b_hh, w_hr, extra) = weights
+    w_ih, b_ih, (w_hh, b_hh, w_hr, extra, _) = weights
     b_ih, b_hh, w_hr = (None if w is None else w.to(dtype) for w in (b_ih, b_hh, w_hr))
     recurrent = RecurrentWeights(w_hh.to(dtype), b_hh, w_hr, tuple(w.to(dtype) for w in extra))
     return LayerWeights(w_ih.to(dtype), b_ih, recurrent)

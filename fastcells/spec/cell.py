@@ -18,6 +18,11 @@ class RecurrentWeights(NamedTuple):
     b_hh: Tensor | None = None  # [G*H]
     w_hr: Tensor | None = None  # [P, H], an LSTM's projection (`proj_size=P`): h and W_hh's columns are then P wide
     extra: tuple[Tensor, ...] = ()  # further parameters, in the order of `CellSpec.extra`
+    mask: Tensor | None = None  # [B, H] variational dropout: what h is multiplied with ahead of W_hh, at each step
+
+    def masked(self, h: Tensor) -> Tensor:
+        """h [B, H] as W_hh multiplies it."""
+        return h if self.mask is None else h * self.mask
 
 
 @dataclass(frozen=True)
