@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastcells import both_directions, dispatch, one_direction, packed, regularised
+from fastcells import both_directions, dispatch, one_direction, packed, regularised, streaming
 from fastcells.backends.base import IN_ONE_CALL, NOTHING, Call, Choice, LayerWeights
 from fastcells.backends.torch.aten import aten
 from fastcells.call_options import NO_OPTIONS, CallOptions, Masks, call_options
@@ -187,6 +187,21 @@ class Layer(LayerShapes):
             out, last = out.squeeze(batch_dim), each_of(last, Tensor.squeeze, 1)
         last = self.permute_hidden(last, restore)
         return (out if batch_sizes is None else PackedSequence(out, batch_sizes, order, restore)), last
+
+    def step(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+        """One step of the stack, for what arrives step by step: equal to the same step of a whole sequence.
+
+        input: [B, I] or [I], or token ids [B] or []. hx: the state as `forward` takes and returns it, [num_layers, B,
+        H] or unbatched [num_layers, H], of an LSTM two of them; None for zeros.
+
+        Returns:
+            the output [B, H_out] or [H_out], and the new state. A single row on a CPU, in float32 without gradients,
+            takes one call of C for each layer.
+
+        Raises:
+            ValueError: a bidirectional layer, which needs the whole sequence. Otherwise as `forward`.
+        """
+        return streaming.step(self, input, hx)
 
     def _options(
         self, data: Tensor, batch_sizes: Tensor | None, unbatched: bool, given: Given, weights: list[Tensor]
