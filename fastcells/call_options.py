@@ -26,6 +26,35 @@ class Masks(NamedTuple):
     zoneout_cell: Tensor | None = None  # [num_layers*D, T, B, H] the same of an LSTM's c
     weight_dropout: tuple[Tensor, ...] | None = None  # for each layer and direction [G*H, H_out]: factors of W_hh
 
+    def of_rows(self, order: Tensor) -> Masks:
+        """The batch in another order, as a PackedSequence has it."""
+        dropped, zoneout, zoneout_cell, weights = self
+        return Masks(
+            None if dropped is None else dropped.index_select(1, order),
+            None if zoneout is None else zoneout.index_select(2, order),
+            None if zoneout_cell is None else zoneout_cell.index_select(2, order),
+            weights,
+        )
+
+    def check(self, steps: int, batch: int, weights: list[Tensor], hidden: int, states: int) -> None:
+        """Raise RuntimeError unless each has the shape that is said above. weights: W_hh of each row."""
+        rows, width = len(weights), weights[0].shape[1]
+        expected = {
+            "recurrent_dropout": (rows, batch, width),
+            "zoneout": (rows, steps, batch, width),
+            "zoneout_cell": (rows, steps, batch, hidden),
+        }
+        for name, shape in expected.items():
+            mask = getattr(self, name)
+            if mask is not None and tuple(mask.shape) != shape:
+                raise RuntimeError(f"masks.{name} must be {list(shape)}, got {list(mask.shape)}")
+        if self.zoneout_cell is not None and states == 1:
+            raise RuntimeError("masks.zoneout_cell is for an LSTM: this cell has no c")
+        if self.weight_dropout is not None:
+            found, needed = ([list(w.shape) for w in each] for each in (self.weight_dropout, weights))
+            if found != needed:
+                raise RuntimeError(f"masks.weight_dropout must have the shapes {needed}, got {found}")
+
 
 class CallOptions(NamedTuple):
     """For all layers and directions of a stack, time first."""

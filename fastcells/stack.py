@@ -167,7 +167,7 @@ class Layer(LayerShapes):
         state = hx if isinstance(hx, tuple) else (hx,)
         options = NO_OPTIONS
         if given is not NOTHING_GIVEN or (self.training and any(self._rates)):
-            options = self._options(data, batch_sizes, unbatched, given, weights)
+            options = self._options(data, batch_sizes, order, unbatched, given, weights)
             weights = self._without_dropped(weights, options.masks)
         choice = self._choose(0, ids, T, B, type(data), weights, options.names, padding)
         try:
@@ -204,7 +204,13 @@ class Layer(LayerShapes):
         return streaming.step(self, input, hx)
 
     def _options(
-        self, data: Tensor, batch_sizes: Tensor | None, unbatched: bool, given: Given, weights: list[Tensor]
+        self,
+        data: Tensor,
+        batch_sizes: Tensor | None,
+        order: Tensor | None,
+        unbatched: bool,
+        given: Given,
+        weights: list[Tensor],
     ) -> CallOptions:
         """What was given beside input and state, checked, and the masks of a regularised layer in training."""
         lengths, resets, reset_state, masks = given
@@ -213,10 +219,12 @@ class Layer(LayerShapes):
                 f"{self.label}: a PackedSequence has lengths of its own; lengths and resets go with a tensor"
             )
         T, B, _ = self._sizes(data, batch_sizes, data.dtype in ID_DTYPES)
-        if masks is None and self.training and any(self._rates):
+        if masks is not None:
+            masks.check(T, B, self._recurrent(weights), self.hidden_size, self._spec().num_states)
+        elif self.training and any(self._rates):
             masks = self._drawn(B, T, weights)
         if batch_sizes is not None:
-            return CallOptions(masks=masks)
+            return CallOptions(masks=masks if masks is None or order is None else masks.of_rows(order))
         rows = len(self._all_weights)
         return call_options(data, self.batch_first, unbatched, lengths, resets, reset_state, rows, masks)
 
@@ -228,8 +236,12 @@ class Layer(LayerShapes):
         return self._drawn(batch, steps, self._weights())
 
     def _drawn(self, B: int, T: int, weights: list[Tensor]) -> Masks:
-        each = [self._weights_of(i, weights).recurrent.w_hh for i in range(len(self._all_weights))]
+        each = self._recurrent(weights)
         return regularised.draw(self._rates, each, T, B, (each[0].shape[1], self.hidden_size))
+
+    def _recurrent(self, weights: list[Tensor]) -> list[Tensor]:
+        """W_hh of each layer and direction."""
+        return weights[1 :: len(weights) // len(self._all_weights)]
 
     def _without_dropped(self, weights: list[Tensor], masks: Masks | None) -> list[Tensor]:
         if masks is None or masks.weight_dropout is None:

@@ -206,6 +206,21 @@ def test_what_is_no_probability_is_refused(name: str, bad: Any) -> None:
         fastcells.LSTM(I, H, **{name: bad})
 
 
+def test_masks_that_do_not_fit_are_named() -> None:
+    built = layer("GRU", num_layers=2)
+    x, masks = torch.randn(T, B, I, dtype=torch.float64), built.draw_masks(T, B)
+    with pytest.raises(RuntimeError, match=r"masks.recurrent_dropout must be \[2, 3, 6\], got \[2, 4, 6\]"):
+        built(x[:, :3], masks=masks)
+    with pytest.raises(RuntimeError, match=r"masks.zoneout must be \[2, 3, 4, 6\], got \[2, 5, 4, 6\]"):
+        built(x[:3], masks=masks)
+    with pytest.raises(RuntimeError, match="this cell has no c"):
+        built(x, masks=masks._replace(zoneout_cell=masks.zoneout))
+    with pytest.raises(
+        RuntimeError, match=r"weight_dropout must have the shapes \[\[18, 6\], \[18, 6\]\], got \[\[18, 6\]\]"
+    ):
+        built(x, masks=masks._replace(weight_dropout=masks.weight_dropout[:1]))
+
+
 def test_they_are_attributes_that_travel_and_can_be_changed() -> None:
     built = layer("LSTM", num_layers=2)
     for twin in (copy.deepcopy(built), pickle.loads(pickle.dumps(built))):
