@@ -58,7 +58,8 @@ def run(
             check_range(x, w_ih.shape[1])
             inputs = StepInput(w_ih, x if x.dtype in (torch.int32, torch.int64) else x.int(), b_ih)
         else:
-            inputs = StepInput(backend.project(choice, x, w_ih, b_ih))
+            x_proj = backend.project(choice, x, w_ih, b_ih)
+            inputs = StepInput(x_proj if spec.project is None else spec.project(x_proj, recurrent))
         if unrolled:
             return unroll(spec, inputs.x, initial, recurrent, steps)
         given = (*inputs, recurrent.w_hh, recurrent.b_hh, *initial)

@@ -42,6 +42,8 @@ class CellSpec:
     # Whether the gradient with respect to the input projection is also the one with respect to `W_hh h + b_hh`.
     same_gradient: bool = True
     extra: tuple[str, ...] = ()  # names of further parameters, beside W_ih, W_hh, b_ih and b_hh
+    # What becomes of the input projection of all steps before the first of them: [T, B, G*H] to the same; or None.
+    project: Callable[[Tensor, RecurrentWeights], Tensor] | None = None
 
     @property
     def num_gates(self) -> int:
