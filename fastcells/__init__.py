@@ -4,10 +4,12 @@ import logging
 
 from fastcells import functional, init, reference
 from fastcells.backends.base import Choice
+from fastcells.call_options import Masks
 from fastcells.cells import GRUCell, LSTMCell, RNNCell
 from fastcells.convert import convert, from_torch, to_torch
 from fastcells.dispatch import explain
 from fastcells.errors import CannotRun, KernelFault
+from fastcells.layer_norm import LayerNormGRU, LayerNormLSTM
 from fastcells.layers import GRU, LSTM, RNN
 from fastcells.tuning.tune import Tuned, tune
 from fastcells.weights.load_flax import load_flax
@@ -28,6 +30,9 @@ __all__ = [
     "GRUCell",
     "KernelFault",
     "LSTMCell",
+    "LayerNormGRU",
+    "LayerNormLSTM",
+    "Masks",
     "RNNCell",
     "Tuned",
     "convert",

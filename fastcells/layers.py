@@ -2,31 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from fastcells.call_options import Masks
+from fastcells.cell_states import split_states
+from fastcells.regularised import rates
 from fastcells.spec import GRU_RESET_AFTER, GRU_RESET_BEFORE, RNN_RELU, RNN_TANH, CellSpec, State
 from fastcells.spec import LSTM as LSTM_SPEC
-from fastcells.stack import Layer
+from fastcells.stack import Given, Layer
 
 Device = torch.device | str | int | None
+Lengths = Tensor | Sequence[int] | int | None
 
 
 class _HiddenStateLayer(Layer):
     """A layer whose state is h alone."""
 
     @overload
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
-    @overload
-    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths = None,
+        resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
+        masks: Masks | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None, *, masks: Masks | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths = None,
+        resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
+        masks: Masks | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """As torch's layer: see the class."""
-        return self._forward(input, hx)
+        if lengths is None and resets is None and reset_state is None and masks is None:
+            return self._forward(input, hx)
+        start = None if reset_state is None else (reset_state,)
+        return self._forward(input, hx, Given(lengths, resets, start, masks))
 
 
 class RNN(_HiddenStateLayer):
@@ -41,7 +67,8 @@ class RNN(_HiddenStateLayer):
 
     Keyword-only:
         impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
-        learned_state: a call without hx starts from the Parameter `h_0` [num_layers*D, H], at first zeros.
+        learned_state: sequences and episodes begin from the Parameter `h_0` [num_layers*D, H], at first zeros, where
+            neither hx nor reset_state is given.
 
     Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
     Equations: documentation of torch.nn.RNN.
@@ -63,23 +90,22 @@ class RNN(_HiddenStateLayer):
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        weight_dropout: float = 0.0,
         impl: str = "auto",
         learned_state: bool = False,
         **unknown: Any,
     ) -> None:
         _refuse_proj_size(unknown)
+        given = rates(recurrent_dropout=recurrent_dropout, zoneout=zoneout, weight_dropout=weight_dropout)
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         self.nonlinearity = nonlinearity
         stack = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        mode = f"RNN_{nonlinearity.upper()}"
         super().__init__(
-            f"RNN_{nonlinearity.upper()}",
-            *stack,
-            impl=impl,
-            learned_state=learned_state,
-            device=device,
-            dtype=dtype,
-            **unknown,
+            mode, *stack, rates=given, impl=impl, learned_state=learned_state, device=device, dtype=dtype, **unknown
         )
 
     def _spec(self) -> CellSpec:
@@ -98,7 +124,8 @@ class GRU(_HiddenStateLayer):
         reset_after: True for torch's and cuDNN's `n = tanh(x_n + r * (W_hn h + b_hn))`; False for
             `n = tanh(x_n + W_hn (r * h) + b_hn)` (Cho et al. 2014, ONNX's default and the textbooks').
         impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
-        learned_state: a call without hx starts from the Parameter `h_0` [num_layers*D, H], at first zeros.
+        learned_state: sequences and episodes begin from the Parameter `h_0` [num_layers*D, H], at first zeros, where
+            neither hx nor reset_state is given.
 
     Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
     Equations: documentation of torch.nn.GRU; Cho et al. 2014 (arXiv 1406.1078v3), equations 5 to 8.
@@ -119,15 +146,21 @@ class GRU(_HiddenStateLayer):
         dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        weight_dropout: float = 0.0,
         impl: str = "auto",
         learned_state: bool = False,
         **unknown: Any,
     ) -> None:
         _refuse_proj_size(unknown)
+        given = rates(recurrent_dropout=recurrent_dropout, zoneout=zoneout, weight_dropout=weight_dropout)
         if not isinstance(reset_after, bool):
             raise TypeError(f"reset_after should be of type bool, got: {type(reset_after).__name__}")
         stack = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__("GRU", *stack, impl=impl, learned_state=learned_state, device=device, dtype=dtype, **unknown)
+        super().__init__(
+            "GRU", *stack, rates=given, impl=impl, learned_state=learned_state, device=device, dtype=dtype, **unknown
+        )
         self.reset_after = reset_after
 
     def _spec(self) -> CellSpec:
@@ -144,8 +177,8 @@ class LSTM(Layer):
 
     Keyword-only:
         impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
-        learned_state: a call without hx starts from the Parameters `h_0` [num_layers*D, H_out] and `c_0`
-            [num_layers*D, H], at first zeros.
+        learned_state: sequences and episodes begin from the Parameters `h_0` [num_layers*D, H_out] and `c_0`
+            [num_layers*D, H], at first zeros, where neither hx nor reset_state is given.
 
     Returns: output [T, B, D*H_out] and (h_n [num_layers*D, B, H_out], c_n [num_layers*D, B, H]), D being 2 if
     bidirectional and 1 if not, H_out proj_size if that is positive and H if not.
@@ -167,32 +200,62 @@ class LSTM(Layer):
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        zoneout_cell: float = 0.0,
+        weight_dropout: float = 0.0,
+        return_states: bool = False,
         impl: str = "auto",
         learned_state: bool = False,
         **unknown: Any,
     ) -> None:
         stack = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
-        super().__init__("LSTM", *stack, impl=impl, learned_state=learned_state, device=device, dtype=dtype, **unknown)
+        given = rates(
+            recurrent_dropout=recurrent_dropout,
+            zoneout=zoneout,
+            zoneout_cell=zoneout_cell,
+            weight_dropout=weight_dropout,
+        )
+        super().__init__(
+            "LSTM", *stack, rates=given, impl=impl, learned_state=learned_state, device=device, dtype=dtype, **unknown
+        )
+        if return_states:
+            self.return_states = True
 
     @overload
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths = None,
+        resets: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
+        masks: Masks | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
     @overload
     def forward(
-        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None, *, masks: Masks | None = None
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
     def forward(
-        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths = None,
+        resets: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
+        masks: Masks | None = None,
+    ) -> Any:
         """As torch's layer: see the class."""
-        if hx is not None:
-            if isinstance(hx, Tensor):
-                raise TypeError(f"LSTM: hx must be a tuple (h_0, c_0), got a tensor of shape {list(hx.shape)}")
-            if len(hx) != 2:
-                raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
-            hx = (hx[0], hx[1])
-        return self._forward(input, hx)
+        hx = _pair("hx", hx)
+        if lengths is None and resets is None and reset_state is None and masks is None:
+            out, last = self._forward(input, hx)
+        else:
+            out, last = self._forward(input, hx, Given(lengths, resets, _pair("reset_state", reset_state), masks))
+        if not self.return_states:
+            return out, last
+        return split_states(out, last, self.hidden_size * (2 if self.bidirectional else 1))
 
     def _spec(self) -> CellSpec:
         return LSTM_SPEC
@@ -234,6 +297,18 @@ class LSTM(Layer):
                 f"For {kind} {dim}-D input, hx and cx should also be {dim}-D but got ({hx[0].dim()}-D, "
                 f"{hx[1].dim()}-D) tensors"
             )
+
+
+def _pair(name: str, state: Any) -> tuple[Tensor, Tensor] | None:
+    """h and c."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        what = f"a tuple ({'h_0, c_0' if name == 'hx' else 'h, c'})"
+        raise TypeError(f"LSTM: {name} must be {what}, got a tensor of shape {list(state.shape)}")
+    if len(state) != 2:
+        raise RuntimeError(f"lstm expects two hidden states, got {len(state)}")
+    return state[0], state[1]
 
 
 def _refuse_proj_size(unknown: dict[str, Any]) -> None:

@@ -46,13 +46,16 @@ class Steps(NamedTuple):
     reverse: bool = False  # from the last step to the first; `out[t]` stays the output at step t
     lengths: Tensor | None = None  # int32 [B], from 0 to T: from this step on a row's state stands still
     resets: Tensor | None = None  # bool [T, B]: true where a step starts from zeros; no matter past a row's length
+    reset_state: State | None = None  # each [B, H]: what a step that resets starts from, in place of zeros
+    recurrent_dropout: Tensor | None = None  # [B, H], see `RecurrentWeights.mask`
+    # For each state [T, B, H], bool or a number from 0 to 1, or None: how much of the old state a step keeps.
+    zoneout: tuple[Tensor | None, ...] | None = None
 
     @property
     def options(self) -> frozenset[str]:
         """The names of the options that are given."""
-        if self.lengths is None and self[2:] == (None,) * len(self[2:]):
-            return NOTHING
-        return frozenset(name for name, value in zip(self._fields[1:], self[1:], strict=True) if value is not None)
+        given = [name for name, value in zip(self._fields[1:], self[1:], strict=True) if value is not None]
+        return frozenset(given) if given else NOTHING
 
     def order(self, T: int) -> range:
         return range(T - 1, -1, -1) if self.reverse else range(T)

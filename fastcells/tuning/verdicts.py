@@ -284,7 +284,6 @@ def _compiled(call: Call) -> Choice | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def _constants(kind: str, device: str) -> list[tuple[int, int, str, str]]:
     """T, B, implementation and reason of each verdict on a kind of call, by the name that it has but for T and B."""
     where = machine(torch.device(device), torch.get_num_threads())
@@ -295,3 +294,7 @@ def _constants(kind: str, device: str) -> list[tuple[int, int, str, str]]:
             T, B = (int(word.partition("<=")[2]) for word in name.split()[-2:])
             found.append((T, B, verdict.chosen.split()[0], _reason(verdict)))
     return found
+
+
+# What torch.compiler.assume_constant_result does, without the import of torch._dynamo, which takes seconds.
+_constants._dynamo_marked_constant = True  # type: ignore[attr-defined]

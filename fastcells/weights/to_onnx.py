@@ -40,7 +40,8 @@ def to_onnx(
 
     Returns: the `onnx.ModelProto`.
     Raises:
-        ValueError: proj_size, which ONNX's LSTM lacks; another dtype. TypeError: not a recurrent layer.
+        ValueError: what ONNX's operators lack: proj_size, return_states, layer normalisation; another dtype.
+        TypeError: not a recurrent layer.
         ImportError: the package onnx is missing.
     """
     onnx = require("onnx", "to_onnx")
@@ -48,6 +49,10 @@ def to_onnx(
         raise TypeError(f"expected a recurrent layer of fastcells or torch.nn, got {type(layer).__name__}")
     if layer.proj_size:
         raise ValueError(f"proj_size={layer.proj_size}: ONNX's LSTM has no projection")
+    if getattr(layer, "return_states", False):
+        raise ValueError("return_states=True: ONNX's LSTM hands on the last c alone")
+    if len(layer.all_weights[0]) != (4 if layer.bias else 2):  # the parameters of layer normalisation
+        raise ValueError(f"ONNX has no such recurrence: {layer!r}")
     dtype = layer.all_weights[0][0].dtype
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype}: expected one of {', '.join(map(str, DTYPES))}")

@@ -92,6 +92,33 @@ def test_as_if_it_were_given(kind: str, stack: dict[str, Any], given: str) -> No
     assert all(layer.get_parameter(name).grad.abs().sum() > 0 for name in ("h_0", "c_0") if hasattr(layer, name))
 
 
+@pytest.mark.parametrize("stack", STACKS[:2], ids=["one", "deep"])
+def test_episodes_begin_from_it_too(stack: dict[str, Any]) -> None:
+    layer, x, resets = learned("LSTM", **stack), torch.randn(T, B, I), torch.rand(T, B) < 0.3
+    start = (layer.h_0, layer.c_0)
+    assert resets[1:].any()
+    expected = layer(x, state_of(layer, B), resets=resets, reset_state=start)
+    assert_identical(layer(x, resets=resets), expected)
+    zeros = tuple(torch.zeros_like(s) for s in start)
+    from_zeros = layer(x, resets=resets, reset_state=zeros)[0]
+    assert not torch.equal(from_zeros, expected[0]), "a given one goes before"
+
+
+def test_a_step() -> None:
+    layer, x = learned("LSTM", num_layers=2), torch.randn(T, 1, I)
+    for no_grad in (True, False):
+        with torch.set_grad_enabled(not no_grad):
+            assert_equal_to_rounding([layer.step(x[0])[0]], [layer(x)[0][0]])
+
+
+@pytest.mark.parametrize("cls", [fastcells.LayerNormGRU, fastcells.LayerNormLSTM])
+def test_layer_norm(cls: Any) -> None:
+    layer = cls(I, H, 2, learned_state=True)
+    nn.init.normal_(layer.h_0)
+    x = torch.randn(T, B, I)
+    assert_identical(layer(x), layer(x, state_of(layer, B)))
+
+
 def test_gradcheck() -> None:
     layer = learned("LSTM", dtype=torch.float64)
     x = torch.randn(3, 2, I, dtype=torch.float64)
@@ -143,7 +170,7 @@ def test_reset_parameters() -> None:
 
 def test_to_torch_refuses() -> None:
     model = nn.Sequential(fastcells.GRU(I, H), learned("LSTM"))
-    with pytest.raises(ValueError, match=r"'1' is LSTM\(.*learned_state=True\): torch\.nn learns no initial state"):
+    with pytest.raises(ValueError, match=r"'1' is LSTM\(.*learned_state=True\): torch\.nn has no learned_state"):
         fastcells.to_torch(model)
     assert isinstance(model[0], fastcells.GRU)
     twin = fastcells.to_torch(nn.Sequential(fastcells.GRU(I, H)))[0]

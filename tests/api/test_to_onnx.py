@@ -107,6 +107,11 @@ def test_refused() -> None:
         fastcells.to_onnx(fastcells.LSTM(I, H, proj_size=2))
     with pytest.raises(ValueError, match=r"dtype torch\.bfloat16: expected one of torch\.float16"):
         fastcells.to_onnx(fastcells.GRU(I, H, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="return_states=True: ONNX's LSTM hands on the last c alone"):
+        fastcells.to_onnx(fastcells.LSTM(I, H, return_states=True))
+    for layer in (fastcells.LayerNormGRU(I, H), fastcells.LayerNormLSTM(I, H)):
+        with pytest.raises(ValueError, match=r"ONNX has no such recurrence: LayerNorm(GRU|LSTM)\("):
+            fastcells.to_onnx(layer)
     with pytest.raises(TypeError, match="got GRUCell"):
         fastcells.to_onnx(fastcells.GRUCell(I, H))
 

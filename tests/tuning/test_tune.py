@@ -180,7 +180,8 @@ def trained(folder: Path) -> tuple[str, str]:
 def test_training_is_the_same_to_the_bit_in_two_processes_and_the_second_measures_nothing(tmp_path: Path) -> None:
     (first, measured), (second, nothing) = trained(tmp_path), trained(tmp_path)
     assert first == second and len(first) == 64
-    assert measured.count("measured gru") == 4 and measured.count("measured lstm") == 2
+    # Of the stack's second layer only where the first does not choose ATen, which runs both.
+    assert 2 <= measured.count("measured gru") <= 4 and measured.count("measured lstm") == 2
     assert "measured" not in nothing
 
 
