@@ -164,6 +164,7 @@ def taken_back(
 def backward_kernel(
     w_ptr,  # [GATES, H, H]
     lengths_ptr,  # [B] int32: how many steps each row has; or None
+    resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
     mailbox_ptr,  # [T, B, GATES, WIDTH] gradient of the recurrent products, as the programs hand it on
     given_up_ptr,  # [1] int32 in the mailbox's memory: whether a program waited in vain
     fault_ptr,  # [1] int32 in the host's memory

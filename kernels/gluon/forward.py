@@ -125,6 +125,7 @@ def forward_kernel(
     w_ptr,  # [GATES, H, H] recurrent weight
     b_ptr,  # [GATES, H] recurrent bias, or None
     lengths_ptr,  # [B] int32: how many steps each row has; or None
+    resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
     first_ptr,  # [B, WIDTH] initial state, zeros past column H
     mailbox_ptr,  # [T, B, WIDTH] state after each step, as the programs hand it on
     reset_hidden_ptr,  # [T, B, WIDTH] mailbox: operand of the second product, for a cell with one

@@ -6,7 +6,7 @@ of the passes below, with a plan, and return its results. All tensors are contig
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import triton
@@ -57,12 +57,14 @@ class Pass:
     lengths: Tensor | None  # [B] int32
     reverse: bool
     precision: str  # of a matmul in float32: Triton's input_precision
+    resets: Tensor | None = field(default=None, kw_only=True)  # [T, B] uint8, not 0 where a step starts from zeros
 
     def arguments(self, hidden: Tensor) -> Arguments:
         """Of every kernel, forward and backward."""
         B, H = self.state[0].shape
         return {
             "w_ptr": self.w,
+            "resets_ptr": self.resets,
             "h0_ptr": self.state[0],
             "h_ptr": hidden,
             "B": B,

@@ -32,7 +32,7 @@ class TritonBackend(KernelBackend):
     """The recurrence in Triton: on a GPU, or in Triton's interpreter on a CPU."""
 
     cells = CELLS
-    options = frozenset({"lengths"})
+    options = frozenset({"lengths", "resets"})
     dtypes = frozenset({torch.float32, torch.float16, torch.bfloat16})
     takes_ids = True
 
@@ -71,11 +71,11 @@ class TritonBackend(KernelBackend):
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         from fastcells.backends.triton import operators
 
-        (x, ids, b_ih), state, (w_hh, b_hh, *_), (reverse, lengths, *_) = inputs
+        (x, ids, b_ih), state, (w_hh, b_hh, *_), (reverse, lengths, resets, *_) = inputs
         # Rows of W_ih^T in one piece each: columns of W_ih would be as many memory transactions as there are elements.
         x = x if ids is None else x.t().contiguous()
         given = operators.ForwardArguments(
-            x, *h_and_c(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih
+            x, *h_and_c(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih, resets
         )
         if not traced():
             plans: Plans = choice.plan
@@ -96,7 +96,7 @@ class TritonBackend(KernelBackend):
     ) -> Gradients:
         from fastcells.backends.triton import operators
 
-        _, state, (w_hh, *_), (reverse, lengths, *_) = inputs
+        _, state, (w_hh, *_), (reverse, lengths, resets, *_) = inputs
         cells, saved = trace.saved
         given = operators.BackwardArguments(
             d_hidden,
@@ -110,6 +110,7 @@ class TritonBackend(KernelBackend):
             spec.name,
             choice.path,
             reverse,
+            resets,
         )
         if not traced():
             plans: Plans = choice.plan
