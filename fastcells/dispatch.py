@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fastcells import projection
 from fastcells.backends import BACKENDS
-from fastcells.backends.base import ASKED_FOR, Backend, Call, Choice
+from fastcells.backends.base import ASKED_FOR, FOLDED, Backend, Call, Choice
 from fastcells.errors import CannotRun
 from fastcells.modes import compiling, is_plain_tensor, traced, transformed
 
@@ -64,7 +66,7 @@ def choose(call: Call) -> Choice:
         for backend in WITH_ADVANTAGE:
             advantage = backend.advantage(call)
             if advantage is not None and not _looked_through(call) and backend.obstacle(call) is None:
-                return backend.choose(call, advantage)
+                return _chosen(backend, call, advantage)
         backend = TORCH
     else:
         check_impl(impl)
@@ -72,7 +74,14 @@ def choose(call: Call) -> Choice:
     obstacle = backend.obstacle(call)
     if obstacle is not None:
         raise CannotRun(f"impl={impl!r}", obstacle)
-    return backend.choose(call, ASKED_FOR)
+    return _chosen(backend, call, ASKED_FOR)
+
+
+def _chosen(backend: Backend, call: Call, reason: str) -> Choice:
+    choice = backend.choose(call, reason)
+    if not call.options & FOLDED - backend.options:
+        return choice
+    return replace(choice, reason=f"{choice.reason}; {projection.price(call.H, call.w_hh.shape[1])}")
 
 
 def _looked_through(call: Call) -> bool:

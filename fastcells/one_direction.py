@@ -10,6 +10,7 @@ import contextlib
 import torch
 from torch import Tensor
 
+from fastcells import projection
 from fastcells.autograd import Recurrence, outputs, unroll
 from fastcells.backends.base import IN_ONE_CALL, Backend, Choice, Inputs, LayerWeights, StepInput, Steps
 from fastcells.backends.torch import aten
@@ -54,20 +55,31 @@ def run(
         x = torch.where(mask.squeeze(-1) if ids else mask, x, 0)
     with no_autocast(w_ih) if dtype is not None else contextlib.nullcontext():
         unrolled = _must_unroll(choice, spec, recurrent, steps)
-        if ids and backend.takes_ids:
+        folded = recurrent.w_hr is not None and "proj_size" not in backend.options
+        if ids and backend.takes_ids and not folded:
             check_range(x, w_ih.shape[1])
             inputs = StepInput(w_ih, x if x.dtype in (torch.int32, torch.int64) else x.int(), b_ih)
         else:
             inputs = StepInput(backend.project(choice, x, w_ih, b_ih))
         if unrolled:
             return unroll(spec, inputs.x, initial, recurrent, steps)
-        given = (*inputs, recurrent.w_hh, recurrent.b_hh, *initial)
-        if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in given):
-            out, *last = Recurrence.apply(choice, spec, *steps[:3], *given)
-            return out, tuple(last)
-        with torch.no_grad():  # the loops write into buffers, which autograd would refuse
-            trace = backend.forward(choice, spec, Inputs(inputs, initial, recurrent, steps), save=False)
-        return outputs(trace, steps), trace.last
+        if not folded:
+            return _recurrence(choice, spec, Inputs(inputs, initial, recurrent, steps))
+        x, start, plain = projection.fold(inputs.x, initial, recurrent, steps)
+        out, last = _recurrence(choice, spec, Inputs(StepInput(x), start, plain, steps))
+        return projection.unfold(out, last, initial[0], recurrent.w_hr, steps)  # type: ignore[arg-type]
+
+
+def _recurrence(choice: Choice, spec: CellSpec, inputs: Inputs) -> tuple[Tensor, State]:
+    """By the backend's kernels or loops, with a backward where one may follow."""
+    (x, state, weights, steps), backend = inputs, choice.backend
+    given = (*x, weights.w_hh, weights.b_hh, *state)
+    if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in given):
+        out, *last = Recurrence.apply(choice, spec, *steps[:3], *given)
+        return out, tuple(last)
+    with torch.no_grad():  # the loops write into buffers, which autograd would refuse
+        trace = backend.forward(choice, spec, inputs, save=False)
+    return outputs(trace, steps), trace.last
 
 
 def _dtype_of_all(choice: Choice, spec: CellSpec, x: Tensor, weights: LayerWeights) -> torch.dtype | None:

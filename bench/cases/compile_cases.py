@@ -46,6 +46,7 @@ class Case:
     target: int
     B: int = 32
     exchange: str = ""
+    resets: bool = False
 
     def plan(self, *, backward: bool = False) -> plan.Plan | Resident | str:
         """Its row."""

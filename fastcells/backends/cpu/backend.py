@@ -45,7 +45,7 @@ class CpuBackend(KernelBackend):
             call.spec.name,
             call.T,
             call.B,
-            call.w_hh.shape[1],
+            call.H,
             training=call.w_hh.requires_grad and torch.is_grad_enabled(),
             aten=in_aten,
             instructions=native.instruction_set(),

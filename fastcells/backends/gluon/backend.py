@@ -67,7 +67,7 @@ class GluonBackend(KernelBackend):
         assert device is not None, "asked for a CPU"
         precision = matmul_precision(call.dtype, call.w_hh.device)
         return resident_plan(
-            call.w_hh.shape[1],
+            call.H,
             call.B,
             call.spec.num_gates,
             call.dtype.itemsize,

@@ -65,8 +65,8 @@ class TritonBackend(KernelBackend):
     def _plan(self, call: Call, *, backward: bool) -> plan.Plan | str:
         """How a pass is launched, or the reason why it cannot be."""
         path = "step" if self.name == "triton-step" else "sequence"
-        size, device, H = call.dtype.itemsize, call.w_hh.device, call.w_hh.shape[1]
-        return plan_for(call.spec.name, path, call.B, H, size, gpu(device), _precision(call), backward)
+        size, device = call.dtype.itemsize, call.w_hh.device
+        return plan_for(call.spec.name, path, call.B, call.H, size, gpu(device), _precision(call), backward)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         from fastcells.backends.triton import operators
