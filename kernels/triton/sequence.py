@@ -215,6 +215,8 @@ def sequence_backward_kernel(
             d_reset_hidden = product(cast(tl.where(mask, d_last_gate, 0.0), element), w[GATES - 1], none, PRECISION)
             d_reset_hidden = unbound(d_reset_hidden, BLOCK_B, BLOCK_H)
             d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, after, d_reset_hidden)
+        if resets_ptr is not None:  # here, and what the product adds later: kept until then, it would cost registers
+            d_prev = zero_started(starts, d_prev, STATES)
         if lengths_ptr is not None:
             d_x = zero_finished(active, d_x, GATES)
             d_h = zero_finished(active, d_h, GATES)
@@ -230,8 +232,9 @@ def sequence_backward_kernel(
             d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane,
             t + 1 if REVERSE else t - 1, words, word_tile, saved_tile, more, i + 2 == T, STATES, SAVED, REVERSE,
         )  # fmt: skip
-        d_prev = (d_prev[0] + unbound(through, BLOCK_B, BLOCK_H),) + d_prev[1:]
-        d_prev = d_prev if resets_ptr is None else zero_started(starts, d_prev, STATES)
+        through = unbound(through, BLOCK_B, BLOCK_H)
+        through = through if resets_ptr is None else tl.where(starts == 0, through, 0.0)
+        d_prev = (d_prev[0] + through,) + d_prev[1:]
         more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
         starts = load_resets(resets_ptr, (t + 1 if REVERSE else t - 1) * batch + first_row, row, more)
         if lengths_ptr is not None:

@@ -50,6 +50,7 @@ FAULTS = [
     ("step_backward.py", "prev = zero_started(starts, prev, STATES)", "pass"),
     # A gradient is handed on to the steps before it.
     ("sequence.py", "zero_started(starts, d_prev, STATES)", "d_prev"),
+    ("sequence.py", "tl.where(starts == 0, through, 0.0)", "through"),
     ("split_backward.py", "zero_started(starts, d_prev, STATES)", "d_prev"),
     ("step_backward.py", "d_prev = zero_started(starts, d_prev, STATES)", "pass"),
     ("step_backward.py", "row_mask & (load_resets(", "row_mask | (load_resets("),
