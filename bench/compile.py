@@ -61,7 +61,8 @@ def compile_case(case: Case) -> list[dict[str, object]]:
     """One row for each kernel that the case launches."""
     rule = RULES[case.rule]
     rows = []
-    for name, kernel, arguments, _ in recorded(case, rule):
+    for launch in recorded(case, rule):
+        name, kernel, arguments, _ = launch
         compiled = compile_launch(kernel, arguments, case.target)
         registers, spills = resources(compiled)
         instructions, matmuls, reloads = time_loop(compiled)
@@ -69,7 +70,7 @@ def compile_case(case: Case) -> list[dict[str, object]]:
         rows.append(
             {
                 "kernel": name.removesuffix("_kernel"),
-                "part": arguments.get("PART", ""),
+                "part": launch.part,
                 "rule": case.rule + (" resets" if case.resets else ""),
                 "exchange": case.exchange,
                 "dtype": case.dtype,
@@ -98,6 +99,11 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
     grid: tuple[int, ...]
 
+    @property
+    def part(self) -> str:
+        """What tells a case's launches of one kernel apart, and those of one direction from those of both."""
+        return "both" if self.arguments.get("DIRECTIONS") == 2 else str(self.arguments.get("PART", ""))
+
 
 def recorded(case: Case, rule: UpdateRule) -> list[Launch]:
     """The launches of forward and backward, each kernel and part once."""
@@ -105,7 +111,7 @@ def recorded(case: Case, rule: UpdateRule) -> list[Launch]:
     launches: dict[tuple[str, object], Launch] = {}
 
     def meta(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+        return torch.empty((2, *shape) if case.directions == 2 else shape, dtype=dtype, device="meta")
 
     B, H, rows = case.B, case.H, rule.spec.num_gates * case.H
     plans = case.plan(), case.plan(backward=True)

@@ -13,7 +13,7 @@ busy cores, one or two where the kernels have been compiled before. The model: b
 
 cycles: of a time step; of the whole launch for the step kernels. chain: cycles of that from the last poll's result to
 the first store that publishes the state or the gates' gradients, the sum where a cell has two of them a step (the
-column exchanges). Instructions are those of one warp in that time.
+column exchanges). Instructions are those of one warp in that time. part "both": both directions in one launch.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ class Family:
 
 def launched(case: Case) -> Iterator[Kernel]:
     """What the launchers launch for a case, compiled."""
-    for name, kernel, arguments, grid in compiling.recorded(case, RULES[case.rule]):
-        trips = None
-        part = str(arguments.get("PART", ""))
+    for launch in compiling.recorded(case, RULES[case.rule]):
+        name, kernel, arguments, grid = launch
+        trips, part = None, launch.part
         if case.path == "step":
             # Backward there is a loop over gates around the one over the inner dimension.
             trips = math.ceil(case.H / arguments["BLOCK_K"]), arguments.get("THROUGH", 1)
@@ -144,7 +144,7 @@ def chosen(options: argparse.Namespace) -> list[tuple[str, Case]]:
     for name, family in FAMILIES.items():
         for case in family.cases(tuple(options.target or (90,)), tuple(options.dtype or DTYPES)):
             quick = (case.path, case.rule, case.dtype, case.H) in QUICK
-            kept = case.path in KEPT[0] and case.dtype in KEPT[1] and case.H in KEPT[2]
+            kept = case.path in KEPT[0] and case.dtype in KEPT[1] and case.H in KEPT[2][: 3 - case.directions]
             wanted = quick or (kept and not options.quick) or not (options.quick or options.kept)
             few = options.quick or options.kept  # leave out an exchange that no plan takes by itself
             asked = {"rule": case.rule, "path": case.path, "hidden": case.H, "exchange": case.exchange, "family": name}

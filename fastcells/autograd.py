@@ -6,6 +6,7 @@ mode, a compiler) the cell's equations run as plain differentiable steps: `unrol
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,6 +41,11 @@ def unroll(
         state = new
         out[t] = state[0] if mask is None else torch.where(mask[t], state[0], 0)
     return torch.stack(out), state
+
+
+def projection(x: StepInput) -> Tensor:
+    """[T, B, G*H], of ids too. Differentiable."""
+    return x.x if x.ids is None else gather_rows(x.ids, x.x, x.bias)
 
 
 def outputs(trace: Trace, steps: Steps) -> Tensor:
@@ -86,7 +92,13 @@ class Recurrence(torch.autograd.Function):
         inputs = Inputs(StepInput(x, ids, b_ih), state, RecurrentWeights(w_hh, b_hh), steps)
         # create_graph=True, or is_grads_batched=True: buffers cannot serve. A compiled backward is neither.
         if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or any_batched(d_out, *d_last)):
-            gradients = _differentiable_backward(spec, inputs, d_out, d_last)
+
+            def unrolled(x: Tensor, b_ih: Tensor, w_hh: Tensor, b_hh: Tensor, *s: Tensor) -> tuple[Tensor, ...]:
+                x_proj, weights = projection(StepInput(x, ids, b_ih)), RecurrentWeights(w_hh, b_hh)
+                out, last = unroll(spec, x_proj, s, weights, steps)
+                return out, *last
+
+            gradients = differentiable_backward(unrolled, (x, b_ih, w_hh, b_hh, *state), (d_out, *d_last))
         else:
             needs_x, _, needs_b_ih, needs_w, needs_b = ctx.needs_input_grad[5:10]
             with no_autocast(x):  # backward may be called inside one that forward was not
@@ -94,32 +106,31 @@ class Recurrence(torch.autograd.Function):
                 trace = Trace(hidden, (), saved)
                 d = choice.backend.backward(choice, spec, inputs, trace, previous, d_out, d_last)
                 d_w, d_b = choice.backend.weight_gradients(spec, trace, previous, d.d_gates, needs_w, needs_b)
-                d_x = d.d_x if ids is None else _rows_gradient(d.d_x, ids, x.shape[1]) if needs_x else None
+                d_x = d.d_x if ids is None else rows_gradient(d.d_x, ids, x.shape[1]) if needs_x else None
                 d_b_ih = d.d_x.sum((0, 1)) if needs_b_ih else None
             gradients = (d_x, d_b_ih, d_w, d_b, *d.d_state)
         d_x, d_b_ih, *others = gradients
         return None, None, None, None, None, d_x, None, d_b_ih, *others
 
 
-def _differentiable_backward(
-    spec: CellSpec, inputs: Inputs, d_out: Tensor, d_last: tuple[Tensor, ...]
+def differentiable_backward(
+    run: Callable[..., tuple[Tensor, ...]], given: tuple[Tensor | None, ...], d: tuple[Tensor, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, b_ih, w_hh, b_hh and the state by autograd through `unroll`, to be differentiated in turn."""
+    """The gradients of what is given by autograd through `run(*given)`, to be differentiated in turn.
+
+    d: the gradients of what `run` returns.
+    """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Fresh views: were one input computed from another, its gradient must not pass through that other one here.
-        (x, ids, b_ih), state, (w_hh, b_hh, *_), steps = inputs
-        given = (x, b_ih, w_hh, b_hh, *state)
         views = [None if p is None else p.view_as(p) for p in given]
-        x, b_ih, w_hh, b_hh, *s = views  # type: ignore[assignment]
-        x_proj = x if ids is None else gather_rows(ids, x, b_ih)
-        out, last = unroll(spec, x_proj, tuple(s), RecurrentWeights(w_hh, b_hh), steps)  # type: ignore[arg-type]
+        results = run(*views)
     wanted = [p for p in views if p is not None and p.requires_grad]
-    found = iter(torch.autograd.grad((out, *last), wanted, (d_out, *d_last), create_graph=again, allow_unused=True))
+    found = iter(torch.autograd.grad(results, wanted, d, create_graph=again, allow_unused=True))
     return tuple(next(found) if p is not None and p.requires_grad else None for p in views)
 
 
-def _rows_gradient(d_x: Tensor, ids: Tensor, size: int) -> Tensor:
+def rows_gradient(d_x: Tensor, ids: Tensor, size: int) -> Tensor:
     """dW_ih [G*H, I] from d_x [T, B, G*H]: rows of the same id are summed, in an order that depends on the ids only.
 
     On a GPU torch sorts the ids and sums segments, without atomics; so the sum is the same each time. What is outside

@@ -84,6 +84,15 @@ def _chosen(backend: Backend, call: Call, reason: str) -> Choice:
     return replace(choice, reason=f"{choice.reason}; {projection.price(call.H, call.w_hh.shape[1])}")
 
 
+def together(choices: list[Choice]) -> list[Choice]:
+    """Of a layer's directions; where its backend runs both at once, that choice in the place of either."""
+    if len(choices) == 2 and choices[0].backend is choices[1].backend:
+        both = choices[0].backend.both(*choices)
+        if both is not None:
+            return [both, both]
+    return choices
+
+
 def _looked_through(call: Call) -> bool:
     """Whether torch's own operators are wanted: something watches them, or gives them tensors of its own kind."""
     if not is_plain_tensor(call.input_type) or not is_plain_tensor(type(call.w_hh)):

@@ -45,16 +45,16 @@ def run(
         x = one_hot(x, weights.w_ih.shape[1], weights.w_ih) if choice.path == "one-hot" else x
         return aten.one_direction(spec.name, x, initial, weights, steps.reverse)
     backend, ids = choice.backend, is_token_ids(x)
-    dtype = _dtype_of_all(choice, spec, x, weights)
+    dtype = dtype_of_all(choice, spec, x, weights)
     if dtype is not None:
         x = x if ids else x.to(dtype)
-        weights, initial = _cast(weights, dtype), tuple(s.to(dtype) for s in initial)
+        weights, initial = cast(weights, dtype), tuple(s.to(dtype) for s in initial)
     w_ih, b_ih, recurrent = weights
     mask = steps.mask(len(x))
     if mask is not None:  # past a row's length there may be anything: NaN, ids out of range
         x = torch.where(mask.squeeze(-1) if ids else mask, x, 0)
     with no_autocast(w_ih) if dtype is not None else contextlib.nullcontext():
-        unrolled = _must_unroll(choice, spec, recurrent, steps)
+        unrolled = must_unroll(choice, spec, recurrent, steps)
         folded = recurrent.w_hr is not None and "proj_size" not in backend.options
         if ids and backend.takes_ids and not folded:
             check_range(x, w_ih.shape[1])
@@ -63,26 +63,22 @@ def run(
             inputs = StepInput(backend.project(choice, x, w_ih, b_ih))
         if unrolled:
             return unroll(spec, inputs.x, initial, recurrent, steps)
-        if not folded:
-            return _recurrence(choice, spec, Inputs(inputs, initial, recurrent, steps))
-        x, start, plain = projection.fold(inputs.x, initial, recurrent, steps)
-        out, last = _recurrence(choice, spec, Inputs(StepInput(x), start, plain, steps))
-        return projection.unfold(out, last, initial[0], recurrent.w_hr, steps)  # type: ignore[arg-type]
+        plain, start = recurrent, initial
+        if folded:
+            x, start, plain = projection.fold(inputs.x, initial, recurrent, steps)
+            inputs = StepInput(x)
+        given = (*inputs, plain.w_hh, plain.b_hh, *start)
+        if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in given):
+            out, *states = Recurrence.apply(choice, spec, *steps[:3], *given)
+            last = tuple(states)
+        else:
+            with torch.no_grad():  # the loops write into buffers, which autograd would refuse
+                trace = backend.forward(choice, spec, Inputs(inputs, start, plain, steps), save=False)
+            out, last = outputs(trace, steps), trace.last
+        return projection.unfold(out, last, initial[0], recurrent, steps) if folded else (out, last)
 
 
-def _recurrence(choice: Choice, spec: CellSpec, inputs: Inputs) -> tuple[Tensor, State]:
-    """By the backend's kernels or loops, with a backward where one may follow."""
-    (x, state, weights, steps), backend = inputs, choice.backend
-    given = (*x, weights.w_hh, weights.b_hh, *state)
-    if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in given):
-        out, *last = Recurrence.apply(choice, spec, *steps[:3], *given)
-        return out, tuple(last)
-    with torch.no_grad():  # the loops write into buffers, which autograd would refuse
-        trace = backend.forward(choice, spec, inputs, save=False)
-    return outputs(trace, steps), trace.last
-
-
-def _dtype_of_all(choice: Choice, spec: CellSpec, x: Tensor, weights: LayerWeights) -> torch.dtype | None:
+def dtype_of_all(choice: Choice, spec: CellSpec, x: Tensor, weights: LayerWeights) -> torch.dtype | None:
     """The dtype that autocast has the whole layer run in, or None where it casts operator by operator, or is off.
 
     What torch has as one operator (cuDNN's recurrences, oneDNN's LSTM) runs in the lower precision as a whole, and so
@@ -93,14 +89,15 @@ def _dtype_of_all(choice: Choice, spec: CellSpec, x: Tensor, weights: LayerWeigh
     return autocast_dtype(weights.w_ih) if whole else None
 
 
-def _cast(weights: LayerWeights, dtype: torch.dtype) -> LayerWeights:
+def cast(weights: LayerWeights, dtype: torch.dtype) -> LayerWeights:
+    """All of them."""
     w_ih, b_ih, (w_hh, b_hh, w_hr, extra) = weights
     b_ih, b_hh, w_hr = (None if w is None else w.to(dtype) for w in (b_ih, b_hh, w_hr))
     recurrent = RecurrentWeights(w_hh.to(dtype), b_hh, w_hr, tuple(w.to(dtype) for w in extra))
     return LayerWeights(w_ih.to(dtype), b_ih, recurrent)
 
 
-def _must_unroll(choice: Choice, spec: CellSpec, weights: RecurrentWeights, steps: Steps) -> bool:
+def must_unroll(choice: Choice, spec: CellSpec, weights: RecurrentWeights, steps: Steps) -> bool:
     """Whether the recurrence has to run as a plain loop of differentiable steps.
 
     So it does where the backend knows no other way, and where a caller looks through the operators or changes them,

@@ -30,8 +30,10 @@ def fold(
     return _AddAt.apply(x_proj, first, at), (torch.zeros_like(c0), c0), RecurrentWeights(w_hh @ w_hr, b_hh)
 
 
-def unfold(out: Tensor, last: State, h0: Tensor, w_hr: Tensor, steps: Steps) -> tuple[Tensor, State]:
+def unfold(out: Tensor, last: State, h0: Tensor, weights: RecurrentWeights, steps: Steps) -> tuple[Tensor, State]:
     """The outputs [T, B, P] and the final state from those without a projection."""
+    w_hr = weights.w_hr
+    assert w_hr is not None
     h_n = linear(last[0], w_hr)
     if steps.lengths is not None:  # no step has projected the state of an empty sequence
         h_n = torch.where((steps.lengths > 0).unsqueeze(-1), h_n, h0)

@@ -7,6 +7,7 @@ no flattened copy of them that a parametrization, weight norm or a shared weight
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastcells import dispatch, one_direction, packed
+from fastcells import both_directions, dispatch, one_direction, packed
 from fastcells.backends.base import IN_ONE_CALL, NOTHING, Call, Choice, LayerWeights, Steps
 from fastcells.backends.torch.aten import aten
 from fastcells.checks import check_input
@@ -66,8 +67,8 @@ class Layer(RNNBase):
         if first.path in IN_ONE_CALL:
             return dispatch.Explanation(dict.fromkeys(names, first))
         lengths = batch_sizes is not None
-        each = [self._choose(i, ids, T, B, type(data), weights, lengths=lengths) for i in range(len(names))]
-        return dispatch.Explanation(zip(names, each, strict=True))
+        layers = [self._choices(i, ids, T, B, type(data), weights, lengths) for i in range(self.num_layers)]
+        return dispatch.Explanation(zip(names, itertools.chain(*layers), strict=True))
 
     def _sizes(self, data: Tensor, batch_sizes: Tensor | None, ids: bool) -> tuple[int, int, float]:
         """T and B, and for a packed batch T * B over the number of tokens."""
@@ -95,11 +96,32 @@ class Layer(RNNBase):
         options = NOTHING if not lengths else LENGTHS
         if self.proj_size:
             options |= {"proj_size"}
-        ids = ids and index < (2 if self.bidirectional else 1)
+        ids = ids and index < self._directions
         first = index * len(weights) // len(self._all_weights)
         return dispatch.choose(
             Call(self.impl, self._spec(), ids, T, B, weights[first], weights[first + 1], options, kind, padding)
         )
+
+    def _choices(
+        self,
+        layer: int,
+        ids: bool,
+        T: int,
+        B: int,
+        kind: type,
+        weights: list[Tensor],
+        lengths: bool,
+        first: Choice | None = None,
+    ) -> list[Choice]:
+        """Of each direction of a layer. first: that of the whole stack's first one, where it has been made."""
+        given = [first] if first is not None and layer == 0 else []
+        own = range(layer * self._directions + len(given), (layer + 1) * self._directions)
+        choices = [*given, *(self._choose(i, ids, T, B, kind, weights, lengths=lengths) for i in own)]
+        return choices if self.proj_size else dispatch.together(choices)  # a projection is put around one direction
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
 
     def _weights(self) -> list[Tensor]:
         own = self._parameters
@@ -188,7 +210,7 @@ class Layer(RNNBase):
     def _walk(
         self, data: Tensor, batch_sizes: Tensor | None, state: State, weights: list[Tensor], first: Choice | None = None
     ) -> tuple[Tensor, State]:
-        """Layer by layer and direction by direction; a packed batch runs padded, with its lengths.
+        """Layer by layer, and direction by direction or both at once; a packed batch runs padded, with its lengths.
 
         first: the choice for the first layer and direction, where it has been made.
         """
@@ -206,16 +228,18 @@ class Layer(RNNBase):
         for layer in range(self.num_layers):
             if layer > 0:
                 x = F.dropout(x, self.dropout, self.training)
-            outs = []
-            for direction in range(2 if self.bidirectional else 1):
-                index = len(last)
-                w = self._weights_of(index, weights)
+            each = [self._weights_of(len(last) + i, weights) for i in range(self._directions)]
+            for w in each:
                 check_input(spec, x, w)
-                if first is None or index > 0:
-                    choice = self._choose(index, ids, T, B, kind, weights, lengths=lengths is not None)
-                else:
-                    choice = first
-                start = tuple(s[index] for s in state)
+            choices = self._choices(layer, ids, T, B, kind, weights, lengths is not None, first)
+            if choices[0].directions == 2:
+                start = tuple(s[len(last) : len(last) + 2] for s in state)
+                x, ends = both_directions.run(choices[0], spec, x, start, each, steps)
+                last += zip(*(s.unbind() for s in ends), strict=True)
+                continue
+            outs = []
+            for direction, (choice, w) in enumerate(zip(choices, each, strict=True)):
+                start = tuple(s[len(last)] for s in state)
                 out, end = one_direction.run(choice, spec, x, start, w, steps._replace(reverse=direction == 1))
                 outs.append(out)
                 last.append(end)

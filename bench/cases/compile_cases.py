@@ -47,13 +47,14 @@ class Case:
     B: int = 32
     exchange: str = ""
     resets: bool = False
+    directions: int = 1  # 2: both of a layer in one launch, of those in Gluon
 
     def plan(self, *, backward: bool = False) -> plan.Plan | Resident | str:
         """Its row."""
         dtype, precision = DTYPES[self.dtype]
         size, gates, device = dtype.itemsize, RULES[self.rule].spec.num_gates, DEVICES[self.target]
         if self.path == "gluon":
-            resident: dict[str, Any] = {"precision": precision, "backward": backward}
+            resident: dict[str, Any] = {"precision": precision, "backward": backward, "directions": self.directions}
             resident["two_products"] = RULES[self.rule].reset_hidden is not None
             return resident_plan(self.H, self.B, gates, size, device, **resident)
         if self.path == "step":
@@ -121,8 +122,8 @@ GLUON_SELECTED = {"bfloat16": (1024,), "float32": (512,), "float32x3": (256,)}  
 
 def gluon_cases(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:
     """Every rule, dtype and size that is planned for the Gluon kernels, which are for sm_90 and later."""
-    for target, rule, dtype, H in product(targets, RULES, dtypes, GLUON_SIZES):
-        case = Case("gluon", rule, dtype, H, target)
+    for target, rule, dtype, H, directions in product(targets, RULES, dtypes, GLUON_SIZES, (1, 2)):
+        case = Case("gluon", rule, dtype, H, target, directions=directions)
         if all(isinstance(case.plan(backward=backward), Resident) for backward in (False, True)):
             yield case
 

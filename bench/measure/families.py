@@ -21,7 +21,12 @@ def modelled(shape: Shape, rows: Iterable[Mapping[str, object]], target: int = 9
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         same = tuple(str(row[key]) for key in ("rule", "dtype", "H", "target", "cycles_of")) == asked
-        if same and str(row["kernel"]).endswith("backward") == shape.backward and int(str(row["B"])) <= shape.B:
+        if (
+            same
+            and row["part"] != "both"
+            and str(row["kernel"]).endswith("backward") == shape.backward
+            and int(str(row["B"])) <= shape.B
+        ):
             family = "gluon" if row["family"] == "gluon" else str(row["path"])
             found.setdefault(family, []).append((int(str(row["B"])), float(str(row["cycles"]))))
     # A row stands for its batch and those above, up to the next that is kept.

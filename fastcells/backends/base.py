@@ -120,10 +120,12 @@ class Choice:
     impl: str
     # torch: "aten", ATen's fused recurrence, "one-hot", the same on the one-hot of token ids, or "recurrence", ours.
     # cpu: "cpu". Triton: "sequence", one program a batch tile, "split", several that exchange the state, or "step".
+    # gluon: "resident", weights in registers, or "both directions" of a layer so, in one launch.
     path: str
     reason: str
     plan: Any = field(default=None, repr=False, compare=False)  # the backend's own
     backend: Backend = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+    directions: int = field(default=1, repr=False)  # 2: of both of a layer at once
 
     def __str__(self) -> str:
         return f"{self.impl} ({self.path}): {self.reason}"
@@ -145,7 +147,7 @@ class Call(NamedTuple):
 
     @property
     def H(self) -> int:
-        return len(self.w_hh) // self.spec.num_gates
+        return self.w_hh.shape[0] // self.spec.num_gates
 
     @property
     def dtype(self) -> torch.dtype:
@@ -217,6 +219,26 @@ class Backend(ABC):
         trace: what `forward` left behind, without `last` and `out`. previous: the states h before each step.
         d_hidden: [T, B, H]; past a row's length it means nothing. d_last: with respect to the final state.
         """
+
+    def both(self, forward: Choice, reverse: Choice) -> Choice | None:
+        """The choice that runs both directions of a layer at once, where that is faster, or None: one after the other.
+
+        Only kernels may offer it, since it never unrolls. forward, reverse: of this backend, for either direction.
+        """
+        return None
+
+    def forward_both(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
+        """As `forward`, of what `both` has offered: all but ids and lengths has a leading dimension of 2.
+
+        The first direction goes from the first step to the last, whatever `inputs.steps` says, the second back.
+        """
+        raise NotImplementedError
+
+    def backward_both(
+        self, choice: Choice, spec: CellSpec, inputs: Inputs, trace: Trace, d_hidden: Tensor, d_last: State
+    ) -> Gradients:
+        """The adjoint of `forward_both`. inputs: `x` and the biases are not there."""
+        raise NotImplementedError
 
     def weight_gradients(
         self, spec: CellSpec, trace: Trace, previous: PreviousStates, d_gates: Tensor, needs_w: bool, needs_b: bool

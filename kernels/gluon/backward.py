@@ -11,6 +11,7 @@ computed while the program waits, from tiles loaded two steps ahead; then a gate
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from fastcells.kernels.gluon.directions import own_direction, walk
 from fastcells.kernels.gluon.exchange import poll, publish, report, sentinel
 from fastcells.kernels.gluon.tiles import (
     barrier,
@@ -33,14 +34,15 @@ from fastcells.kernels.gluon.tiles import (
 @gluon.jit
 def load_step(
     d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr,
-    at, before, at_start, first_row, own, own_saved, H: gl.constexpr, STATES: gl.constexpr, SAVED: gl.constexpr,
+    at, before, at_start, first_state, own, own_saved, H: gl.constexpr, STATES: gl.constexpr, SAVED: gl.constexpr,
 ):  # fmt: skip
     """What the backward of one step reads, as stored: (d_out, saved, the state before it).
 
-    at, before: rows of the step and of the one before it in [T * B, ...] planes; at_start: there is none before it.
+    at, before: rows of the step and of the one before it in [T * B, ...] planes; at_start: there is none before it, and
+    what was before is row first_state of a [B, ...] plane.
     """
     saved = load_all(saved_ptr + at * (SAVED * H) + own_saved, H, SAVED)
-    before = gl.where(at_start, first_row, before)
+    before = gl.where(at_start, first_state, before)
     prev = (gl.load(gl.where(at_start, h0_ptr, h_ptr) + before * H + own),)
     if STATES == 2:
         prev += (gl.load(gl.where(at_start, c0_ptr, c_ptr) + before * H + own),)
@@ -163,8 +165,8 @@ def taken_back(
 @gluon.jit(do_not_specialize=["T", "B", "patience", "nothing"])
 def backward_kernel(
     w_ptr,  # [GATES, H, H]
-    lengths_ptr,  # [B] int32: how many steps each row has; or None
-    resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
+    lengths_ptr,  # [B] int32: how many steps each row has, in both directions; or None
+    resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros, in both directions; or None
     mailbox_ptr,  # [T, B, GATES, WIDTH] gradient of the recurrent products, as the programs hand it on
     given_up_ptr,  # [1] int32 in the mailbox's memory: whether a program waited in vain
     fault_ptr,  # [1] int32 in the host's memory
@@ -195,8 +197,9 @@ def backward_kernel(
     SPLIT: gl.constexpr,  # parts of the gates' columns, one a warp
     BLOCK_K: gl.constexpr,  # columns of an operand
     INNER: gl.constexpr,  # operands of a warp and gate
-    REVERSE: gl.constexpr,
+    REVERSE: gl.constexpr,  # of the first direction
     PRECISION: gl.constexpr,
+    DIRECTIONS: gl.constexpr,  # 1 or 2, as in the forward pass
 ):
     WIDTH: gl.constexpr = SPLIT * INNER * BLOCK_K
     element: gl.constexpr = w_ptr.dtype.element_ty
@@ -205,34 +208,34 @@ def backward_kernel(
     PACK: gl.constexpr = BLOCK_K * BLOCK_B // 32
     SHAPE: gl.constexpr = [SPLIT, BLOCK_H, BLOCK_B]
     OWNERS: gl.constexpr = owners_layout(SPLIT, BLOCK_H, BLOCK_B)
-    zero = gl.to_tensor(0).to(gl.int64)  # makes what it is added to 64 bits wide
-    batch = zero + B
+    direction, origin, batch = own_direction(T, B, DIRECTIONS)
     column = gl.program_id(0) * BLOCK_H
+    w_ptr += direction * (GATES * H * H)
     w = load_weights(w_ptr, column, True, H, GATES, BLOCK_H, SPLIT, BLOCK_K, INNER, PRECISION)
     own_row, cols = owned(column, H, BLOCK_H, BLOCK_B, SPLIT)
     polled_row, k = polled(SPLIT, BLOCK_K, INNER, BLOCK_B, BITS)
     sums = gl.allocate_shared_memory(gl.float32, SHAPE, shared_layout())
     second_sums = gl.allocate_shared_memory(gl.float32, SHAPE, shared_layout()) if THROUGH < GATES else sums
     least = gl.to_tensor(sentinel(BITS))
-    step = batch if REVERSE else -batch
     # As in the forward pass, all programs of a group walk the same tiles in the same order.
     for batch_tile in range(gl.program_id(1), gl.cdiv(B, BLOCK_B), gl.num_programs(1)):
-        first_row = zero + batch_tile * BLOCK_B
-        mail = gl.minimum(polled_row, B - 1 - batch_tile * BLOCK_B) * (GATES * WIDTH) + k
-        row = gl.minimum(own_row, B - 1 - batch_tile * BLOCK_B)
+        first_row = batch_tile * BLOCK_B
+        mail = gl.minimum(polled_row, B - 1 - first_row) * (GATES * WIDTH) + k
+        row = gl.minimum(own_row, B - 1 - first_row)
         own, own_x, own_saved = offsets(row, cols, H, GATES, SAVED)
         own_mail = row * (GATES * WIDTH) + cols
         length = gl.load(lengths_ptr + first_row + row) if lengths_ptr is not None else None
-        t = T * 0 if REVERSE else T - 1
-        at = t * batch + first_row  # row of a [T * B, ...] plane
-        known = (gl.load(d_h_n_ptr + first_row * H + own).to(gl.float32),)
+        t, turn, step = walk(T, batch, direction, not REVERSE, DIRECTIONS)
+        at = origin + t * batch + first_row  # row of a [T * B, ...] plane
+        first_state = direction * batch + first_row  # and of a [B, ...] one
+        known = (gl.load(d_h_n_ptr + first_state * H + own).to(gl.float32),)
         new = (gl.load(h_ptr + at * H + own),)
         if STATES == 2:
-            known += (gl.load(d_c_n_ptr + first_row * H + own).to(gl.float32),)
+            known += (gl.load(d_c_n_ptr + first_state * H + own).to(gl.float32),)
             new += (gl.load(c_ptr + at * H + own),)
         d_out, saved, prev = load_step(
             d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr,
-            at, at + step, T == 1, first_row, own, own_saved, H, STATES, SAVED,
+            at, at + step, T == 1, first_state, own, own_saved, H, STATES, SAVED,
         )  # fmt: skip
         by, by_last_gate = factors(saved, prev, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
         new = prev
@@ -243,7 +246,7 @@ def backward_kernel(
         following = at + gl.where(T > 1, step, 0)
         d_out, saved, prev = load_step(
             d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr,
-            following, following + step, T <= 2, first_row, own, own_saved, H, STATES, SAVED,
+            following, following + step, T <= 2, first_state, own, own_saved, H, STATES, SAVED,
         )  # fmt: skip
         to = mailbox_ptr + at * (GATES * WIDTH) + own_mail
         source = mailbox_ptr + at * (GATES * WIDTH) + mail
@@ -271,7 +274,7 @@ def backward_kernel(
             known = freeze_finished(t, length, add(last, by_last[2], rest[2]), d_state)
             # In the shadow of the exchange: the next step's factors, and the loads for the one after that. In this
             # order, so that what is loaded needs no copy, which would wait for it.
-            t = t + 1 if REVERSE else t - 1
+            t += turn
             by, by_last_gate = factors(saved, prev, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
             d_out = gl.where(i + 1 < T, d_out.to(gl.float32), 0.0)
             known = (known[0] + zero_finished(t, length, (d_out,))[0],) + known[1:]
@@ -281,7 +284,7 @@ def backward_kernel(
             following = at + gl.where(i + 2 < T, step, 0)
             d_out, saved, prev = load_step(
                 d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr,
-                following, following + step, i + 3 >= T, first_row, own, own_saved, H, STATES, SAVED,
+                following, following + step, i + 3 >= T, first_state, own, own_saved, H, STATES, SAVED,
             )  # fmt: skip
             if THROUGH == GATES:
                 barrier()  # the sums overwrite what was read in the step before
@@ -290,7 +293,7 @@ def backward_kernel(
             source += step * (GATES * WIDTH)
             others = taken_back(operands, w, sums, OWNERS, 0, THROUGH, SHAPE, PRECISION)
         d_state = (known[0] + others,) + known[1:]
-        gl.store(d_h0_ptr + first_row * H + own, d_state[0].to(element))
+        gl.store(d_h0_ptr + first_state * H + own, d_state[0].to(element))
         if STATES == 2:
-            gl.store(d_c0_ptr + first_row * H + own, d_state[1].to(element))
+            gl.store(d_c0_ptr + first_state * H + own, d_state[1].to(element))
     report(given_up_ptr, fault_ptr)

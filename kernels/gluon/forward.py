@@ -7,11 +7,14 @@ and owns them from there on: state, input, what is saved, the store. The other b
 from overwriting these; it lies in the shadow of the exchange.
 
 Rows past the batch and columns past H are the last ones once more: computed twice, and stored twice with one value.
+
+With DIRECTIONS 2 one launch runs both directions of a layer, and what is not shared has a leading dimension of 2.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from fastcells.kernels.gluon.directions import own_direction, walk
 from fastcells.kernels.gluon.exchange import never, no_sentinel, poll, publish, report, sentinel
 from fastcells.kernels.gluon.tiles import (
     after,
@@ -120,12 +123,12 @@ def add_up(sums, b, FIRST: gl.constexpr, N: gl.constexpr, OWNERS: gl.constexpr):
 @gluon.jit(do_not_specialize=["T", "B", "V", "patience", "nothing"])
 def forward_kernel(
     x_ptr,  # [T, B, GATES, H] input projection with b_ih; given ids [V, GATES, H], W_ih^T
-    ids_ptr,  # [T, B] int32 or int64, rows of x_ptr; or None
+    ids_ptr,  # [T, B] int32 or int64, rows of x_ptr, of both directions; or None
     b_ih_ptr,  # [GATES, H] bias of the input projection, given ids; or None
     w_ptr,  # [GATES, H, H] recurrent weight
     b_ptr,  # [GATES, H] recurrent bias, or None
-    lengths_ptr,  # [B] int32: how many steps each row has; or None
-    resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
+    lengths_ptr,  # [B] int32: how many steps each row has, in both directions; or None
+    resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros, in both directions; or None
     first_ptr,  # [B, WIDTH] initial state, zeros past column H
     mailbox_ptr,  # [T, B, WIDTH] state after each step, as the programs hand it on
     reset_hidden_ptr,  # [T, B, WIDTH] mailbox: operand of the second product, for a cell with one
@@ -154,8 +157,9 @@ def forward_kernel(
     SPLIT: gl.constexpr,  # parts of K, one a warp
     BLOCK_K: gl.constexpr,  # columns of an operand
     INNER: gl.constexpr,  # operands of a warp
-    REVERSE: gl.constexpr,
+    REVERSE: gl.constexpr,  # of the first direction
     PRECISION: gl.constexpr,
+    DIRECTIONS: gl.constexpr,  # 1 or 2
 ):
     WIDTH: gl.constexpr = SPLIT * INNER * BLOCK_K
     element: gl.constexpr = w_ptr.dtype.element_ty
@@ -164,14 +168,17 @@ def forward_kernel(
     PACK: gl.constexpr = BLOCK_K * BLOCK_B // 32
     SHAPE: gl.constexpr = [SPLIT, BLOCK_H, BLOCK_B]
     OWNERS: gl.constexpr = owners_layout(SPLIT, BLOCK_H, BLOCK_B)
-    zero = gl.to_tensor(0).to(gl.int64)  # makes what it is added to 64 bits wide
-    batch = zero + B
+    direction, origin, batch = own_direction(T, B, DIRECTIONS)
     column = gl.program_id(0) * BLOCK_H
+    w_ptr += direction * (GATES * H * H)
     w = load_weights(w_ptr, column, False, H, GATES, BLOCK_H, SPLIT, BLOCK_K, INNER, PRECISION)
     own_row, cols = owned(column, H, BLOCK_H, BLOCK_B, SPLIT)
     polled_row, k = polled(SPLIT, BLOCK_K, INNER, BLOCK_B, BITS)
-    b = load_bias(b_ptr, cols, H, GATES)
-    b_ih = load_bias(b_ih_ptr, cols, H, GATES) if b_ih_ptr is not None else None
+    own_bias = direction * (GATES * H) + cols
+    b = load_bias(b_ptr, own_bias, H, GATES)
+    b_ih = load_bias(b_ih_ptr, own_bias, H, GATES) if b_ih_ptr is not None else None
+    if ids_ptr is not None:
+        x_ptr += direction * V * (GATES * H)
     sums = ()
     for _ in gl.static_range(GATES):
         sums += (gl.allocate_shared_memory(gl.float32, SHAPE, shared_layout()),)
@@ -183,21 +190,21 @@ def forward_kernel(
         own, own_x, own_saved = offsets(row, cols, H, GATES, SAVED)
         own_mail = row * WIDTH + cols
         length = gl.load(lengths_ptr + first_row + row) if lengths_ptr is not None else None
-        t = T - 1 if REVERSE else T * 0
-        step = -batch if REVERSE else batch
-        at = t * batch + first_row  # row of a [T * B, ...] plane
-        state = (no_sentinel(gl.load(h0_ptr + (zero + first_row) * H + own).to(gl.float32)),)
+        t, turn, step = walk(T, batch, direction, REVERSE, DIRECTIONS)
+        at = origin + t * batch + first_row  # row of a [T * B, ...] plane
+        first_state = direction * batch + first_row  # and of a [B, ...] one
+        state = (no_sentinel(gl.load(h0_ptr + first_state * H + own).to(gl.float32)),)
         if STATES == 2:
-            state += (gl.load(c0_ptr + (zero + first_row) * H + own).to(gl.float32),)
-        x = load_input(x_ptr, ids_ptr, load_ids(ids_ptr, at, row), at, own_x, cols, V, H, GATES)
-        ids = load_ids(ids_ptr, at + gl.where(T > 1, step, 0), row)
-        source = first_ptr + (zero + first_row) * WIDTH + mail
+            state += (gl.load(c0_ptr + first_state * H + own).to(gl.float32),)
+        x = load_input(x_ptr, ids_ptr, load_ids(ids_ptr, at - origin, row), at, own_x, cols, V, H, GATES)
+        ids = load_ids(ids_ptr, at - origin + gl.where(T > 1, step, 0), row)
+        source = first_ptr + first_state * WIDTH + mail
         least = gl.to_tensor(never(BITS))  # the initial state is there, whatever it holds
         for i in range(T):
             # The next step's input is under way while this program waits, as the ids are that name the one after.
             following = at + gl.where(i + 1 < T, step, 0)
             x_next = load_input(x_ptr, ids_ptr, ids, following, own_x, cols, V, H, GATES)
-            ids = load_ids(ids_ptr, following + gl.where(i + 2 < T, step, 0), row)
+            ids = load_ids(ids_ptr, following - origin + gl.where(i + 2 < T, step, 0), row)
             operands = poll_row(source, least, patience, given_up_ptr, BLOCK_K, INNER, PACK)
             products(w, operands, sums, nothing, 0, THROUGH, SHAPE, PRECISION)
             barrier()
@@ -225,9 +232,9 @@ def forward_kernel(
             source = mailbox_ptr + at * WIDTH + mail
             least = gl.to_tensor(sentinel(BITS))
             at = following
-            t = t - 1 if REVERSE else t + 1
+            t += turn
             x = x_next
-        gl.store(h_n_ptr + (zero + first_row) * H + own, state[0].to(element))
+        gl.store(h_n_ptr + first_state * H + own, state[0].to(element))
         if STATES == 2:
-            gl.store(c_n_ptr + (zero + first_row) * H + own, state[1].to(element))
+            gl.store(c_n_ptr + first_state * H + own, state[1].to(element))
     report(given_up_ptr, fault_ptr)

@@ -1,7 +1,8 @@
 """The launchers of the Gluon kernels: they prepare the mailboxes, and launch what runs at once together.
 
 As kernels/triton/launch_split.py, they take a pass over time and a plan, and return the pass's results. Two launches,
-whatever T and B, one of which fills the mailboxes; where the mailboxes' rows are wider than H a few more.
+whatever T and B, one of which fills the mailboxes; where the mailboxes' rows are wider than H a few more. A pass for
+both directions of a layer is launched at once: `state` and all with it then has a leading dimension of 2.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ def gluon_forward(forward: ForwardPass, plan: Resident) -> Forward:
     device, what = forward.w.device, f"gluon_forward of {forward.rule.spec.name}"
     fault.raise_fault(device, what)
     forward = replace(forward, rule=RULES[forward.rule.spec.name])
-    T, (B, H) = forward.x.steps, forward.state[0].shape
+    T, (*D, B, H) = forward.x.steps, forward.state[0].shape
     second = forward.rule.reset_hidden is not None
-    mailboxes = Mailboxes(2 if second else 1, (T, B, plan.width), H, like=forward.w)
+    mailboxes = Mailboxes(2 if second else 1, (*D, T, B, plan.width), H, like=forward.w)
     wide = plan.width > H
     out = forward.results(hidden=None if wide else mailboxes[0])
     forward_kernel[_grid(plan, forward)](
@@ -69,8 +70,8 @@ def gluon_backward(backward: BackwardPass, plan: Resident) -> Backward:
     device, what = backward.w.device, f"gluon_backward of {backward.rule.spec.name}"
     fault.raise_fault(device, what)
     backward = replace(backward, rule=RULES[backward.rule.spec.name])
-    (T, B, H), gates = backward.d_hidden.shape, backward.rule.spec.num_gates
-    mailboxes = Mailboxes(1, (T, B, gates, plan.width), H, like=backward.d_hidden)
+    (*planes, H), gates = backward.d_hidden.shape, backward.rule.spec.num_gates
+    mailboxes = Mailboxes(1, (*planes, gates, plan.width), H, like=backward.d_hidden)
     wide = plan.width > H
     out = backward.results(d_gates=None if wide else mailboxes[0])
     backward_kernel[_grid(plan, backward)](
@@ -82,10 +83,11 @@ def gluon_backward(backward: BackwardPass, plan: Resident) -> Backward:
     return out
 
 
-def _grid(plan: Resident, given: Pass) -> tuple[int, int]:
-    """Column tiles, and groups of programs: never more of them than batch tiles."""
-    B, H = given.state[0].shape
-    return triton.cdiv(H, plan.hidden), min(plan.groups, triton.cdiv(B, plan.batch))
+def _grid(plan: Resident, given: Pass) -> tuple[int, int, int]:
+    """Column tiles, groups of programs, never more of them than batch tiles, and directions."""
+    *D, B, H = given.state[0].shape
+    assert plan.directions == math.prod(D), "the plan says what runs at once"
+    return triton.cdiv(H, plan.hidden), min(plan.groups, triton.cdiv(B, plan.batch)), plan.directions
 
 
 def _arguments(plan: Resident, given: Pass, mailboxes: Mailboxes) -> Arguments:
@@ -100,6 +102,7 @@ def _arguments(plan: Resident, given: Pass, mailboxes: Mailboxes) -> Arguments:
         "SPLIT": plan.split,
         "BLOCK_K": plan.inner,
         "INNER": plan.operands,
+        "DIRECTIONS": plan.directions,
         "num_warps": plan.split,
         "maxnreg": 255,  # left alone, ptxas goes for two programs a multiprocessor, and spills
         # Cooperative: the driver refuses a grid that cannot run at once, where programs would wait for ever.

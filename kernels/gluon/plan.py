@@ -7,13 +7,15 @@ formulas are fitted to what ptxas made of 50 kernels for sm_90: within 5% of the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import ceil
 
 from fastcells.kernels.triton.plan import Device
 
 CAPABILITY = 90  # the least: `max.u16x2` came with it, and earlier cards have had no trial of any kind
 LARGEST = 1024  # of the shapes that ptxas's registers have been read off for
+PAYS = 0.9  # of the cycles: both directions at once take copies that each alone does without
 L2 = 3134  # bytes a cycle, for all programs together: an estimate, 5.5 TB/s
 # Registers a thread for weights, operands and sums, of 255; the rest is addresses, the state, its input. So full, at
 # most one register spills within a step: a GRU's of H=1024 given ids, an LSTM's backward given lengths. On sm_100, for
@@ -30,8 +32,10 @@ class Resident:
     split: int  # parts of K, one a warp
     inner: int  # columns of an operand
     operands: int  # of a warp, and in a backward pass of a gate
-    groups: int  # of programs that run at once, at most; each does one batch tile after another
+    groups: int  # of programs of a direction that run at once, at most; each does one batch tile after another
     reason: str
+    directions: int = 1  # 2: both of a layer run at once
+    cycles: float = 0.0  # of a step of all batch tiles, modelled
 
     @property
     def width(self) -> int:
@@ -48,6 +52,7 @@ class Shape:
     item_size: int
     precision: str  # of a float32 matmul: "tf32" or "tf32x3"
     backward: bool
+    directions: int
 
     @property
     def unit(self) -> int:
@@ -65,6 +70,7 @@ class Shape:
         return self.item_size == 4 and self.precision == "tf32x3"
 
 
+@lru_cache(1024)
 def resident_plan(
     H: int,
     B: int,
@@ -75,10 +81,12 @@ def resident_plan(
     precision: str = "tf32",
     backward: bool = False,
     two_products: bool = False,
+    directions: int = 1,
 ) -> Resident | str:
     """The plan with the fewest modelled cycles among those that fit, or the reason why none does.
 
     two_products: of a cell whose last gate is multiplied with something else than h, and so has a second exchange.
+    directions: 2 for both of a layer at once, which takes twice as many programs.
     """
     if device.capability < CAPABILITY:
         return (
@@ -86,8 +94,8 @@ def resident_plan(
         )
     if H > LARGEST:
         return f"H={H}: there is no row for more than {LARGEST} columns"
-    shape = Shape(H, gates, item_size, precision, backward)
-    fitting: list[tuple[bool, float, Resident]] = []
+    shape = Shape(H, gates, item_size, precision, backward, directions)
+    fitting: list[tuple[bool, Resident]] = []
     least, room = None, ROOM_FOR_THREE if shape.thrice else ROOM_BACKWARD if backward or two_products else ROOM
     for plan in _candidates(shape, device):
         registers = _registers(shape, plan)
@@ -95,22 +103,35 @@ def resident_plan(
         if registers <= room:
             tight = plan.width > H and registers > room - 8  # beside the mailbox, the outputs have their own addresses
             in_turn = ceil(ceil(B / plan.batch) / plan.groups)
-            fitting.append((tight, in_turn * _cycles(shape, plan, B), plan))
+            fitting.append((tight, replace(plan, cycles=in_turn * _cycles(shape, plan, B))))
     if least is None:
-        return f"H={H}: {ceil(H / 32)} programs wait for each other, and {device.multiprocessors} do not run at once"
+        programs = directions * ceil(H / 32)
+        return f"H={H}: {programs} programs wait for each other, and {device.multiprocessors} do not run at once"
     if not fitting:
         return (
             f"H={H}: {'backward' if backward else 'forward'}, the weights of 16 columns and what they are multiplied "
             f"with take {least} registers a thread, and there is room for {room}"
         )
-    return min(fitting, key=lambda fit: fit[:2])[2]
+    return min(fitting, key=lambda fit: (fit[0], fit[1].cycles))[1]
+
+
+def pays(each: tuple[Resident, Resident], both: list[Resident | str]) -> tuple[Resident, Resident] | None:
+    """The plans for both directions at once, where they save a tenth of the cycles of two directions in turn.
+
+    each, both: a forward and a backward pass.
+    """
+    forward, backward = both
+    if isinstance(forward, str) or isinstance(backward, str):
+        return None
+    at_once, in_turn = forward.cycles + backward.cycles, 2 * sum(plan.cycles for plan in each)
+    return (forward, backward) if at_once <= PAYS * in_turn else None
 
 
 def _candidates(shape: Shape, device: Device) -> Iterator[Resident]:
     """Every split that runs at once."""
     for hidden in (16, 32):
         programs = ceil(shape.H / hidden)
-        groups = device.multiprocessors // programs
+        groups = device.multiprocessors // (shape.directions * programs)
         for split in (1, 2, 4, 8) if groups else ():
             columns = ceil(shape.H / (split * shape.unit)) * shape.unit  # of a warp
             if split * columns > max(2 * shape.H, 4 * shape.unit):
@@ -122,7 +143,7 @@ def _candidates(shape: Shape, device: Device) -> Iterator[Resident]:
                     reason = (
                         f"{programs} programs a group hold {hidden} columns' weights in the registers of {split} warps"
                     )
-                    yield Resident(batch, hidden, split, inner, columns // inner, groups, reason)
+                    yield Resident(batch, hidden, split, inner, columns // inner, groups, reason, shape.directions)
 
 
 def _owned(plan: Resident) -> int:
@@ -149,7 +170,7 @@ def _registers(shape: Shape, plan: Resident) -> int:
 
 def _cycles(shape: Shape, plan: Resident, B: int) -> float:
     """Of a step, modelled for sm_90."""
-    programs = ceil(shape.H / plan.hidden) * min(plan.groups, ceil(B / plan.batch))
+    programs = shape.directions * ceil(shape.H / plan.hidden) * min(plan.groups, ceil(B / plan.batch))
     row = shape.polled * plan.batch * plan.width * shape.item_size  # bytes that a program gathers
     gathered = max(row / 64, programs * row / L2)
     chain = plan.width * shape.item_size / (32 * plan.split)  # `mma` one after another, each waiting for the last

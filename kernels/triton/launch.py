@@ -2,6 +2,9 @@
 
 `launch_sequence.py`, `launch_split.py` and `launch_step.py` each run a pass over time in their own way: they take one
 of the passes below, with a plan, and return its results. All tensors are contiguous and on one device.
+
+A launcher that runs both directions of a layer at once (the Gluon kernels') takes one pass for both: each tensor but
+ids, lengths and resets has a leading dimension of 2, in what it returns as well.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ class StepInput(NamedTuple):
 
     @property
     def steps(self) -> int:
-        return len(self.x if self.ids is None else self.ids)
+        return self.x.shape[-3] if self.ids is None else self.ids.shape[-2]
 
 
 class Forward(NamedTuple):
@@ -61,7 +64,7 @@ class Pass:
 
     def arguments(self, hidden: Tensor) -> Arguments:
         """Of every kernel, forward and backward."""
-        B, H = self.state[0].shape
+        B, H = self.state[0].shape[-2:]
         return {
             "w_ptr": self.w,
             "resets_ptr": self.resets,
@@ -86,12 +89,12 @@ class ForwardPass(Pass):
     def results(self, hidden: Tensor | None = None) -> Forward:
         """Uninitialized tensors for the results; hidden: where there is one for the outputs already."""
         spec, h0 = self.rule.spec, self.state[0]
-        T, (B, H) = self.x.steps, h0.shape
+        T, (*D, B, H) = self.x.steps, h0.shape
         return Forward(
-            h0.new_empty(T, B, H) if hidden is None else hidden,
-            h0.new_empty(T, B, H) if spec.num_states == 2 else None,
-            h0.new_empty(T, B, spec.num_saved, H) if self.save and spec.num_saved else None,
-            tuple(s.new_empty(B, H) for s in self.state),
+            h0.new_empty(*D, T, B, H) if hidden is None else hidden,
+            h0.new_empty(*D, T, B, H) if spec.num_states == 2 else None,
+            h0.new_empty(*D, T, B, spec.num_saved, H) if self.save and spec.num_saved else None,
+            tuple(s.new_empty(s.shape) for s in self.state),
         )
 
     def input_arguments(self, hidden: Tensor) -> Arguments:
@@ -102,7 +105,7 @@ class ForwardPass(Pass):
             "ids_ptr": self.x.ids,
             "b_ih_ptr": self.x.bias,
             "b_ptr": self.b,
-            "V": 0 if self.x.ids is None else len(self.x.x),
+            "V": 0 if self.x.ids is None else self.x.x.shape[-2],
         }
 
     def step_arguments(self, out: Forward) -> Arguments:
@@ -139,12 +142,12 @@ class BackwardPass(Pass):
 
     def results(self, d_gates: Tensor | None = None) -> Backward:
         """Uninitialized tensors for the results; d_gates: where there is one already."""
-        T, B, H = self.d_hidden.shape
+        *planes, H = self.d_hidden.shape
         spec = self.rule.spec
         if d_gates is None:
-            d_gates = self.d_hidden.new_empty(T, B, spec.num_gates, H)
-        d_x = d_gates if spec.same_gradient else self.d_hidden.new_empty(T, B, spec.num_gates, H)
-        return Backward(d_x, d_gates, tuple(s.new_empty(B, H) for s in self.state))
+            d_gates = self.d_hidden.new_empty(*planes, spec.num_gates, H)
+        d_x = d_gates if spec.same_gradient else self.d_hidden.new_empty(*planes, spec.num_gates, H)
+        return Backward(d_x, d_gates, tuple(s.new_empty(s.shape) for s in self.state))
 
     def step_arguments(self, out: Backward) -> Arguments:
         """Of every backward kernel."""
@@ -169,7 +172,7 @@ class BackwardPass(Pass):
             "d_c_n_ptr": _cell_state(self.d_last),
             "d_h0_ptr": out.d_state[0],
             "d_c0_ptr": _cell_state(out.d_state),
-            "T": len(self.d_hidden),
+            "T": self.d_hidden.shape[-3],
             "BACKWARD": self.rule.backward,
             "BACKWARD_LAST_GATE": self.rule.backward_last_gate,
             "REVERSE": self.reverse,

@@ -73,7 +73,7 @@ def folded(
     x_proj, start, plain = projection.fold(x.clone(), (h0, c0), RecurrentWeights(w_hh, b_hh, w_hr), steps)
     assert plain.w_hr is None
     out, last = unroll(LSTM, x_proj, start, plain, steps)
-    out, last = projection.unfold(out, last, h0, w_hr, steps)
+    out, last = projection.unfold(out, last, h0, RecurrentWeights(w_hh, b_hh, w_hr), steps)
     return out, *last
 
 
@@ -110,7 +110,7 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
     "an empty row has h_n of its steps": (
         projection,
         "unfold",
-        lambda out, last, h0, w_hr, steps: (out @ w_hr.t(), (last[0] @ w_hr.t(), last[1])),
+        lambda out, last, h0, w, steps: (out @ w.w_hr.t(), (last[0] @ w.w_hr.t(), last[1])),
     ),
     "a reset keeps the initial state": (
         projection,

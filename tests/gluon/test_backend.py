@@ -67,6 +67,25 @@ def test_a_choice_says_how_it_runs(card: None) -> None:
     assert choice.plan.backward.width == 256
 
 
+def test_both_directions_are_one_choice_where_they_run_at_once(card: None) -> None:
+    one = GLUON.choose(call(), ASKED_FOR)
+    both = GLUON.both(one, GLUON.choose(call(), ASKED_FOR))
+    assert both is not None
+    assert both.directions == 2
+    assert [plan.directions for plan in (both.plan.forward, both.plan.backward)] == [2, 2]
+    assert str(both) == (
+        "gluon (both directions): asked for; in one launch, by the model 0.55 of the cycles of one after the other; "
+        "16 programs a group hold 16 columns' weights in the registers of 4 warps"
+    )
+
+
+@pytest.mark.parametrize(
+    ("forward", "reverse"), [(call(1024), call(1024)), (call(), call(128))], ids=["no room", "unlike"]
+)
+def test_both_directions_one_after_the_other(card: None, forward: Call, reverse: Call) -> None:
+    assert GLUON.both(GLUON.choose(forward, ASKED_FOR), GLUON.choose(reverse, ASKED_FOR)) is None
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [

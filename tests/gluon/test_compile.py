@@ -55,6 +55,14 @@ def test_each_cell(target: int) -> None:
     assert_in_registers(rows)
 
 
+@pytest.mark.parametrize("target", [90, 100], ids=["sm_90", "sm_100"])
+def test_both_directions_in_one_launch(target: int) -> None:
+    cases = [("gru", "bfloat16", 256), ("lstm", "bfloat16", 256), ("gru_reset_before", "float32", 107)]
+    rows = compile_cases(*((*case, 32, target, None, 2) for case in cases))
+    assert len(rows) == 2 * len(cases)
+    assert_in_registers(rows)
+
+
 @pytest.mark.parametrize("case", TIGHT, ids=lambda case: "-".join(map(str, case)))
 def test_the_tightest_fit(case: tuple[str, str, int, int]) -> None:
     assert_in_registers(compile_cases((*case, 90, None)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,7 +101,41 @@ def test_no_more_groups_than_batch_tiles(
 ) -> None:
     monkeypatch.setattr(f"{__name__}.B", rows)
     launch.gluon_forward(forward_pass(107, "gru", torch.bfloat16), PLAN)
-    assert kernels[0].grid == (7, groups)
+    assert kernels[0].grid == (7, groups, 1)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("H", [128, 107])
+def test_both_directions(kernels: tuple[Recorder, Recorder], H: int) -> None:
+    """One memory for both directions' mailboxes, each with rows of its own; and results of the same form."""
+    one = forward_pass(H, "lstm", torch.bfloat16)
+    given = replace(one, state=tuple(_twice(s) for s in one.state), w=_twice(one.w), x=StepInput(_twice(one.x.x)))
+    at_once = replace(PLAN, directions=2)
+    out = launch.gluon_forward(given, at_once)
+    back = BackwardPass(given.rule, given.state, given.w, None, False, "tf32", out, _zeros(out.hidden), given.state)
+    d = launch.gluon_backward(back, at_once)
+    assert [kernel.grid for kernel in kernels] == [((H + 15) // 16, 1, 2)] * 2
+    mailboxes = [kernel.arguments["mailbox_ptr"] for kernel in kernels]
+    assert [list(box.shape) for box in mailboxes] == [[2, T, B, 128], [2, T, B, 4, 128]]
+    for box in mailboxes:
+        assert (bits(box)[..., :H] == -1).all()
+    assert kernels[0].arguments["first_ptr"].shape == (2, B, 128)
+    assert [list(s.shape) for s in (*out.last, *d.d_state)] == [[2, B, H]] * 4
+    assert list(out.hidden.shape) == [2, T, B, H]
+    assert list(d.d_x.shape) == [2, T, B, 4, H]
+    for kernel in kernels:
+        assert kernel.arguments["T"] == T
+        assert kernel.arguments["DIRECTIONS"] == 2
+    with pytest.raises(AssertionError, match="at once"):
+        launch.gluon_forward(given, PLAN)
+
+
+def _twice(t: Tensor) -> Tensor:
+    return torch.stack([t, t])
+
+
+def _zeros(t: Tensor) -> Tensor:
+    return torch.zeros(t.shape, dtype=t.dtype)
 
 
 def test_a_fault_is_raised(kernels: tuple[Recorder, Recorder], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from math import ceil
 
 import pytest
 
-from fastcells.kernels.gluon.plan import Resident, resident_plan
+from fastcells.kernels.gluon.plan import Resident, pays, resident_plan
 from fastcells.kernels.triton.plan import Device
 
 H100, SMALL, A100 = Device(90, 132), Device(90, 20), Device(80, 108)
@@ -74,6 +74,34 @@ def test_where_the_gather_is_bound_by_the_l2_cache_fewer_programs_gather() -> No
 def test_a_second_product_takes_registers() -> None:
     assert plan(1024, 32, 3, 2).hidden == 32
     assert plan(1024, 32, 3, 2, two_products=True).hidden == 16
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("gates", [1, 3, 4])
+def test_both_directions_run_at_once(gates: int, backward: bool) -> None:
+    for H in SIZES:
+        for B in (1, 32, 1000):
+            found = resident_plan(H, B, gates, 2, H100, backward=backward, directions=2)
+            if isinstance(found, Resident):
+                assert 2 * ceil(H / found.hidden) * found.groups <= H100.multiprocessors
+                assert found.directions == 2
+
+
+def both(H: int, B: int, device: Device = H100) -> tuple[Resident, Resident] | None:
+    each = [plan(H, B, 3, 2, backward=backward, device=device) for backward in (False, True)]
+    return pays(
+        (each[0], each[1]), [resident_plan(H, B, 3, 2, device, backward=b, directions=2) for b in (False, True)]
+    )
+
+
+def test_both_directions_at_once_where_that_is_faster() -> None:
+    assert both(256, 32) is not None
+    assert both(1024, 8) is not None
+    assert both(256, 256) is None, "either direction fills the card"
+    assert both(1024, 32) is None
+    few = Device(90, 24)  # for 16 programs, not for 32
+    assert both(512, 8, few) is None
+    assert "32 programs wait for each other, and 24" in str(resident_plan(512, 8, 3, 2, few, directions=2))
 
 
 def test_reasons() -> None:

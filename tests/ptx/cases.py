@@ -41,7 +41,7 @@ class Case:
     """One run of forward and backward, or of a forward that saves nothing.
 
     path: "sequence", "split", "gluon" or "step"; form: of plan.FORMS, of a split kernel, or 1 for a sequence kernel
-    with few rows; programs: batch tiles side by side.
+    with few rows; programs: batch tiles side by side; both: both directions in one launch.
     """
 
     path: str
@@ -58,11 +58,12 @@ class Case:
     reverse: bool = False
     bias: bool = True
     backward: bool = True
+    both: bool = False
     resets: bool = False
     options: Options = field(default_factory=Options)
 
     def __str__(self) -> str:
-        flags = [name for name in ("ids", "ragged", "reverse", "resets") if getattr(self, name)]
+        flags = [name for name in ("both", "ids", "ragged", "reverse", "resets") if getattr(self, name)]
         flags += [] if self.bias else ["no-bias"]
         flags += [] if self.backward else ["forward"]
         way = f"split-{self.exchange}" if self.path == "split" else self.path
@@ -81,7 +82,10 @@ class Case:
             return plan.step_blocks(size)
         if self.path == "gluon":
             second = RULES[self.rule].reset_hidden is not None
-            resident = resident_plan(self.H, self.B, gates, size, device, two_products=second, **how)
+            directions = 2 if self.both else 1
+            resident = resident_plan(
+                self.H, self.B, gates, size, device, two_products=second, directions=directions, **how
+            )
             assert isinstance(resident, Resident), resident
             return replace(resident, groups=self.programs)
         if self.path == "sequence":
@@ -132,12 +136,14 @@ def run(case: Case) -> Result:
     spec = rule.spec
     torch.manual_seed(case.options.seed)
     T, B, H, rows = case.T, case.B, case.H, spec.num_gates * case.H
-    state = tuple(torch.randn(B, H).tanh().to(dtype) for _ in spec.states)
-    w = (torch.randn(rows, H) / H**0.5).to(dtype)
-    b = torch.randn(rows).to(dtype) if case.bias else None
+    each = (2,) if case.both else ()
+    state = tuple(torch.randn(*each, B, H).tanh().to(dtype) for _ in spec.states)
+    w = (torch.randn(*each, rows, H) / H**0.5).to(dtype)
+    b = torch.randn(*each, rows).to(dtype) if case.bias else None
     lengths = torch.randint(0, T + 1, (B,), dtype=torch.int32) if case.ragged else None
     given, x = _input(case, rows, dtype)
-    d_hidden, d_last = torch.randn(T, B, H).to(dtype), tuple(torch.randn(B, H).to(dtype) for _ in spec.states)
+    d_hidden = torch.randn(*each, T, B, H).to(dtype)
+    d_last = tuple(torch.randn(*each, B, H).to(dtype) for _ in spec.states)
     inputs = [a for a in (given.x, given.ids, given.bias, *state, w, b, lengths, d_hidden, *d_last) if a is not None]
     resets = torch.rand(T, B) < 0.3 if case.resets else None
     common = (rule, state, w, lengths, case.reverse, precision)
@@ -150,9 +156,14 @@ def run(case: Case) -> Result:
         results: dict[str, Any] = {"hidden": out.hidden, "last": out.last}
         if case.backward:
             back = backward(BackwardPass(*common, out, d_hidden, d_last, resets=flags), case.plan(backward=True))
-            results |= {"d_x": back.d_x.flatten(2), "d_gates": back.d_gates.flatten(2), "d_state": back.d_state}
+            results |= {"d_x": back.d_x.flatten(-2), "d_gates": back.d_gates.flatten(-2), "d_state": back.d_state}
+    own, limit = (x, state, w, b, d_hidden, d_last, out.hidden), ROUNDINGS * rounding
     walk = Steps(case.reverse, lengths, resets)
-    exact = reference(spec, x, state, w, b, walk, d_hidden, d_last, out.hidden, ROUNDINGS * rounding)
+    if case.both:
+        walks = walk, walk._replace(reverse=not case.reverse)
+        exact = _stacked([reference(spec, walks[i], limit, *_of(i, own)) for i in (0, 1)])
+    else:
+        exact = reference(spec, walk, limit, *own)
     changed = not all(map(torch.equal, inputs, copies))
     errors = {name: max(map(error, _tensors(value), _tensors(exact[name]))) for name, value in results.items()}
     errors["inputs"] = math.inf if changed else 0.0
@@ -166,36 +177,35 @@ def run(case: Case) -> Result:
                 places[f"{launch.kernel}:{line}"] = str(launch.translation.at.get(line, "?"))
         instructions.setdefault(launch.kernel, Counter()).update(launch.machine.instructions())
         steps[launch.kernel] += math.prod(launch.grid) * (1 if case.path == "step" else T)
-    return Result(
-        errors, ROUNDINGS * rounding, races, places, instructions, steps, kernels, time.perf_counter() - start
-    )
+    return Result(errors, limit, races, places, instructions, steps, kernels, time.perf_counter() - start)
 
 
 def _input(case: Case, rows: int, dtype: torch.dtype) -> tuple[StepInput, Tensor]:
     """What the kernels get, and the same in float64: [T, B, rows]."""
+    each = (2,) if case.both else ()
     if not case.ids:
-        x = torch.randn(case.T, case.B, rows).to(dtype)
+        x = torch.randn(*each, case.T, case.B, rows).to(dtype)
         return StepInput(x), x.double()
-    table, bias = torch.randn(VOCABULARY, rows).to(dtype), torch.randn(rows).to(dtype)
+    table, bias = torch.randn(*each, VOCABULARY, rows).to(dtype), torch.randn(*each, rows).to(dtype)
     kind = torch.int32 if case.H % 2 else torch.int64
     ids = torch.randint(-1, VOCABULARY + 1, (case.T, case.B), dtype=kind)  # some of them no ids
     ids.view(-1)[:2] = torch.tensor([-1, VOCABULARY])
     known = ((ids >= 0) & (ids < VOCABULARY))[..., None]
-    read = torch.where(known, table[ids.long().clamp(0, VOCABULARY - 1)].double(), 0.0)
-    return StepInput(table, ids, bias), read + bias.double()
+    read = torch.where(known, table[..., ids.long().clamp(0, VOCABULARY - 1), :].double(), 0.0)
+    return StepInput(table, ids, bias), read + bias.double()[..., None, None, :]
 
 
 def reference(
     spec: CellSpec,
+    steps: Steps,
+    limit: float,
     x: Tensor,
     state: tuple[Tensor, ...],
     w: Tensor,
     b: Tensor | None,
-    steps: Steps,
     d_hidden: Tensor,
     d_last: tuple[Tensor, ...],
     rounded: Tensor,
-    limit: float,
 ) -> dict[str, Any]:
     """The spec's step in float64, unrolled; gradients by autograd.
 
@@ -233,6 +243,22 @@ def error(actual: Tensor, exact: Tensor) -> float:
     """Largest difference relative to the largest exact value; infinity where something is NaN."""
     difference = (actual.double() - exact.detach()).abs().nan_to_num(nan=float("inf")).max().item()
     return difference / max(exact.abs().max().item(), 1e-9)
+
+
+def _of(direction: int, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """One direction's part of each tensor, or tuple of tensors."""
+    return tuple(_of(direction, v) if isinstance(v, tuple) else None if v is None else v[direction] for v in values)
+
+
+def _stacked(each: list[dict[str, Any]]) -> dict[str, Any]:
+    """Both directions' results, as a launch of both returns them."""
+    first, second = each
+    return {
+        name: torch.stack([value, second[name]])
+        if isinstance(value, Tensor)
+        else tuple(map(torch.stack, zip(value, second[name], strict=True)))
+        for name, value in first.items()
+    }
 
 
 def _tensors(value: Any) -> tuple[Tensor, ...]:

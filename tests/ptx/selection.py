@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bench.cases.compile_cases import DTYPES
 from fastcells.kernels.triton import plan
@@ -23,18 +23,19 @@ WAYS = (
     ("gluon", "", 0, 65, 9, 4),
     ("step", "", 0, 33, 18, 2),
 )
+BOTH = (("gluon", "", 0, 64, 9, 3), ("gluon", "", 0, 65, 18, 4))  # both directions in one launch
 TARGETS = (90, 80, 100)
 # How many of a target's cases: float16 is compiled as bfloat16 is, other targets differ in loads and conversions.
 OTHER = {"bfloat16": 0.3, "float16": 0.0, "float32": 0.3, "float32x3": 0.0}
 SHARES = {90: {"bfloat16": 1.0, "float16": 0.3, "float32": 1.0, "float32x3": 0.5}, 80: OTHER, 100: OTHER}
-QUICK_LENGTH, QUICK_RESETS = 44, 6  # how many of them every test run executes
+QUICK_LENGTH, QUICK_BOTH, QUICK_RESETS = 44, 7, 6  # how many of them every test run executes
 # Each family of kernels and, of the split ones, the poll in words and in single elements.
 WITH_RESETS = ("sequence", "", 0), ("split", "poll", 0), ("split", "poll", 1), ("split", "counter", 0), ("step", "", 0)
 
 
-def _product() -> Iterator[Case]:
+def _product(ways: Sequence[tuple[str, str, int, int, int, int]], first: int = 0, both: bool = False) -> Iterator[Case]:
     """Options are drawn for each case by itself, from its number: a case that is left out changes no other."""
-    for number, (target, dtype, rule, way) in enumerate(itertools.product(TARGETS, DTYPES, CELLS, WAYS)):
+    for number, (target, dtype, rule, way) in enumerate(itertools.product(TARGETS, DTYPES, CELLS, ways), first):
         path, exchange, form, H, B, T = way
         if path == "gluon" and target == 80:
             continue  # the plan declines: an instruction is missing
@@ -48,9 +49,10 @@ def _product() -> Iterator[Case]:
             programs=rng.randint(1, 3),
             ids=rng.random() < 0.3,
             ragged=rng.random() < 0.4,
-            reverse=rng.random() < 0.4,
+            reverse=rng.random() < 0.4 and not both,
             bias=rng.random() < 0.8,
             backward=rng.random() < 0.9,
+            both=both,
             options=Options(target=target, weak=True, seed=number),
         )  # fmt: skip
 
@@ -71,7 +73,11 @@ def _resets() -> Iterator[Case]:
         )  # fmt: skip
 
 
-RESETS = tuple(_resets())
-EVERY = (*_product(), *RESETS)
-QUICK = tuple(random.Random(QUICK_LENGTH).sample(EVERY[: -len(RESETS)], QUICK_LENGTH))
-QUICK += tuple(random.Random(QUICK_RESETS).sample(RESETS, QUICK_RESETS))
+_IN_TURN, _AT_ONCE = tuple(_product(WAYS)), tuple(_product(BOTH, first=10_000, both=True))
+_RESETS = tuple(_resets())
+EVERY = _IN_TURN + _AT_ONCE + _RESETS
+QUICK = tuple(
+    case
+    for cases, length in ((_IN_TURN, QUICK_LENGTH), (_AT_ONCE, QUICK_BOTH), (_RESETS, QUICK_RESETS))
+    for case in random.Random(length).sample(cases, length)
+)

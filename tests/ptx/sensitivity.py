@@ -30,6 +30,8 @@ CASES = (
     Case("split", "gru", "bfloat16", 32, 9, 3, "poll", form=2, programs=1, options=Options(weak=True)),  # of one warp
     Case("gluon", "gru", "bfloat16", 64, 9, 3, programs=1, options=Options(weak=True)),
     Case("gluon", "gru_reset_before", "float32", 33, 9, 3, programs=1, options=Options(weak=True)),
+    Case("gluon", "gru", "bfloat16", 64, 3, 3, both=True, options=Options(weak=True)),
+    Case("gluon", "lstm", "float32", 33, 3, 3, both=True, ids=True, ragged=True, options=Options(weak=True)),
     Case("step", "gru", "float32", 130, 3, 2),
     Case("step", "gru_reset_before", "float32", 130, 3, 2),
 )

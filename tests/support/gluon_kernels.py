@@ -1,9 +1,10 @@
 """Compile the Gluon kernels as their launchers would, on a machine that need not have a GPU.
 
-    python -m tests.support.gluon_kernels '[["gru", "bfloat16", 256, 32, 90, null], ...]'
+    python -m tests.support.gluon_kernels '[["gru", "bfloat16", 256, 32, 90, null, 1], ...]'
 
-prints a JSON list of figures, one for each kernel of each case: rule, dtype, H, B, target and, in place of the plan's
-own blocks, others. A process of its own, since nothing is compiled where TRITON_INTERPRET is set.
+prints a JSON list of figures, one for each kernel of each case: rule, dtype, H, B, target, in place of the plan's own
+blocks others, and how many directions a launch runs, 1 if not given. A process of its own, since nothing is compiled
+where TRITON_INTERPRET is set.
 """
 
 from __future__ import annotations
@@ -42,20 +43,23 @@ class Recorder:
         self.arguments = arguments
 
 
-def launches(rule: str, dtype: str, H: int, B: int, target: int, blocks: list[int] | None) -> list[Recorder]:
+def launches(
+    rule: str, dtype: str, H: int, B: int, target: int, blocks: list[int] | None, directions: int = 1
+) -> list[Recorder]:
     """What forward and backward launch, with every option of a step that changes the kernels' loads."""
     torch_dtype, precision = DTYPES[dtype]
     spec = RULES[rule].spec
     plans = []
     for backward in (False, True):
-        options = {"precision": precision, "backward": backward, "two_products": rule == "gru_reset_before"}
+        options: dict[str, Any] = {"precision": precision, "backward": backward, "directions": directions}
+        options["two_products"] = rule == "gru_reset_before"
         plan = resident_plan(H, B, spec.num_gates, torch_dtype.itemsize, DEVICES[target], **options)
         plan = Resident(*blocks, 1, "test") if blocks else plan
         assert isinstance(plan, Resident), plan
         plans.append(plan)
 
     def meta(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=torch_dtype, device="meta")
+        return torch.empty((2, *shape) if directions == 2 else shape, dtype=torch_dtype, device="meta")
 
     rows = spec.num_gates * H
     state, w = tuple(meta(B, H) for _ in spec.states), meta(rows, H)
@@ -101,9 +105,9 @@ def figures(kernel: Any, arguments: dict[str, Any], target: int) -> dict[str, ob
 
 def main(cases: list[list[Any]]) -> None:
     found = []
-    for rule, dtype, H, B, target, blocks in cases:
-        for recorder in launches(rule, dtype, H, B, target, blocks):
-            found.append(figures(recorder.kernel, recorder.arguments, target))
+    for case in cases:
+        for recorder in launches(*case):
+            found.append(figures(recorder.kernel, recorder.arguments, case[4]))
     print(json.dumps(found))
 
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("triton", reason="the kernels are written in Triton")
 
 import fastcells
-from fastcells.autograd import _rows_gradient
+from fastcells.autograd import rows_gradient
 from fastcells.backends.triton import operators
 from fastcells.backends.triton.operators import recurrence_forward
 from fastcells.kernels.triton import launch, launch_sequence, launch_step
@@ -71,10 +71,10 @@ def test_gradient_of_the_table(dtype: torch.dtype, device: torch.device) -> None
     """Rows of the same id add up; an id that is none adds nothing; twice the same, to the bit."""
     ids, d_x = some_ids(torch.int64, device), torch.randn(T, B, 6, device=device).to(dtype)
     exact = d_x.double().flatten(0, 1).t() @ one_hots(ids).double().flatten(0, 1)
-    gradient = _rows_gradient(d_x, ids, V)
+    gradient = rows_gradient(d_x, ids, V)
     assert gradient.shape == (6, V)
     assert error(gradient, exact) <= T * B * torch.finfo(dtype).eps * exact.abs().max().item()
-    assert torch.equal(gradient, _rows_gradient(d_x, ids, V))
+    assert torch.equal(gradient, rows_gradient(d_x, ids, V))
 
 
 class Sizes(TorchDispatchMode):

@@ -15,7 +15,7 @@ import torch
 
 from fastcells.backends.base import Call, Choice, Gradients, Inputs, KernelBackend, PreviousStates, Trace, h_and_c
 from fastcells.backends.triton.backend import CELLS, gpu, matmul_precision
-from fastcells.kernels.gluon.plan import Resident, resident_plan
+from fastcells.kernels.gluon.plan import Resident, pays, resident_plan
 from fastcells.modes import traced
 from fastcells.spec import CellSpec, State
 
@@ -26,6 +26,8 @@ class Plans(NamedTuple):
     forward: Resident
     backward: Resident
     precision: str  # `matmul_precision`
+    both: tuple[Resident, Resident] | None  # forward and backward of both directions at once
+    reason: str  # why this backend
 
 
 class GluonBackend(KernelBackend):
@@ -58,10 +60,22 @@ class GluonBackend(KernelBackend):
     def choose(self, call: Call, reason: str) -> Choice:
         forward, backward = (self._plan(call, backward=backward) for backward in (False, True))
         assert not isinstance(forward, str) and not isinstance(backward, str), "the obstacle was not asked for"
-        plans = Plans(forward, backward, matmul_precision(call.dtype, call.w_hh.device))
+        both = [self._plan(call, backward=backward, directions=2) for backward in (False, True)]
+        precision = matmul_precision(call.dtype, call.w_hh.device)
+        plans = Plans(forward, backward, precision, pays((forward, backward), both), reason)
         return Choice(self.name, "resident", f"{reason}; {forward.reason}", plans, self)
 
-    def _plan(self, call: Call, *, backward: bool) -> Resident | str:
+    def both(self, forward: Choice, reverse: Choice) -> Choice | None:
+        plans: Plans = forward.plan
+        if plans.both is None or plans != reverse.plan:
+            return None
+        at_once = plans.both[0]
+        part = at_once.cycles / (2 * plans.forward.cycles)
+        how = f"in one launch, by the model {part:.2f} of the cycles of one after the other; {at_once.reason}"
+        both = plans._replace(forward=at_once, backward=plans.both[1], both=None)
+        return Choice(self.name, "both directions", f"{plans.reason}; {how}", both, self, directions=2)
+
+    def _plan(self, call: Call, *, backward: bool, directions: int = 1) -> Resident | str:
         """How a pass is launched, or the reason why it cannot be."""
         device = gpu(call.w_hh.device)
         assert device is not None, "asked for a CPU"
@@ -75,6 +89,7 @@ class GluonBackend(KernelBackend):
             precision=precision,
             backward=backward,
             two_products=call.spec.name == "gru_reset_before",
+            directions=directions,
         )
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
@@ -83,7 +98,7 @@ class GluonBackend(KernelBackend):
 
         (x, ids, b_ih), state, (w_hh, b_hh, *_), (reverse, lengths, *_) = inputs
         plans: Plans = choice.plan
-        x = x if ids is None else x.t().contiguous()  # rows in one piece each, as TritonBackend has them
+        x = x if ids is None else x.mT.contiguous()  # rows in one piece each, as TritonBackend has them
         given = operators.ForwardArguments(
             x, *h_and_c(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih
         )
@@ -103,6 +118,20 @@ class GluonBackend(KernelBackend):
         d_hidden: torch.Tensor,
         d_last: State,
     ) -> Gradients:
+        return self.backward_both(choice, spec, inputs, trace, d_hidden, d_last)
+
+    def forward_both(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
+        return self.forward(choice, spec, inputs, save)
+
+    def backward_both(
+        self,
+        choice: Choice,
+        spec: CellSpec,
+        inputs: Inputs,
+        trace: Trace,
+        d_hidden: torch.Tensor,
+        d_last: State,
+    ) -> Gradients:
         from fastcells.backends.triton import operators
         from fastcells.kernels.gluon.launch import gluon_backward
 
@@ -117,7 +146,7 @@ class GluonBackend(KernelBackend):
             out = gluon_backward(
                 operators.contiguous_backward(operators.backward_pass(given, plans.precision)), plans.backward
             )
-        return Gradients(out.d_x.flatten(2), out.d_gates.flatten(2), out.d_state)
+        return Gradients(out.d_x.flatten(-2), out.d_gates.flatten(-2), out.d_state)
 
 
 @cache
