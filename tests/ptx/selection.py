@@ -30,7 +30,14 @@ OTHER = {"bfloat16": 0.3, "float16": 0.0, "float32": 0.3, "float32x3": 0.0}
 SHARES = {90: {"bfloat16": 1.0, "float16": 0.3, "float32": 1.0, "float32x3": 0.5}, 80: OTHER, 100: OTHER}
 QUICK_LENGTH, QUICK_BOTH, QUICK_RESETS = 44, 7, 6  # how many of them every test run executes
 # Each family of kernels and, of the split ones, the poll in words and in single elements.
-WITH_RESETS = ("sequence", "", 0), ("split", "poll", 0), ("split", "poll", 1), ("split", "counter", 0), ("step", "", 0)
+WITH_RESETS = (
+    ("sequence", "", 0),
+    ("split", "poll", 0),
+    ("split", "poll", 1),
+    ("split", "counter", 0),
+    ("gluon", "", 0),
+    ("step", "", 0),
+)
 
 
 def _product(ways: Sequence[tuple[str, str, int, int, int, int]], first: int = 0, both: bool = False) -> Iterator[Case]:
