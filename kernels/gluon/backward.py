@@ -244,7 +244,7 @@ def backward_kernel(
         )  # fmt: skip
         starts = load_resets(resets_ptr, at - origin, row)
         mail_starts = load_resets(resets_ptr, at - origin, mail_row)
-        before = zero_started(starts, prev)
+        before = zero_started(resets_ptr, starts, prev)
         by, by_last_gate = factors(saved, before, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
         new = prev
         # What is known of the state's gradient before the others' part of it, and of what they wait for.
@@ -280,12 +280,13 @@ def backward_kernel(
                 )
             if d_gates_ptr is not None:
                 store_all(d_gates_ptr + at * (GATES * H) + own_x, H, d_h)
-            known = freeze_finished(t, length, zero_started(starts, add(last, by_last[2], rest[2])), d_state)
+            around = zero_started(resets_ptr, starts, add(last, by_last[2], rest[2]))
+            known = freeze_finished(t, length, around, d_state)
             # In the shadow of the exchange: the next step's factors, and the loads for the one after that. In this
             # order, so that what is loaded needs no copy, which would wait for it.
             t += turn
             starts = next_starts
-            before = zero_started(starts, prev)
+            before = zero_started(resets_ptr, starts, prev)
             by, by_last_gate = factors(saved, before, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
             d_out = gl.where(i + 1 < T, d_out.to(gl.float32), 0.0)
             known = (known[0] + zero_finished(t, length, (d_out,))[0],) + known[1:]
@@ -299,7 +300,7 @@ def backward_kernel(
             )  # fmt: skip
             next_starts = load_resets(resets_ptr, following - origin, row)
             # Nothing goes back from a row that started from zeros.
-            polled_source = unless_started(mail_starts, source, zeros_ptr + k if resets_ptr is not None else None)
+            polled_source = unless_started(resets_ptr, mail_starts, source, zeros_ptr, k)
             mail_starts = load_resets(resets_ptr, at - origin, mail_row)
             if THROUGH == GATES:
                 barrier()  # the sums overwrite what was read in the step before

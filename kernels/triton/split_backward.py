@@ -181,6 +181,8 @@ def split_backward_kernel(
                 d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, after, d_reset_hidden)
                 if lengths_ptr is not None:
                     active = ((t < length) | (patience == 0))[:, None]
+            if resets_ptr is not None:  # here, and later what the product adds: kept until then it would cost registers
+                d_prev = zero_started(starts, d_prev, STATES)
             if lengths_ptr is not None:
                 d_x = zero_finished(active, d_x, GATES)
                 d_h = zero_finished(active, d_h, GATES)
@@ -205,10 +207,9 @@ def split_backward_kernel(
                 d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane,
                 t + 1 if REVERSE else t - 1, words, word_tile, saved_tile, more, i + 2 == T, STATES, SAVED, REVERSE,
             )  # fmt: skip
-            d_prev = (d_prev[0] + (unbound(total, BLOCK_B, BLOCK_H) + poison(patience)),) + d_prev[1:]
-            if resets_ptr is not None:
-                d_prev = zero_started(starts, d_prev, STATES)
-                d_prev = (d_prev[0] + poison(patience),) + d_prev[1:]
+            total = unbound(total, BLOCK_B, BLOCK_H)
+            total = total if resets_ptr is None else tl.where(starts == 0, total, 0.0)
+            d_prev = (d_prev[0] + (total + poison(patience)),) + d_prev[1:]
             more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
             starts = load_resets(resets_ptr, (zero + (t + 1 if REVERSE else t - 1)) * B + first_row, row, more)
             if lengths_ptr is not None:

@@ -76,6 +76,7 @@ def _resets() -> Iterator[Case]:
             ragged=rng.random() < 0.4,
             reverse=rng.random() < 0.4,
             resets=True,
+            both=path == "gluon" and rng.random() < 0.3,
             options=Options(weak=True, seed=number),
         )  # fmt: skip
 

@@ -52,6 +52,7 @@ FAULTS = [
     ("sequence.py", "zero_started(starts, d_prev, STATES)", "d_prev"),
     ("sequence.py", "tl.where(starts == 0, through, 0.0)", "through"),
     ("split_backward.py", "zero_started(starts, d_prev, STATES)", "d_prev"),
+    ("split_backward.py", "tl.where(starts == 0, total, 0.0)", "total"),
     ("step_backward.py", "d_prev = zero_started(starts, d_prev, STATES)", "pass"),
     ("step_backward.py", "row_mask & (load_resets(", "row_mask | (load_resets("),
 ]
