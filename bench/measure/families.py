@@ -2,7 +2,7 @@
 
 Families: "sequence", one program a batch tile; "split", programs that exchange the state; "gluon", the same with the
 weights in registers; "step", one launch a step, which is only kept as a whole launch and takes no part. Cycles of a
-time step on one multiprocessor: modelled, not measured.
+time step on one multiprocessor: modelled, not measured. Of one direction alone: rows of both at once take no part.
 """
 
 from __future__ import annotations

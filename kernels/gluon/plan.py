@@ -124,7 +124,7 @@ def pays(each: tuple[Resident, Resident], both: list[Resident | str]) -> tuple[R
     if isinstance(forward, str) or isinstance(backward, str):
         return None
     at_once, in_turn = forward.cycles + backward.cycles, 2 * sum(plan.cycles for plan in each)
-    return (forward, backward) if at_once <= PAYS * in_turn else None
+    return (forward, backward) if at_once < PAYS * in_turn else None
 
 
 def _candidates(shape: Shape, device: Device) -> Iterator[Resident]:

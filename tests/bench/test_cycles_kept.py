@@ -91,19 +91,23 @@ def test_the_split_kernels_of_a_gru_and_a_row_that_became_slower(tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_gluon_kernels_of_a_gru(tmp_path: Path) -> None:
-    """H=256, bfloat16, sm_90: 953 cycles forward and 963 backward of what Triton 3.7.1 makes."""
+    """H=256, bfloat16, sm_90: 953 cycles forward and 963 backward of what Triton 3.7.1 makes.
+
+    Of both directions in one launch 950 and 1,152, of programs with more columns backward.
+    """
     pytest.importorskip("triton", reason="the kernels are written in Triton")
     done = command("--family", "gluon", "--quick", "--rule", "gru", "--results", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = {str(row["kernel"]): row for row in kept_rows(tmp_path / "cycles.csv")}
-    assert set(rows) == {"gluon_forward", "gluon_backward"}
-    for row in rows.values():
+    rows = {(str(row["kernel"]), str(row["part"])): row for row in kept_rows(tmp_path / "cycles.csv")}
+    assert set(rows) == {(kernel, part) for kernel in ("gluon_forward", "gluon_backward") for part in ("", "both")}
+    for (_, part), row in rows.items():
         columns = "cycles", "chain", "exchanges", "barrier", "mma", "warps", "programs", "spill_bytes"
         found = {key: int(str(row[key])) for key in columns}
         assert 0 < found["chain"] < found["cycles"] < 1200
         assert (found["exchanges"], found["barrier"], found["spill_bytes"], row["unknown"]) == (1, 2, 0, "")
         # m16n8k16: 3 gates of 256 columns and 32 rows in programs, and an inner dimension of 256 in warps.
-        assert found["mma"] * found["warps"] * found["programs"] == 3 * (256 // 16) * (32 // 8) * (256 // 16)
+        each = 3 * (256 // 16) * (32 // 8) * (256 // 16)
+        assert found["mma"] * found["warps"] * found["programs"] == (2 if part == "both" else 1) * each
 
 
 def slower(path: Path, key: Sequence[str]) -> None:

@@ -227,7 +227,8 @@ def test_families_are_ranked_by_the_kept_rows_of_the_model() -> None:
 
     def row(family: str, path: str, B: int, cycles: int, **changed: object) -> dict[str, object]:
         kept = {"family": family, "path": path, "kernel": "forward", "rule": "gru", "dtype": "bfloat16", "H": "256"}
-        return {**kept, "B": str(B), "target": "sm_90", "cycles_of": "step", "cycles": str(cycles), **changed}
+        own = {"part": "", "B": str(B), "target": "sm_90", "cycles_of": "step", "cycles": str(cycles)}
+        return {**kept, **own, **changed}
 
     rows = [
         row("triton", "split", 16, 1600),
@@ -235,6 +236,7 @@ def test_families_are_ranked_by_the_kept_rows_of_the_model() -> None:
         row("triton", "split", 256, 9000),
         row("gluon", "gluon", 32, 950),
         row("gluon", "gluon", 32, 900, kernel="backward"),
+        row("gluon", "gluon", 32, 999, part="both"),
         row("triton", "step", 16, 1, cycles_of="launch"),
         row("triton", "split", 16, 1, rule="lstm"),
         row("triton", "split", 16, 1, target="sm_80"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import fastcells
 from fastcells.backends.gluon import backend
@@ -55,6 +57,28 @@ def test_accuracy(case: Case, shape: Shape, dtype: torch.dtype) -> None:
     ours = run(case, args, dtype, d, impl="gluon", **options)
     for exact, base, mine in zip(truth, theirs, ours, strict=True):
         assert rms_error(mine, exact) <= 2 * rms_error(base, exact) + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("kind", [fastcells.GRU, fastcells.LSTM])
+def test_both_directions_in_one_launch(kind: Any, dtype: torch.dtype) -> None:
+    """As accurate as torch's operators in the same dtype, forward and backward; and the same to the bit each time."""
+    layer = kind(64, 256, 2, bidirectional=True, impl="gluon", device=DEVICE, dtype=dtype)
+    x = torch.randn(50, 32, 64, device=DEVICE, dtype=dtype)
+    d = torch.randn(50, 32, 512, device=DEVICE, dtype=dtype)
+
+    def run_as(impl: str, to: torch.dtype) -> list[Tensor]:
+        ours = copy.deepcopy(layer).to(to)
+        ours.impl = impl
+        given = x.to(to).requires_grad_()
+        out, last = ours(given)
+        return [out, *tree_leaves(last), *torch.autograd.grad(out, [given, *ours.parameters()], d.to(to))]
+
+    assert fastcells.explain(layer, x).path == "both directions"
+    truth, theirs, ours = run_as("torch", torch.float64), run_as("torch", dtype), run_as("gluon", dtype)
+    for exact, base, mine in zip(truth, theirs, ours, strict=True):
+        assert rms_error(mine, exact) <= 2 * rms_error(base, exact) + torch.finfo(dtype).eps
+    assert all(map(torch.equal, run_as("gluon", dtype), ours))
 
 
 @pytest.mark.parametrize("H", [256, 512, 1024])

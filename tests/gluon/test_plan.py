@@ -99,6 +99,7 @@ def test_both_directions_at_once_where_that_is_faster() -> None:
     assert both(1024, 8) is not None
     assert both(256, 256) is None, "either direction fills the card"
     assert both(1024, 32) is None
+    assert both(256, 0) is None, "there is nothing to do"
     few = Device(90, 24)  # for 16 programs, not for 32
     assert both(512, 8, few) is None
     assert "32 programs wait for each other, and 24" in str(resident_plan(512, 8, 3, 2, few, directions=2))

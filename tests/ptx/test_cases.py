@@ -46,6 +46,48 @@ BACKWARD: dict[str, Callable[[Any], Any]] = {
 }
 
 
+BOTH = cases.Case("gluon", "gru", "bfloat16", 32, 3, 3, ids=True, both=True)
+
+
+def _first_twice(t: Any) -> Any:
+    return t[:1].expand_as(t).contiguous()
+
+
+BOTH_FORWARD: dict[str, Callable[[Any], Any]] = {
+    "right": lambda given: given,
+    "weights": lambda given: replace(given, w=_first_twice(given.w)),
+    "bias": lambda given: replace(given, b=_first_twice(given.b)),
+    "state": lambda given: replace(given, state=(_first_twice(given.state[0]),)),
+    "table": lambda given: replace(given, x=given.x._replace(x=_first_twice(given.x.x))),
+    "input bias": lambda given: replace(given, x=given.x._replace(bias=_first_twice(given.x.bias))),
+    "time": lambda given: replace(given, reverse=True),
+}
+BOTH_BACKWARD: dict[str, Callable[[Any], Any]] = {
+    "right": lambda given: given,
+    "weights": lambda given: replace(given, w=_first_twice(given.w)),
+    "state": lambda given: replace(given, state=(_first_twice(given.state[0]),)),
+    "d_hidden": lambda given: replace(given, d_hidden=_first_twice(given.d_hidden)),
+    "d_last": lambda given: replace(given, d_last=(_first_twice(given.d_last[0]),)),
+    "time": lambda given: replace(given, reverse=True),
+}
+
+
+def is_right_of_both(fault: str, backward: bool) -> bool:
+    """Of both directions in one launch, when the launcher gets the first one's twice, or the second one first."""
+    launchers = list(cases.LAUNCHERS["gluon"])
+    changed, launcher = (BOTH_BACKWARD if backward else BOTH_FORWARD)[fault], launchers[backward]
+    launchers[backward] = lambda given, plan: launcher(changed(given), plan)
+    with patch.dict(cases.LAUNCHERS, gluon=tuple(launchers)):
+        return cases.run(replace(BOTH, backward=backward)).right
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_what_is_the_other_directions_is_noticed(backward: bool, execute: Run) -> None:
+    faults = BOTH_BACKWARD if backward else BOTH_FORWARD
+    found = {fault: execute(is_right_of_both, fault, backward) for fault in faults}
+    assert found == {fault: fault == "right" for fault in found}
+
+
 def is_right(name: str, fault: str) -> bool:
     """Of the case, when the launcher of this name gets other arguments than it should."""
     changes, launcher = (FORWARD if name == "run_forward" else BACKWARD), getattr(cases, name)
