@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# On a machine with an NVIDIA GPU, offline, with torch and triton already there: install without dependencies, run the
-# tests on the device, stress it, then torch.nn's table (with the kernels that cuDNN ran) and ours; short tables last.
-# Everything is also written under $OUT (default: bench/results/gpu). Under nine minutes: every part has its limit.
+# On a machine with an NVIDIA GPU, offline, with torch and triton already there: install without dependencies, prove and
+# time the kernels as a user's first call does, run the tests on the device, stress it, then torch.nn's table (with the
+# kernels that cuDNN ran) and ours; short tables last. Everything is also written under $OUT (default:
+# bench/results/gpu). Under nine minutes: every part has its limit.
 #
 #   PART=tests|table|tune      one part (default: tests and table)
 #   DEVICE=cpu                 a rehearsal without a GPU: Triton's interpreter, tiny shapes, bench/results left alone
@@ -15,9 +16,11 @@ part=${PART:-all}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export PYTHONUNBUFFERED=1
+# What is measured on this device, by `fastcells tune` first, and what "auto" runs in all that follows.
+export FASTCELLS_CACHE_DIR="$out/cache"
 # Seconds for the tests, for cuDNN's table and for ours: a part that runs alone may take its time.
 case $part in
-  all) limits=(200 60 110) ;;
+  all) limits=(180 50 80) ;;
   tests) limits=(400 0 0) ;;
   table) limits=(0 140 320) ;;
   tune) limits=(0 0 0) ;;
@@ -28,9 +31,11 @@ if [ "$device" = cpu ]; then
   export TRITON_INTERPRET=1
   tiny=--tiny selection=smoke rounds=${ROUNDS:-2} tests=${TESTS:-tests/triton/test_rules.py tests/triton/test_plan.py}
   contenders=fastcells-auto,fastcells-triton
+  kinds="--hidden 8 --steps 3 --batch 2"
 else
   tiny='' selection=short rounds=${ROUNDS:-20} tests=${TESTS:-tests}
   contenders=fastcells-auto,fastcells-triton,fastcells-triton-step,flashrnn,torchrl-triton,haste
+  kinds="--cell gru --cell lstm --dtype bfloat16 --dtype float32 --hidden 256"
 fi
 
 status=0
@@ -58,6 +63,8 @@ PY
 if [ "$part" = all ] || [ "$part" = tests ]; then
   # The package's own table of errors first: a kernel that is wrong or does not launch shows within a minute.
   limited 60 doctor "$python" -m fastcells doctor
+  # shellcheck disable=SC2086
+  LINES_SHOWN=40 limited 90 verdicts "$python" -m fastcells tune --device "$device" $kinds
   # shellcheck disable=SC2086  # several files, and an option or none
   limited "${limits[0]}" tests "$python" -m pytest $tests
   # shellcheck disable=SC2086

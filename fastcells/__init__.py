@@ -1,12 +1,19 @@
 """Fused recurrent layers and cells for PyTorch: `from fastcells import GRU` in place of `from torch.nn import GRU`."""
 
+import logging
+
 from fastcells import functional, reference
 from fastcells.backends.base import Choice
+from fastcells.call_options import Masks
 from fastcells.cells import GRUCell, LSTMCell, RNNCell
 from fastcells.convert import convert, from_torch, to_torch
 from fastcells.dispatch import explain
 from fastcells.errors import CannotRun, KernelFault
+from fastcells.layer_norm import LayerNormGRU, LayerNormLSTM
 from fastcells.layers import GRU, LSTM, RNN
+from fastcells.tuning.tune import Tuned, tune
+
+logging.getLogger("fastcells").addHandler(logging.NullHandler())  # nothing is printed unless the program asks for it
 
 __version__ = "0.1.0"
 
@@ -19,11 +26,16 @@ __all__ = [
     "GRUCell",
     "KernelFault",
     "LSTMCell",
+    "LayerNormGRU",
+    "LayerNormLSTM",
+    "Masks",
     "RNNCell",
+    "Tuned",
     "convert",
     "explain",
     "from_torch",
     "functional",
     "reference",
     "to_torch",
+    "tune",
 ]

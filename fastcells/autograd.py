@@ -31,16 +31,29 @@ def unroll(
     resets = None if steps.resets is None else steps.resets.unsqueeze(-1)
     if resets is not None and mask is not None:
         resets = resets & mask
+    if steps.recurrent_dropout is not None:
+        weights = weights._replace(mask=steps.recurrent_dropout)
+    fresh: tuple[Any, ...] = steps.reset_state or (0,) * len(state)
     out: list[Tensor] = [x_proj] * T
     for t in steps.order(T):
         if resets is not None:
-            state = tuple(torch.where(resets[t], 0, s) for s in state)
+            state = tuple(torch.where(resets[t], f, s) for f, s in zip(fresh, state, strict=True))
         new = spec.step(x_proj[t], state, weights)
+        if steps.zoneout is not None:
+            kept = (None if z is None else z[t] for z in steps.zoneout)
+            new = tuple(zone_out(*each) for each in zip(kept, state, new, strict=True))
         if mask is not None:
             new = tuple(torch.where(mask[t], n, old) for n, old in zip(new, state, strict=True))
         state = new
         out[t] = state[0] if mask is None else torch.where(mask[t], state[0], 0)
     return torch.stack(out), state
+
+
+def zone_out(keep: Tensor | None, old: Tensor, new: Tensor) -> Tensor:
+    """A state that keeps some of the old one: Krueger et al. 2017 (arXiv 1606.01305), equations 2 to 4."""
+    if keep is None:
+        return new
+    return torch.where(keep, old, new) if keep.dtype == torch.bool else torch.lerp(new, old, keep)
 
 
 def projection(x: StepInput) -> Tensor:

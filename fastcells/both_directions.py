@@ -58,6 +58,15 @@ def run(
         return _side_by_side(trace, steps), trace.last
 
 
+def together(choices: list[Choice]) -> list[Choice]:
+    """Of a layer's directions; where its backend runs both at once, that choice in the place of either."""
+    if len(choices) == 2 and choices[0].backend is choices[1].backend:
+        both = choices[0].backend.both(*choices)
+        if both is not None:
+            return [both, both]
+    return choices
+
+
 class BothDirections(torch.autograd.Function):
     """As `Recurrence`, of two directions."""
 

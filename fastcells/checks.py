@@ -18,7 +18,7 @@ def check_input(spec: CellSpec, x: Tensor, weights: LayerWeights) -> None:
         raise RuntimeError(f"input must have {dim} dimensions, got {x.dim()}")
     if x.shape[0] == 0:
         raise RuntimeError(f"Expected sequence length to be larger than 0 in RNN, got input of shape {list(x.shape)}")
-    w_ih, b_ih, (w_hh, b_hh, w_hr, _) = weights
+    w_ih, b_ih, (w_hh, b_hh, w_hr, *_) = weights
     if w_ih.dim() != 2 or (dim == 3 and x.shape[2] != w_ih.shape[1]):
         raise RuntimeError(f"input of shape {list(x.shape)} does not fit w_ih of shape {list(w_ih.shape)}")
     gates = spec.num_gates

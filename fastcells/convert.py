@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fastcells import cells, layers
+from fastcells.regularised import Rates
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -21,7 +22,8 @@ TWINS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTMCell: cells.LSTMCell,
 }
 BACK = {ours: theirs for theirs, ours in TWINS.items()}
-OURS_ONLY = ("impl", "reset_after")  # attributes that torch.nn's modules do not have
+LACKING = (*Rates._fields, "return_states")
+OURS_ONLY = (*LACKING, "impl", "reset_after")  # attributes that torch.nn's modules do not have
 
 
 def convert(model: Module) -> Module:
@@ -51,12 +53,15 @@ def to_torch(model: Module) -> Module:
     In place, and returns `model`; of a copy, `to_torch(copy.deepcopy(model))`.
 
     Raises:
-        ValueError: a GRU with `reset_after=False`, which torch does not have. Nothing is changed then.
+        ValueError: a GRU with `reset_after=False`, or another option that torch does not have. Nothing is changed then.
     """
     for name, module in model.named_modules():
-        if _kind(module) in BACK and not getattr(module, "reset_after", True):
-            where = f"{name!r}" if name else "the model itself"
-            raise ValueError(f"{where} is {module!r}: torch.nn has no reset-before GRU")
+        if _kind(module) in BACK:
+            lacking = [] if getattr(module, "reset_after", True) else ["reset-before GRU"]
+            lacking += [option for option in LACKING if getattr(module, option, None)]
+            if lacking:
+                where = f"{name!r}" if name else "the model itself"
+                raise ValueError(f"{where} is {module!r}: torch.nn has no {' and no '.join(lacking)}")
     for module in model.modules():
         if _kind(module) in BACK:
             _change_class(module, BACK[_kind(module)])

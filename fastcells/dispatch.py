@@ -13,10 +13,11 @@ from fastcells.backends import BACKENDS
 from fastcells.backends.base import ASKED_FOR, FOLDED, Backend, Call, Choice
 from fastcells.errors import CannotRun
 from fastcells.modes import compiling, is_plain_tensor, traced, transformed
+from fastcells.tuning import verdicts
 
 IMPLEMENTATIONS = ("auto", *BACKENDS)
 TORCH = BACKENDS["torch"]
-# A single step takes microseconds: those that never have one are not asked.
+# Those that have one for some call.
 WITH_ADVANTAGE = [b for b in BACKENDS.values() if type(b).advantage is not Backend.advantage]
 
 
@@ -63,10 +64,9 @@ def choose(call: Call) -> Choice:
     """
     impl = call.impl
     if impl == "auto":
-        for backend in WITH_ADVANTAGE:
-            advantage = backend.advantage(call)
-            if advantage is not None and not _looked_through(call) and backend.obstacle(call) is None:
-                return _chosen(backend, call, advantage)
+        choice = _best(call) if call.T >= verdicts.FEWEST_STEPS and not _looked_through(call) else None
+        if choice is not None:
+            return choice
         backend = TORCH
     else:
         check_impl(impl)
@@ -74,23 +74,29 @@ def choose(call: Call) -> Choice:
     obstacle = backend.obstacle(call)
     if obstacle is not None:
         raise CannotRun(f"impl={impl!r}", obstacle)
-    return _chosen(backend, call, ASKED_FOR)
+    choice = _priced(call, backend.choose(call, ASKED_FOR))
+    return choice if impl != "auto" else verdicts.noted(call, choice)
 
 
-def _chosen(backend: Backend, call: Call, reason: str) -> Choice:
-    choice = backend.choose(call, reason)
-    if not call.options & FOLDED - backend.options:
+def _priced(call: Call, choice: Choice) -> Choice:
+    """With what a projection costs that the backend has no kernel for."""
+    if not call.options & FOLDED - choice.backend.options:
         return choice
     return replace(choice, reason=f"{choice.reason}; {projection.price(call.H, call.w_hh.shape[1])}")
 
 
-def together(choices: list[Choice]) -> list[Choice]:
-    """Of a layer's directions; where its backend runs both at once, that choice in the place of either."""
-    if len(choices) == 2 and choices[0].backend is choices[1].backend:
-        both = choices[0].backend.both(*choices)
-        if both is not None:
-            return [both, both]
-    return choices
+def _best(call: Call) -> Choice | None:
+    """What has been measured for such a call, or else is said to be faster than torch's own; None for that."""
+    choice = verdicts.measured(call)
+    if choice is not None:
+        return _priced(call, choice)
+    for backend in WITH_ADVANTAGE:
+        advantage = backend.advantage(call)
+        if advantage is not None and backend.obstacle(call) is None:
+            choice = _priced(call, backend.choose(call, advantage))
+            if not verdicts.faulted(choice, call.w_hh.device):
+                return verdicts.noted(call, choice)
+    return None
 
 
 def _looked_through(call: Call) -> bool:
@@ -115,7 +121,8 @@ def explain(module: nn.Module, input: Tensor | PackedSequence) -> Explanation:
         name = f"{type(module).__module__}.{type(module).__name__}"
         hint = "; fastcells.convert(module) gives its twin" if isinstance(module, nn.RNNBase | nn.RNNCellBase) else ""
         raise TypeError(f"explain() needs a fastcells layer or cell, got {name}{hint}")
-    explanation: Explanation = asked(input)
+    with verdicts.looking():
+        explanation: Explanation = asked(input)
     return explanation
 
 

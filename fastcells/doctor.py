@@ -1,12 +1,12 @@
 """`fastcells doctor`: what this machine has, what `impl="auto"` runs on it, and whether every implementation is right.
 
 Each implementation computes every cell in every dtype, forward and all gradients, against the reference cells in
-float64. It may be off by twice what torch's operators are off by in the same dtype, and one rounding; relu in 16 bit by
-eight times, see `check`.
+float64, by the rule of accuracy.py.
 """
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -18,9 +18,11 @@ from torch import Tensor
 
 import fastcells
 from fastcells import functional, reference
+from fastcells.accuracy import allowed_error, relative_error
 from fastcells.backends.cpu import native
 from fastcells.dispatch import IMPLEMENTATIONS, explain
 from fastcells.errors import CannotRun
+from fastcells.tuning import verdicts
 
 T, B, I, H = 7, 5, 6, 24  # noqa: E741
 SPLIT_H = 256  # too much for one program, but for an RNN in 16 bit
@@ -67,6 +69,9 @@ def main(say: Callable[[str], None] = print) -> int:
     for module, x, label in typical(device):
         say(f"  {label:34} {explain(module, x)}")
     say("")
+    for line in remembered():
+        say(line)
+    say("")
     sizes = f"T={T}, B={B}, H={H}, or what follows the cell's name"
     say(f"Against float64 on {device} ({sizes}); errors are root mean squares, limits in brackets:")
     say(f"  {'impl':12} {'cell':20} {'dtype':9} {'forward':>19} {'gradients':>19}")
@@ -79,6 +84,27 @@ def main(say: Callable[[str], None] = print) -> int:
     say("")
     say("everything that runs here is right" if wrong == 0 else f"{wrong} checks are WRONG")
     return 1 if wrong else 0
+
+
+def forget(say: Callable[[str], None] = print) -> int:
+    """Drop the user's verdicts."""
+    memory = verdicts.memory()
+    removed = memory.forget()
+    say(f"{'removed' if removed else 'there was no'} {memory.path}")
+    return 0
+
+
+def remembered(today: datetime.date | None = None) -> Iterator[str]:
+    """What has been measured, by machine, with its age."""
+    memory, today = verdicts.memory(), today or datetime.date.today()
+    machines = memory.everything()
+    yield f"Measured: {memory.path}" if machines else f"Measured: nothing yet ({memory.path})"
+    for machine, found in machines.items():
+        yield f"  {machine.device}; {machine.versions}"
+        for kind, verdict in sorted(found.items()):
+            days = (today - datetime.date.fromisoformat(verdict.date)).days
+            age = "today" if days < 1 else f"{days} day{'' if days == 1 else 's'} ago"
+            yield f"    {kind:70} {verdict.chosen}, {age}"
 
 
 def environment(device: torch.device) -> Iterator[tuple[str, str]]:
@@ -152,19 +178,11 @@ def check(impl: str, cell: str, dtype: torch.dtype, device: torch.device, H: int
         ours = run(getattr(functional, form), dtype, impl=impl)
     except CannotRun as error:
         return Check(impl, label, name, obstacle=error.obstacle)
-    # On a GPU torch's RNNs multiply float32 in TF32 unless told otherwise, and so does ours; the reference does not.
-    tf32 = device.type == "cuda" and dtype == torch.float32 and torch.backends.cudnn.allow_tf32
-    eps = 2.0**-10 if tf32 else torch.finfo(dtype).eps
-    # relu's slope jumps at 0: in 16 bit, rounding puts a few units on the other side, in each implementation others.
-    factor = 8 if cell == "rnn relu" and dtype != torch.float32 else 2
-    forward, backward = (_rms(o - e) / max(1.0, _rms(e)) for o, e in zip(ours, exact, strict=True))
-    limits = [factor * _rms(b - e) / max(1.0, _rms(e)) + eps for b, e in zip(base, exact, strict=True)]
+    spec = cell.replace(" ", "_")
+    forward, backward = (relative_error(o, e) for o, e in zip(ours, exact, strict=True))
+    limits = [allowed_error(relative_error(b, e), spec, dtype, device) for b, e in zip(base, exact, strict=True)]
     return Check(impl, label, name, forward, backward, limits[0], limits[1])
 
 
 def _flat(tensors: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([t.detach().double().flatten() for t in tensors])
-
-
-def _rms(x: Tensor) -> float:
-    return x.square().mean().sqrt().nan_to_num(nan=float("inf")).item()

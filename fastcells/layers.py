@@ -2,31 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from fastcells.call_options import Masks
+from fastcells.cell_states import split_states
+from fastcells.regularised import rates
 from fastcells.spec import GRU_RESET_AFTER, GRU_RESET_BEFORE, RNN_RELU, RNN_TANH, CellSpec, State
 from fastcells.spec import LSTM as LSTM_SPEC
-from fastcells.stack import Layer
+from fastcells.stack import Given, Layer
 
 Device = torch.device | str | int | None
+Lengths = Tensor | Sequence[int] | int | None
 
 
 class _HiddenStateLayer(Layer):
     """A layer whose state is h alone."""
 
     @overload
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
-    @overload
-    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths = None,
+        resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
+        masks: Masks | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None, *, masks: Masks | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths = None,
+        resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
+        masks: Masks | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """As torch's layer: see the class."""
-        return self._forward(input, hx)
+        if lengths is None and resets is None and reset_state is None and masks is None:
+            return self._forward(input, hx)
+        start = None if reset_state is None else (reset_state,)
+        return self._forward(input, hx, Given(lengths, resets, start, masks))
 
 
 class RNN(_HiddenStateLayer):
@@ -62,15 +88,20 @@ class RNN(_HiddenStateLayer):
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        weight_dropout: float = 0.0,
         impl: str = "auto",
         **unknown: Any,
     ) -> None:
         _refuse_proj_size(unknown)
+        given = rates(recurrent_dropout=recurrent_dropout, zoneout=zoneout, weight_dropout=weight_dropout)
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         self.nonlinearity = nonlinearity
         stack = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__(f"RNN_{nonlinearity.upper()}", *stack, impl=impl, device=device, dtype=dtype, **unknown)
+        mode = f"RNN_{nonlinearity.upper()}"
+        super().__init__(mode, *stack, rates=given, impl=impl, device=device, dtype=dtype, **unknown)
 
     def _spec(self) -> CellSpec:
         return RNN_TANH if self.mode == "RNN_TANH" else RNN_RELU
@@ -108,14 +139,18 @@ class GRU(_HiddenStateLayer):
         dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        weight_dropout: float = 0.0,
         impl: str = "auto",
         **unknown: Any,
     ) -> None:
         _refuse_proj_size(unknown)
+        given = rates(recurrent_dropout=recurrent_dropout, zoneout=zoneout, weight_dropout=weight_dropout)
         if not isinstance(reset_after, bool):
             raise TypeError(f"reset_after should be of type bool, got: {type(reset_after).__name__}")
         stack = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__("GRU", *stack, impl=impl, device=device, dtype=dtype, **unknown)
+        super().__init__("GRU", *stack, rates=given, impl=impl, device=device, dtype=dtype, **unknown)
         self.reset_after = reset_after
 
     def _spec(self) -> CellSpec:
@@ -153,31 +188,59 @@ class LSTM(Layer):
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        zoneout_cell: float = 0.0,
+        weight_dropout: float = 0.0,
+        return_states: bool = False,
         impl: str = "auto",
         **unknown: Any,
     ) -> None:
         stack = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
-        super().__init__("LSTM", *stack, impl=impl, device=device, dtype=dtype, **unknown)
+        given = rates(
+            recurrent_dropout=recurrent_dropout,
+            zoneout=zoneout,
+            zoneout_cell=zoneout_cell,
+            weight_dropout=weight_dropout,
+        )
+        super().__init__("LSTM", *stack, rates=given, impl=impl, device=device, dtype=dtype, **unknown)
+        if return_states:
+            self.return_states = True
 
     @overload
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths = None,
+        resets: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
+        masks: Masks | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
     @overload
     def forward(
-        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None, *, masks: Masks | None = None
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
     def forward(
-        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths = None,
+        resets: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
+        masks: Masks | None = None,
+    ) -> Any:
         """As torch's layer: see the class."""
-        if hx is not None:
-            if isinstance(hx, Tensor):
-                raise TypeError(f"LSTM: hx must be a tuple (h_0, c_0), got a tensor of shape {list(hx.shape)}")
-            if len(hx) != 2:
-                raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
-            hx = (hx[0], hx[1])
-        return self._forward(input, hx)
+        hx = _pair("hx", hx)
+        if lengths is None and resets is None and reset_state is None and masks is None:
+            out, last = self._forward(input, hx)
+        else:
+            out, last = self._forward(input, hx, Given(lengths, resets, _pair("reset_state", reset_state), masks))
+        if not self.return_states:
+            return out, last
+        return split_states(out, last, self.hidden_size * (2 if self.bidirectional else 1))
 
     def _spec(self) -> CellSpec:
         return LSTM_SPEC
@@ -219,6 +282,18 @@ class LSTM(Layer):
                 f"For {kind} {dim}-D input, hx and cx should also be {dim}-D but got ({hx[0].dim()}-D, "
                 f"{hx[1].dim()}-D) tensors"
             )
+
+
+def _pair(name: str, state: Any) -> tuple[Tensor, Tensor] | None:
+    """h and c."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        what = f"a tuple ({'h_0, c_0' if name == 'hx' else 'h, c'})"
+        raise TypeError(f"LSTM: {name} must be {what}, got a tensor of shape {list(state.shape)}")
+    if len(state) != 2:
+        raise RuntimeError(f"lstm expects two hidden states, got {len(state)}")
+    return state[0], state[1]
 
 
 def _refuse_proj_size(unknown: dict[str, Any]) -> None:

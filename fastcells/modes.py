@@ -11,6 +11,8 @@ from torch.autograd import forward_ad
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast would compute a matmul of x in, or None where it is off. It leaves float64 alone."""
+    if not torch._C._is_any_autocast_enabled():  # the question that costs the least
+        return None
     device = x.device.type
     if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
         return None

@@ -60,7 +60,8 @@ def run(
             check_range(x, w_ih.shape[1])
             inputs = StepInput(w_ih, x if x.dtype in (torch.int32, torch.int64) else x.int(), b_ih)
         else:
-            inputs = StepInput(backend.project(choice, x, w_ih, b_ih))
+            x_proj = backend.project(choice, x, w_ih, b_ih)
+            inputs = StepInput(x_proj if spec.project is None else spec.project(x_proj, recurrent))
         if unrolled:
             return unroll(spec, inputs.x, initial, recurrent, steps)
         plain, start = recurrent, initial
@@ -91,7 +92,7 @@ def dtype_of_all(choice: Choice, spec: CellSpec, x: Tensor, weights: LayerWeight
 
 def cast(weights: LayerWeights, dtype: torch.dtype) -> LayerWeights:
     """All of them."""
-    w_ih, b_ih, (w_hh, b_hh, w_hr, extra) = weights
+    w_ih, b_ih, (w_hh, b_hh, w_hr, extra, _) = weights
     b_ih, b_hh, w_hr = (None if w is None else w.to(dtype) for w in (b_ih, b_hh, w_hr))
     recurrent = RecurrentWeights(w_hh.to(dtype), b_hh, w_hr, tuple(w.to(dtype) for w in extra))
     return LayerWeights(w_ih.to(dtype), b_ih, recurrent)

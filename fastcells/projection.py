@@ -21,7 +21,7 @@ def fold(
     x_proj: Tensor, state: State, weights: RecurrentWeights, steps: Steps
 ) -> tuple[Tensor, State, RecurrentWeights]:
     """What the recurrence without a projection is given; x_proj, [T, B, 4H], is changed in place."""
-    (h0, c0), (w_hh, b_hh, w_hr, _) = state, weights
+    (h0, c0), (w_hh, b_hh, w_hr, *_) = state, weights
     assert w_hr is not None
     first = linear(h0, w_hh)
     at = _first_step(len(x_proj), steps)

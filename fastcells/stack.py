@@ -8,27 +8,39 @@ no flattened copy of them that a parametrization, weight norm or a shared weight
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastcells import both_directions, dispatch, one_direction, packed
-from fastcells.backends.base import IN_ONE_CALL, NOTHING, Call, Choice, LayerWeights, Steps
+from fastcells import both_directions, dispatch, one_direction, packed, regularised, streaming
+from fastcells.backends.base import IN_ONE_CALL, NOTHING, Call, Choice, LayerWeights
 from fastcells.backends.torch.aten import aten
+from fastcells.call_options import NO_OPTIONS, CallOptions, Masks, call_options
+from fastcells.cell_states import cell_states
 from fastcells.checks import check_input
-from fastcells.modes import recording, transformed
+from fastcells.layer_shapes import LayerShapes, each_of
+from fastcells.modes import transformed
+from fastcells.regularised import NO_RATES, Rates
 from fastcells.spec import CellSpec, RecurrentWeights, State
 from fastcells.token_ids import ID_DTYPES, check_range, is_token_ids, one_hot
 
-LENGTHS = frozenset({"lengths"})
+
+class Given(NamedTuple):
+    """What the user gives a layer beside input and state."""
+
+    lengths: Any = None
+    resets: Tensor | None = None
+    reset_state: State | None = None
+    masks: Masks | None = None
 
 
-class Layer(RNNBase):
+NOTHING_GIVEN = Given()
+
+
+class Layer(LayerShapes):
     """A stack of layers and directions; a subclass says what one direction of one layer computes.
 
     Not an `abc.ABC`: its place among the bases would exclude `class Mine(ABC, nn.RNNBase)` as a base beside ours.
@@ -36,18 +48,29 @@ class Layer(RNNBase):
 
     impl: str = "auto"
     reset_after: bool = True
-    weight_ih_l0: Tensor
+    recurrent_dropout: float = 0.0
+    zoneout: float = 0.0
+    zoneout_cell: float = 0.0
+    weight_dropout: float = 0.0
+    return_states: bool = False
     weight_hh_l0: Tensor
-    label: ClassVar[str]  # the name that torch's own error messages carry
 
-    def __init__(self, mode: str, *args: Any, impl: str = "auto", **kwargs: Any) -> None:
+    def __init__(self, mode: str, *args: Any, rates: Rates = NO_RATES, impl: str = "auto", **kwargs: Any) -> None:
         dispatch.check_impl(impl)
         super().__init__(mode, *args, **kwargs)
         self.impl = impl
+        for name, p in rates._asdict().items():
+            if p:
+                setattr(self, name, p)
+
+    @property
+    def _rates(self) -> Rates:
+        return Rates(self.recurrent_dropout, self.zoneout, self.zoneout_cell, self.weight_dropout)
 
     def extra_repr(self) -> str:
         extra = super().extra_repr()
         extra += "" if self.reset_after else ", reset_after=False"
+        extra += f"{self._rates}{', return_states=True' if self.return_states else ''}"
         return extra if self.impl == "auto" else f"{extra}, impl={self.impl!r}"
 
     def flatten_parameters(self) -> None:
@@ -63,11 +86,12 @@ class Layer(RNNBase):
         ids, weights = is_token_ids(data), self._weights()
         T, B, padding = self._sizes(data, batch_sizes, ids)
         names = [group[0].removeprefix("weight_ih_") for group in self._all_weights]
-        first = self._choose(0, ids, T, B, type(data), weights, padding=padding)
+        options = self._rates.options if self.training else NOTHING
+        first = self._choose(0, ids, T, B, type(data), weights, options, padding)
         if first.path in IN_ONE_CALL:
             return dispatch.Explanation(dict.fromkeys(names, first))
-        lengths = batch_sizes is not None
-        layers = [self._choices(i, ids, T, B, type(data), weights, lengths) for i in range(self.num_layers)]
+        options |= {"lengths"} if batch_sizes is not None else NOTHING
+        layers = [self._choices(i, ids, T, B, type(data), weights, options) for i in range(self.num_layers)]
         return dispatch.Explanation(zip(names, itertools.chain(*layers), strict=True))
 
     def _sizes(self, data: Tensor, batch_sizes: Tensor | None, ids: bool) -> tuple[int, int, float]:
@@ -88,18 +112,17 @@ class Layer(RNNBase):
         B: int,
         kind: type,
         weights: list[Tensor],
-        *,
-        lengths: bool = False,
+        options: frozenset[str] = NOTHING,
         padding: float = 1.0,
     ) -> Choice:
-        """For one layer and direction, counted through the stack; for index 0 without lengths also the whole stack."""
-        options = NOTHING if not lengths else LENGTHS
+        """For one layer and direction, counted through the stack; for index 0 without options also the whole stack."""
         if self.proj_size:
             options |= {"proj_size"}
         ids = ids and index < self._directions
         first = index * len(weights) // len(self._all_weights)
+        w_ih, w_hh = weights[first : first + 2]
         return dispatch.choose(
-            Call(self.impl, self._spec(), ids, T, B, weights[first], weights[first + 1], options, kind, padding)
+            Call(self.impl, self._spec(), ids, T, B, w_ih, w_hh, options, kind, padding, self._directions)
         )
 
     def _choices(
@@ -110,14 +133,14 @@ class Layer(RNNBase):
         B: int,
         kind: type,
         weights: list[Tensor],
-        lengths: bool,
+        options: frozenset[str],
         first: Choice | None = None,
     ) -> list[Choice]:
         """Of each direction of a layer. first: that of the whole stack's first one, where it has been made."""
         given = [first] if first is not None and layer == 0 else []
         own = range(layer * self._directions + len(given), (layer + 1) * self._directions)
-        choices = [*given, *(self._choose(i, ids, T, B, kind, weights, lengths=lengths) for i in own)]
-        return choices if self.proj_size else dispatch.together(choices)  # a projection is put around one direction
+        choices = [*given, *(self._choose(i, ids, T, B, kind, weights, options) for i in own)]
+        return choices if options - {"lengths"} else both_directions.together(choices)
 
     @property
     def _directions(self) -> int:
@@ -130,8 +153,8 @@ class Layer(RNNBase):
         except KeyError:  # a parametrization, weight norm or pruning has put something else in a parameter's place
             return [getattr(self, name) for name in self._flat_weights_names]
 
-    def _forward(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:
-        """`forward`; hx and the final state are a tensor, of an LSTM two."""
+    def _forward(self, input: Tensor | PackedSequence, hx: Any, given: Given = NOTHING_GIVEN) -> tuple[Any, Any]:
+        """`forward`; hx and the final state are a tensor, of an LSTM two. With `return_states`, c beside the output."""
         data, batch_sizes, order, restore = input if isinstance(input, PackedSequence) else (input, None, None, None)
         ids, weights = data.dtype in ID_DTYPES, self._weights()
         unbatched = batch_sizes is None and self._is_unbatched(data, ids)
@@ -142,13 +165,17 @@ class Layer(RNNBase):
         self.check_forward_args(data, hx, batch_sizes)
         T, B, padding = self._sizes(data, batch_sizes, ids)
         state = hx if isinstance(hx, tuple) else (hx,)
-        choice = self._choose(0, ids, T, B, type(data), weights, padding=padding)
+        options = NO_OPTIONS
+        if given is not NOTHING_GIVEN or (self.training and any(self._rates)):
+            options = self._options(data, batch_sizes, order, unbatched, given, weights)
+            weights = self._without_dropped(weights, options.masks)
+        choice = self._choose(0, ids, T, B, type(data), weights, options.names, padding)
         try:
-            if choice.path in IN_ONE_CALL:
+            if choice.path in IN_ONE_CALL and not self.return_states:
                 data = one_hot(data, self.input_size, weights[0]) if ids else data
                 out, state = self._in_one_call(data, state, weights, batch_sizes)
-            elif batch_sizes is None:
-                out, state = self._walk(data, None, state, weights, choice)
+            elif batch_sizes is None or options.names:  # masks are those of all rows
+                out, state = self._walk(data, batch_sizes, state, weights, choice, options)
             else:
                 out, state = packed.by_length(self._walk, data, batch_sizes, state, weights)
         except IndexError:
@@ -157,38 +184,71 @@ class Layer(RNNBase):
             raise
         last: Any = state if isinstance(hx, tuple) else state[0]
         if unbatched:
-            out, last = out.squeeze(batch_dim), _each(last, Tensor.squeeze, 1)
+            out, last = out.squeeze(batch_dim), each_of(last, Tensor.squeeze, 1)
         last = self.permute_hidden(last, restore)
         return (out if batch_sizes is None else PackedSequence(out, batch_sizes, order, restore)), last
 
-    def _is_unbatched(self, data: Tensor, ids: bool) -> bool:
-        """Whether a tensor is one sequence. ValueError where it is neither that nor a batch."""
-        dim = data.dim() + ids
-        if dim not in (2, 3):
-            kind = "token ids to be 1D or 2D" if ids else "input to be 2D or 3D"
-            tensor = " tensor" if self.label == "RNN" else ""
-            raise ValueError(f"{self.label}: Expected {kind}, got {data.dim()}D{tensor} instead")
-        return dim == 2
+    def step(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+        """One step of the stack, for what arrives step by step: equal to the same step of a whole sequence.
 
-    def _initial_state(
+        input: [B, I] or [I], or token ids [B] or []. hx: the state as `forward` takes and returns it, [num_layers, B,
+        H] or unbatched [num_layers, H], of an LSTM two of them; None for zeros.
+
+        Returns:
+            the output [B, H_out] or [H_out], and the new state. A single row on a CPU, in float32 without gradients,
+            takes one call of C for each layer.
+
+        Raises:
+            ValueError: a bidirectional layer, which needs the whole sequence. Otherwise as `forward`.
+        """
+        return streaming.step(self, input, hx)
+
+    def _options(
         self,
         data: Tensor,
         batch_sizes: Tensor | None,
         order: Tensor | None,
-        ids: bool,
-        hx: Any,
         unbatched: bool,
-        weight: Tensor,
-    ) -> Any:
-        """hx with a batch dimension, in the order of the rows; zeros where it is None."""
-        if hx is not None:
-            if batch_sizes is None:
-                self._check_state_dim(hx, 2 if unbatched else 3)
-            return self.permute_hidden(_each(hx, Tensor.unsqueeze, 1) if unbatched else hx, order)
-        if batch_sizes is None:
-            return self._zeros(data, ids, data.size(0 if self.batch_first else 1), weight)
-        # While torch.jit.trace records, an int would freeze the batch.
-        return self._zeros(data, ids, batch_sizes[0] if recording() else int(batch_sizes[0]), weight)
+        given: Given,
+        weights: list[Tensor],
+    ) -> CallOptions:
+        """What was given beside input and state, checked, and the masks of a regularised layer in training."""
+        lengths, resets, reset_state, masks = given
+        if batch_sizes is not None and (lengths is not None or resets is not None):
+            raise ValueError(
+                f"{self.label}: a PackedSequence has lengths of its own; lengths and resets go with a tensor"
+            )
+        T, B, _ = self._sizes(data, batch_sizes, data.dtype in ID_DTYPES)
+        if masks is not None:
+            masks.check(T, B, self._recurrent(weights), self.hidden_size, self._spec().num_states)
+        elif self.training and any(self._rates):
+            masks = self._drawn(B, T, weights)
+        if batch_sizes is not None:
+            return CallOptions(masks=masks if masks is None or order is None else masks.of_rows(order))
+        rows = len(self._all_weights)
+        return call_options(data, self.batch_first, unbatched, lengths, resets, reset_state, rows, masks)
+
+    def draw_masks(self, steps: int, batch: int) -> Masks:
+        """New masks for inputs of so many steps and rows, as training draws them for each call; `masks=` takes them.
+
+        What this layer does not do (`zoneout=0`, say) is None. Drawn by torch's generator of the weights' device.
+        """
+        return self._drawn(batch, steps, self._weights())
+
+    def _drawn(self, B: int, T: int, weights: list[Tensor]) -> Masks:
+        each = self._recurrent(weights)
+        return regularised.draw(self._rates, each, T, B, (each[0].shape[1], self.hidden_size))
+
+    def _recurrent(self, weights: list[Tensor]) -> list[Tensor]:
+        """W_hh of each layer and direction."""
+        return weights[1 :: len(weights) // len(self._all_weights)]
+
+    def _without_dropped(self, weights: list[Tensor], masks: Masks | None) -> list[Tensor]:
+        if masks is None or masks.weight_dropout is None:
+            return weights
+        count = len(weights) // len(self._all_weights)
+        factors = dict(zip(range(1, len(weights), count), masks.weight_dropout, strict=True))
+        return [w * factors[i] if i in factors else w for i, w in enumerate(weights)]
 
     def _in_one_call(
         self, data: Tensor, state: State, weights: list[Tensor], batch_sizes: Tensor | None = None
@@ -208,7 +268,13 @@ class Layer(RNNBase):
         )
 
     def _walk(
-        self, data: Tensor, batch_sizes: Tensor | None, state: State, weights: list[Tensor], first: Choice | None = None
+        self,
+        data: Tensor,
+        batch_sizes: Tensor | None,
+        state: State,
+        weights: list[Tensor],
+        first: Choice | None = None,
+        options: CallOptions = NO_OPTIONS,
     ) -> tuple[Tensor, State]:
         """Layer by layer, and direction by direction or both at once; a packed batch runs padded, with its lengths.
 
@@ -222,36 +288,43 @@ class Layer(RNNBase):
                 x, lengths = packed.pad(data, batch_sizes)
             else:
                 x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
-        steps = Steps(False, None if lengths is None else lengths.to(x.device, torch.int32))
-        spec, (T, B) = self._spec(), x.shape[:2]
+            options = options._replace(lengths=lengths.to(x.device, torch.int32))
+        spec, (T, B), names = self._spec(), x.shape[:2], options.names
         last: list[State] = []
+        cells: list[Tensor] = []
         for layer in range(self.num_layers):
             if layer > 0:
                 x = F.dropout(x, self.dropout, self.training)
             each = [self._weights_of(len(last) + i, weights) for i in range(self._directions)]
             for w in each:
                 check_input(spec, x, w)
-            choices = self._choices(layer, ids, T, B, kind, weights, lengths is not None, first)
+            choices = self._choices(layer, ids, T, B, kind, weights, names, first)
+            steps = [options.steps(len(last) + i, i == 1, spec.num_states) for i in range(self._directions)]
+            starts = [tuple(s[len(last) + i] for s in state) for i in range(self._directions)]
             if choices[0].directions == 2:
                 start = tuple(s[len(last) : len(last) + 2] for s in state)
-                x, ends = both_directions.run(choices[0], spec, x, start, each, steps)
-                last += zip(*(s.unbind() for s in ends), strict=True)
-                continue
-            outs = []
-            for direction, (choice, w) in enumerate(zip(choices, each, strict=True)):
-                start = tuple(s[len(last)] for s in state)
-                out, end = one_direction.run(choice, spec, x, start, w, steps._replace(reverse=direction == 1))
-                outs.append(out)
-                last.append(end)
-            x = torch.cat(outs, -1) if len(outs) > 1 else outs[0]
+                out, ends = both_directions.run(choices[0], spec, x, start, each, steps[0])
+                outs, own_ends = list(out.chunk(2, -1)), list(zip(*(s.unbind() for s in ends), strict=True))
+            else:
+                outs, own_ends = [], []
+                for choice, start, w, own in zip(choices, starts, each, steps, strict=True):
+                    out, end = one_direction.run(choice, spec, x, start, w, own)
+                    outs.append(out)
+                    own_ends.append(end)
+                out = torch.cat(outs, -1) if len(outs) > 1 else outs[0]
+            if self.return_states and layer == self.num_layers - 1:
+                cells = [cell_states(x, *one) for one in zip(outs, starts, each, steps, strict=True)]
+            x = out
+            last += own_ends
         # Stacked even if there is but one: a view could not be detached in place.
         final = tuple(torch.stack(s) for s in zip(*last, strict=True))
+        x = torch.cat([x, *cells], -1) if cells else x
         if batch_sizes is not None and lengths is not None:
             return (packed.unpad(x, batch_sizes) if looked_through else pack_padded_sequence(x, lengths).data), final
         if not self.batch_first:
             return x, final
         # In place, for the same reason; but what cuDNN and oneDNN's LSTM return, they have saved for their backward.
-        fresh = x.device.type == "cpu" and (self.bidirectional or self.mode != "LSTM")
+        fresh = x.device.type == "cpu" and (self.bidirectional or self.mode != "LSTM" or bool(cells))
         return (x.transpose_(0, 1) if fresh else x.transpose(0, 1)), final
 
     def _weights_of(self, index: int, weights: list[Tensor]) -> LayerWeights:
@@ -266,44 +339,3 @@ class Layer(RNNBase):
     def _spec(self) -> CellSpec:
         """The cell's definition."""
         raise NotImplementedError
-
-    def _check_state_dim(self, hx: Any, dim: int) -> None:
-        """RuntimeError unless a given state has a batch dimension just where the input has one; dim: 2 or 3."""
-        if hx.dim() != dim:
-            kind = "batched" if dim == 3 else "unbatched"
-            raise RuntimeError(f"For {kind} {dim}-D input, hx should also be {dim}-D but got {hx.dim()}-D tensor")
-
-    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """Raise unless dtype and shape of the input fit: as torch.nn's, which subclasses call and override.
-
-        input: [T, B, I] or [B, T, I], [N, I] of a packed batch; without its last dimension if it is token ids.
-
-        Raises:
-            ValueError: another dtype than the weights'. RuntimeError: another number of dimensions or of features.
-        """
-        ids = input.dtype in ID_DTYPES
-        if not ids and not torch._C._is_any_autocast_enabled():
-            weight = self._parameters.get("weight_ih_l0")
-            dtype = (self.weight_ih_l0 if weight is None else weight).dtype
-            if input.dtype != dtype:
-                raise ValueError(
-                    f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
-                    f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
-                )
-        dim = (3 if batch_sizes is None else 2) - ids
-        if input.dim() != dim:
-            raise RuntimeError(f"input must have {dim} dimensions, got {input.dim()}")
-        if not ids and input.size(-1) != self.input_size:
-            raise RuntimeError(
-                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}"
-            )
-
-    def _zeros(self, data: Tensor, ids: bool, batch: Any, weight: Tensor) -> Any:
-        """The initial state where none is given."""
-        rows = self.num_layers * (2 if self.bidirectional else 1)
-        dtype = weight.dtype if ids else data.dtype
-        return data.new_zeros(rows, batch, self.hidden_size, dtype=dtype)
-
-
-def _each(hx: Any, change: Callable[..., Tensor], dim: int) -> Any:
-    return (change(hx[0], dim), change(hx[1], dim)) if isinstance(hx, tuple) else change(hx, dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,10 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: its kernels run on CPU tensors then
+
+# What "auto" runs must not depend on what this machine has measured: no trials, and no file of the user's.
+os.environ["FASTCELLS_TUNE"] = "0"
+os.environ["FASTCELLS_CACHE_DIR"] = tempfile.mkdtemp(prefix="fastcells-tests-")
 
 # The shapes here are tiny: a second thread costs more than it gives, most of all when the machine is busy.
 torch.set_num_threads(1)

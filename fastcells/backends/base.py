@@ -17,6 +17,11 @@ from fastcells.token_ids import check_range, gather_rows
 NOTHING: frozenset[str] = frozenset()
 IN_ONE_CALL = ("aten", "one-hot")  # paths by which one operator of ATen's runs a whole stack, its projections included
 FOLDED = frozenset({"proj_size"})  # options of an LSTM that projection.py puts around a recurrence without them
+WAITING = (
+    "split",
+    "resident",
+    "both directions",
+)  # paths whose programs wait for each other, and so may give up: `KernelFault`
 ASKED_FOR = "asked for"  # the reason for what `impl=` names
 
 
@@ -42,13 +47,16 @@ class Steps(NamedTuple):
     reverse: bool = False  # from the last step to the first; `out[t]` stays the output at step t
     lengths: Tensor | None = None  # int32 [B], from 0 to T: from this step on a row's state stands still
     resets: Tensor | None = None  # bool [T, B]: true where a step starts from zeros; no matter past a row's length
+    reset_state: State | None = None  # each [B, H]: what a step that resets starts from, in place of zeros
+    recurrent_dropout: Tensor | None = None  # [B, H], see `RecurrentWeights.mask`
+    # For each state [T, B, H], bool or a number from 0 to 1, or None: how much of the old state a step keeps.
+    zoneout: tuple[Tensor | None, ...] | None = None
 
     @property
     def options(self) -> frozenset[str]:
         """The names of the options that are given."""
-        if self.lengths is None and self[2:] == (None,) * len(self[2:]):
-            return NOTHING
-        return frozenset(name for name, value in zip(self._fields[1:], self[1:], strict=True) if value is not None)
+        given = [name for name, value in zip(self._fields[1:], self[1:], strict=True) if value is not None]
+        return frozenset(given) if given else NOTHING
 
     def order(self, T: int) -> range:
         return range(T - 1, -1, -1) if self.reverse else range(T)
@@ -125,10 +133,16 @@ class Choice:
     reason: str
     plan: Any = field(default=None, repr=False, compare=False)  # the backend's own
     backend: Backend = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+    variant: str = ""  # which of several plans for one call
     directions: int = field(default=1, repr=False)  # 2: of both of a layer at once
 
     def __str__(self) -> str:
         return f"{self.impl} ({self.path}): {self.reason}"
+
+    @property
+    def name(self) -> str:
+        """What tells the candidates of a trial apart: "cpu", "triton split 8x8x1 8x16x2"."""
+        return f"{self.impl} {self.path} {self.variant}" if self.variant else self.impl
 
 
 class Call(NamedTuple):
@@ -144,6 +158,7 @@ class Call(NamedTuple):
     options: frozenset[str] = NOTHING  # `Steps.options`, and "proj_size"
     input_type: type = Tensor
     padding: float = 1.0  # T * B over the number of tokens, of a packed batch
+    directions: int = 1  # 2: of a bidirectional layer, whose directions a backend may run at once
 
     @property
     def H(self) -> int:
@@ -162,6 +177,7 @@ class Backend(ABC):
     cells: frozenset[str] = NOTHING  # `CellSpec.name`
     options: frozenset[str] = NOTHING  # of `Call.options`
     dtypes: frozenset[torch.dtype] = frozenset()
+    devices: frozenset[str] = NOTHING  # types of devices on which it is there for its speed, and takes part in trials
     takes_ids = False  # whether `forward` reads rows of W_ih by token ids itself
     # Whether a caller who asked for this backend may get `CellSpec.step` in a plain loop instead, where torch's
     # operators are looked through.
@@ -184,6 +200,13 @@ class Backend(ABC):
     @abstractmethod
     def choose(self, call: Call, reason: str) -> Choice:
         """The path and the plan for a call that meets no obstacle. reason: ASKED_FOR, or the advantage."""
+
+    def candidates(self, call: Call) -> list[Choice]:
+        """What a trial compares for a call that meets no obstacle: `choose`, and other plans that may be faster."""
+        return [self.choose(call, ASKED_FOR)]
+
+    def check_fault(self, device: torch.device) -> None:  # noqa: B027  most have nothing that could fault
+        """Raise KernelFault if a kernel on the device has given up; the device has done all that it was given."""
 
     def must_unroll(self, choice: Choice, spec: CellSpec, weights: RecurrentWeights, steps: Steps) -> bool:
         """Whether `forward` does not know this case, and `CellSpec.step` has to run in a plain loop."""

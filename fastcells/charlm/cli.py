@@ -1,4 +1,4 @@
-"""The command line: `fastcells train [CORPUS]`, `fastcells generate RUN --prefix TEXT`, `fastcells doctor`."""
+"""The command line: `fastcells train [CORPUS]`, `generate RUN --prefix TEXT`, `doctor`, and `tune`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from fastcells.charlm.progress import Progress, say, silence_stdout
 from fastcells.charlm.sampling import SAMPLING, check_length
 from fastcells.charlm.train import Diverged, train
 from fastcells.dispatch import IMPLEMENTATIONS, explain
+from fastcells.tuning import command as tune_command
 
 BUNDLED_PREFIXES = {"zh": ["我们", "风吹过来"], "en": ["and the", "goodbye to the"]}
 
@@ -42,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = lambda message, *_, **__: print(f"fastcells: warning: {message}", file=sys.stderr)
         try:
             if options.command == "doctor":
-                return doctor.main()
+                return doctor.forget() if options.forget else doctor.main()
+            if options.command == "tune":
+                return _tune(options)
             return _train(options) if options.command == "train" else _generate(options)
         except BrokenPipeError:
             silence_stdout()
@@ -164,6 +167,15 @@ def _generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tune(options: argparse.Namespace) -> int:
+    model = None
+    if options.model is not None:
+        trained, _, config = checkpoint.load(options.model, _device(options.device))
+        ids = torch.zeros(config.steps, config.batch, dtype=torch.int64, device=_device(options.device))
+        model = (trained.layer, ids)
+    return tune_command.run(options, model)
+
+
 def _config(options: argparse.Namespace) -> presets.Config:
     """The preset with what the command line overrides."""
     given = {f.name: getattr(options, f.name) for f in fields(presets.Config) if getattr(options, f.name) is not None}
@@ -280,5 +292,11 @@ def _parser() -> argparse.ArgumentParser:
     g.add_argument("--device", default="auto")
 
     help = "check every implementation on this machine against float64"
-    commands.add_parser("doctor", help=help, description=f"Show the environment and {help}; exit status 1 if wrong.")
+    about = f"Show the environment and {help}; exit status 1 if wrong."
+    d = commands.add_parser("doctor", help=help, description=about)
+    d.add_argument("--forget", action="store_true", help="instead: drop what has been measured on this machine")
+
+    help = "measure which implementation is right and fastest on this device"
+    about = f"{help[0].upper()}{help[1:]}, ahead of time, and remember it for every program of this user."
+    tune_command.add_arguments(commands.add_parser("tune", help=help, description=about))
     return parser

@@ -18,6 +18,11 @@ class RecurrentWeights(NamedTuple):
     b_hh: Tensor | None = None  # [G*H]
     w_hr: Tensor | None = None  # [P, H], an LSTM's projection (`proj_size=P`): h and W_hh's columns are then P wide
     extra: tuple[Tensor, ...] = ()  # further parameters, in the order of `CellSpec.extra`
+    mask: Tensor | None = None  # [B, H] variational dropout: what h is multiplied with ahead of W_hh, at each step
+
+    def masked(self, h: Tensor) -> Tensor:
+        """h [B, H] as W_hh multiplies it."""
+        return h if self.mask is None else h * self.mask
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class CellSpec:
     # Whether the gradient with respect to the input projection is also the one with respect to `W_hh h + b_hh`.
     same_gradient: bool = True
     extra: tuple[str, ...] = ()  # names of further parameters, beside W_ih, W_hh, b_ih and b_hh
+    # What becomes of the input projection of all steps before the first of them: [T, B, G*H] to the same; or None.
+    project: Callable[[Tensor, RecurrentWeights], Tensor] | None = None
 
     @property
     def num_gates(self) -> int:

@@ -19,7 +19,7 @@ from fastcells.spec.cell import CellSpec, RecurrentWeights, State
 def _step_reset_after(x: Tensor, state: State, weights: RecurrentWeights) -> State:
     (h,) = state
     x_r, x_z, x_n = x.chunk(3, -1)
-    h_r, h_z, h_n = linear(h, weights.w_hh, weights.b_hh).chunk(3, -1)
+    h_r, h_z, h_n = linear(weights.masked(h), weights.w_hh, weights.b_hh).chunk(3, -1)
     r = torch.sigmoid(x_r + h_r)
     z = torch.sigmoid(x_z + h_z)
     n = torch.tanh(x_n + r * h_n)
@@ -31,8 +31,9 @@ def _step_reset_before(x: Tensor, state: State, weights: RecurrentWeights) -> St
     w_hh, b_hh = weights.w_hh, weights.b_hh
     H = h.shape[-1]
     b_rz, b_n = (None, None) if b_hh is None else (b_hh[: 2 * H], b_hh[2 * H :])
-    r, z = torch.sigmoid(x[..., : 2 * H] + linear(h, w_hh[: 2 * H], b_rz)).chunk(2, -1)
-    n = torch.tanh(x[..., 2 * H :] + linear(r * h, w_hh[2 * H :], b_n))
+    kept = weights.masked(h)
+    r, z = torch.sigmoid(x[..., : 2 * H] + linear(kept, w_hh[: 2 * H], b_rz)).chunk(2, -1)
+    n = torch.tanh(x[..., 2 * H :] + linear(r * kept, w_hh[2 * H :], b_n))
     return (n + z * (h - n),)
 
 

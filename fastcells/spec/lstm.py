@@ -19,7 +19,7 @@ from fastcells.spec.cell import CellSpec, RecurrentWeights, State
 
 def _step(x: Tensor, state: State, weights: RecurrentWeights) -> State:
     h, c = state
-    i, f, g, o = (x + linear(h, weights.w_hh, weights.b_hh)).chunk(4, -1)
+    i, f, g, o = (x + linear(weights.masked(h), weights.w_hh, weights.b_hh)).chunk(4, -1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     h = torch.sigmoid(o) * torch.tanh(c)
     return h if weights.w_hr is None else h @ weights.w_hr.t(), c

@@ -13,11 +13,11 @@ from fastcells.spec.cell import CellSpec, RecurrentWeights, State
 
 
 def _step_tanh(x: Tensor, state: State, weights: RecurrentWeights) -> State:
-    return (torch.tanh(x + linear(state[0], weights.w_hh, weights.b_hh)),)
+    return (torch.tanh(x + linear(weights.masked(state[0]), weights.w_hh, weights.b_hh)),)
 
 
 def _step_relu(x: Tensor, state: State, weights: RecurrentWeights) -> State:
-    return (torch.relu(x + linear(state[0], weights.w_hh, weights.b_hh)),)
+    return (torch.relu(x + linear(weights.masked(state[0]), weights.w_hh, weights.b_hh)),)
 
 
 RNN_TANH = CellSpec("rnn_tanh", gates=("h",), states=("h",), step=_step_tanh)

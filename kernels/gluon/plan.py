@@ -37,6 +37,10 @@ class Resident:
     directions: int = 1  # 2: both of a layer run at once
     cycles: float = 0.0  # of a step of all batch tiles, modelled
 
+    def __str__(self) -> str:
+        """Rows, columns, warps: "8x16x4"."""
+        return f"{self.batch}x{self.hidden}x{self.split}"
+
     @property
     def width(self) -> int:
         """Columns of a mailbox's row."""

@@ -10,6 +10,8 @@ memory, and the device nothing where nobody waits in vain.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from fastcells.errors import KernelFault
 PATIENCE = 4_000_000  # polls: one takes about 0.5 us through the L2 cache (modelled), so about two seconds
 
 _words: dict[torch.device, Tensor] = {}
+told: list[Callable[[torch.device], None]] = []  # each is called with the device, before `KernelFault` is raised
 
 
 def fault_word(device: torch.device) -> Tensor:
@@ -41,6 +44,8 @@ def raise_fault(device: torch.device, what: str) -> None:
     word = fault_word(device).numpy()  # to read it so takes a third of the time of Tensor.item
     if word[0]:
         word[0] = 0
+        for listener in told:
+            listener(device)
         raise KernelFault(
             f"{what}: on {device}, the programs of an earlier launch of a split kernel waited for each other in vain "
             f"and gave up; what they returned holds NaN. Did they all run at once? impl='torch' does without them"

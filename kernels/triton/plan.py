@@ -2,7 +2,7 @@
 
 No row has been timed yet. What decides so far is what fits (registers, shared memory), read off the compiler with
 `python -m bench.compile`; the figures are in bench/results/compile.csv. Among the forms of a split kernel, cycles of
-its time loop decide, modelled from the same machine code.
+its time loop decide, modelled from the same machine code. `sequence_plans` gives a trial on the device the others too.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ class Blocks:
     stages: int  # of the compiler's software pipeline; each keeps tiles in shared memory
     reason: str
 
+    def __str__(self) -> str:
+        """Rows, columns, warps: "16x32x4"."""
+        return f"{self.batch}x{self.hidden}x{self.warps}"
+
     @property
     def registers(self) -> int:
         """Registers a thread, with one program a multiprocessor: left alone, ptxas goes for two and spills."""
@@ -62,10 +66,14 @@ class Split:
     groups: int  # that run at once, at most
     exchange: str  # as in kernels/triton/exchange.py
     polled: int = 4  # tiles of a mailbox, each [batch, inner], that a program has room for at once
+    cycles: int = 0  # of a step and all of a group's batch tiles, modelled for sm_90; 0 where nobody has
 
     @property
     def reason(self) -> str:
         return self.blocks.reason
+
+    def __str__(self) -> str:
+        return str(self.blocks)
 
 
 Plan = Blocks | Split  # how one pass over time is launched
@@ -92,16 +100,36 @@ def sequence_plan(
 ) -> Plan | str:
     """One program a batch tile where the weights fit it, else a split; or the reason why neither runs.
 
+    As `sequence_plans`, the first of them.
+    """
+    plans = sequence_plans(H, B, gates, item_size, device, precision=precision, backward=backward)
+    return plans if isinstance(plans, str) else plans[0]
+
+
+def sequence_plans(
+    H: int,
+    B: int,
+    gates: int,
+    item_size: int,
+    device: Device | None,
+    *,
+    precision: str = "tf32",
+    backward: bool = False,
+) -> list[Plan] | str:
+    """All that run, the one first that is thought the fastest; or the reason why none does.
+
     device: None for the interpreter, which has no limits, and whose programs cannot wait for each other.
     precision: of float32 matmuls. In "tf32x3" a float32 is the sum of two tf32, and its weights take twice the memory.
     """
     if device is None:
-        return _whole(H, item_size, backward, "the interpreter runs one program a batch tile, whatever H")
+        return [_whole(H, item_size, backward, "the interpreter runs one program a batch tile, whatever H")]
     blocks = sequence_blocks(H, gates, item_size, device.capability, precision=precision, backward=backward)
+    splits = split_plans(H, B, gates, item_size, device, precision=precision, backward=backward)
     if isinstance(blocks, str):
-        return split_plan(H, B, gates, item_size, device, precision=precision, backward=backward)
+        return splits if isinstance(splits, str) else [*splits]
     few_rows = precision != "tf32x3" and device.multiprocessors >= -(-B // 8)
-    return _with_few_rows(blocks) if few_rows else blocks
+    whole = [_with_few_rows(blocks), blocks] if few_rows else [blocks]
+    return [*whole, *([] if isinstance(splits, str) else splits)]
 
 
 def sequence_blocks(
@@ -135,11 +163,27 @@ def split_plan(
     exchange: str = "poll",
     backward: bool = False,
 ) -> Split | str:
-    """How a sequence kernel is split, or the reason why it cannot be.
+    """How a sequence kernel is split, or the reason why it cannot be: as `split_plans`, the first of them."""
+    plans = split_plans(H, B, gates, item_size, device, precision=precision, exchange=exchange, backward=backward)
+    return plans if isinstance(plans, str) else plans[0]
+
+
+def split_plans(
+    H: int,
+    B: int,
+    gates: int,
+    item_size: int,
+    device: Device,
+    *,
+    precision: str = "tf32",
+    exchange: str = "poll",
+    backward: bool = False,
+) -> list[Split] | str:
+    """How a sequence kernel can be split, the fewest modelled cycles first; or the reason why it cannot be.
 
     A program holds the weights of a few hidden columns, [gates, H, columns], and gathers up to 512 columns of 16 bits
-    of a mailbox at a time. Of the forms whose programs all run at once, one on each multiprocessor, the one that takes
-    the fewest modelled cycles, all the batch tiles counted that a group does one after another.
+    of a mailbox at a time. The programs of a form all run at once, one on each multiprocessor; its cycles are those of
+    all the batch tiles that a group does one after another.
 
     exchange: "poll" or "counter". By the model, a poll is one way through the L2 cache and a counter three; not timed.
     """
@@ -148,7 +192,8 @@ def split_plan(
     padded = -(-H // inner) * inner
     if exchange == "counter" and (padded > inner or H > 256 or (H > 128 and H % 2)):
         return f"H={H}: the kernels that count arrivals spill registers with this many columns, or with odd rows"
-    fitting, refusal = [], ""
+    fitting: list[Split] = []
+    refusal = ""
     for form in _forms(H, precision, exchange):
         weights = _copies(item_size, precision) * gates * padded * form.columns * item_size
         tile = _copies(item_size, precision) * form.batch * inner * item_size
@@ -178,8 +223,9 @@ def split_plan(
             room = room if exchange == "poll" and precision != "tf32x3" else 1
             polled = max(1, min(registers * 4 * 32 * form.warps * _copies(item_size, precision) // tile, room))
             cycles = form.cycles[2 * backward + (item_size == 4)]
-            fitting.append((in_turn * cycles, Split(blocks, groups, exchange, polled)))
-    return min(fitting, key=lambda fit: fit[0])[1] if fitting else refusal
+            cycles = round(in_turn * cycles * max(1.0, H / MODELLED_H))
+            fitting.append(Split(blocks, groups, exchange, polled, cycles))
+    return sorted(fitting, key=lambda split: split.cycles) if fitting else refusal
 
 
 class Form(NamedTuple):
@@ -204,6 +250,7 @@ FORMS = (
     Form(8, 16, 2, (2150, 3000, 2500, 4750), (64, 32)),
     Form(8, 32, 4, (2450, 3300, 2800, 3700), (40, 32)),
 )
+MODELLED_H = 256  # more columns take as many times longer, about
 FEW_ROWS = 512  # the largest H up to which the compiler's figures for 8 rows have been read
 
 

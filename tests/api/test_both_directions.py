@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 import fastcells
-from fastcells import both_directions, dispatch
+from fastcells import both_directions
 from fastcells.backends import BACKENDS
 from fastcells.backends.base import Steps
 from fastcells.spec import GRU_RESET_AFTER
@@ -172,7 +172,7 @@ def test_autocast(stand_in: BothStandIn) -> None:
 def test_zeros_past_a_rows_length(stand_in: BothStandIn, grad: bool) -> None:
     _, ours = both("GRU")
     weights = [ours._weights_of(i, list(ours.parameters())) for i in (0, 1)]
-    choice, lengths = dispatch.together([stand_in.choose(None, "test")] * 2)[0], torch.tensor([6, 3, 1, 0])
+    choice, lengths = both_directions.together([stand_in.choose(None, "test")] * 2)[0], torch.tensor([6, 3, 1, 0])
     steps, h0 = Steps(lengths=lengths.int()), torch.ones(2, B, H, dtype=torch.float64)
     with torch.set_grad_enabled(grad):
         out, (last,) = both_directions.run(choice, GRU_RESET_AFTER, some(T, B, I), (h0,), weights, steps)

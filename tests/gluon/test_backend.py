@@ -73,7 +73,9 @@ def test_options(card: None) -> None:
     w: Any = OnCard((4 * 256, 64))
     projected = Call("gluon", LSTM, False, 35, 32, w, w, options=frozenset({"proj_size"}))
     assert GLUON.obstacle(projected) is None
-    assert GLUON.choose(projected, ASKED_FOR).plan.forward.width == 256
+    choice = GLUON.choose(projected, ASKED_FOR)
+    assert choice.plan.forward.width == 256
+    assert GLUON.both(choice, choice) is None
 
 
 def test_both_directions_are_one_choice_where_they_run_at_once(card: None) -> None:
@@ -83,8 +85,8 @@ def test_both_directions_are_one_choice_where_they_run_at_once(card: None) -> No
     assert both.directions == 2
     assert [plan.directions for plan in (both.plan.forward, both.plan.backward)] == [2, 2]
     assert str(both) == (
-        "gluon (both directions): asked for; in one launch, by the model 0.55 of the cycles of one after the other; "
-        "16 programs a group hold 16 columns' weights in the registers of 4 warps"
+        "gluon (both directions): asked for; 16 programs a group hold 16 columns' weights in the registers of 4 warps; "
+        "both directions in one launch, by the model 0.55 of the cycles of one after the other"
     )
 
 

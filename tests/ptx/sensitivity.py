@@ -99,8 +99,10 @@ class Explanation:
     kind: str
     file: str
     reason: str
+    guarded: bool = False  # only where the instruction is executed under a condition
 
 
+THERE_AND_BACK = "of a layout's way there and back, each thread writes where it alone has read"
 EXPLAINED = (
     Explanation(
         "step",
@@ -108,12 +110,10 @@ EXPLAINED = (
         "step",
         "Triton's pipeline frees a place for the next copy twice: at the loop's top all warps have met as well",
     ),
-    Explanation(
-        "step",
-        "barrier",
-        "step_backward",
-        "of a layout's way there and back, each thread writes where it alone has read; or as in step.py",
-    ),
+    Explanation("step", "barrier", "step_backward", f"{THERE_AND_BACK}; or as in step.py"),
+    # Where the next layout's way begins in a rule, and in what loads and stores: the same two addresses of a thread.
+    Explanation("step", "barrier", "gru", THERE_AND_BACK),
+    Explanation("step", "barrier", "tiles", THERE_AND_BACK),
     Explanation(
         "split",
         "barrier",
@@ -122,13 +122,16 @@ EXPLAINED = (
     ),
     Explanation("split-counter", "volatile", "exchange", "the acquire in front of it orders an ordinary load as well"),
     Explanation("gluon", "volatile", "exchange", "a program that gave up reads its own word"),
+    # Unlike the loads that poll, the one of the word that says whether somebody gave up runs every now and then only.
+    Explanation("gluon", "relaxed", "exchange", "it ends a wait early that ends by its own patience too", guarded=True),
 )
 
 
 def _explained(case: Case, mutation: Mutation) -> str:
     file = mutation.original.source.split(":")[0].removesuffix(".py")
     fitting = (e for e in EXPLAINED if str(case).startswith(e.way) and (e.kind, e.file) == (mutation.kind, file))
-    return next((e.reason for e in fitting), "")
+    guarded = mutation.original.guard is not None
+    return next((e.reason for e in fitting if guarded or not e.guarded), "")
 
 
 def summary(found: list[Finding]) -> Counter[tuple[str, str, str]]:

@@ -29,6 +29,7 @@ class CpuBackend(KernelBackend):
     cells = frozenset(native._NUMBERS)
     options = frozenset({"lengths", "resets"})
     dtypes = frozenset({torch.float32})
+    devices = frozenset({"cpu"})
 
     def obstacle(self, call: Call) -> str | None:
         if call.w_hh.device.type != "cpu":

@@ -1,20 +1,31 @@
 """When the Gluon kernels run a recurrence: where they are asked for by name, on a card that they fit.
 
-`"auto"` never takes them. They go beyond plain Triton, with inline assembly, and have run on no GPU yet: only the
-machine of tests/ptx has executed them.
+`"auto"` takes them only after a trial on the user's own device. They go beyond plain Triton, with inline assembly, and
+have run on no GPU yet: only the machine of tests/ptx has executed them.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 
-from fastcells.backends.base import Call, Choice, Gradients, Inputs, KernelBackend, PreviousStates, Trace, h_and_c
-from fastcells.backends.triton.backend import CELLS, gpu, matmul_precision
+from fastcells.backends.base import (
+    ASKED_FOR,
+    Call,
+    Choice,
+    Gradients,
+    Inputs,
+    KernelBackend,
+    PreviousStates,
+    Trace,
+    h_and_c,
+)
+from fastcells.backends.triton.backend import CELLS, TRITON, gpu, matmul_precision
 from fastcells.kernels.gluon.plan import Resident, pays, resident_plan
 from fastcells.modes import traced
 from fastcells.spec import CellSpec, State
@@ -27,7 +38,6 @@ class Plans(NamedTuple):
     backward: Resident
     precision: str  # `matmul_precision`
     both: tuple[Resident, Resident] | None  # forward and backward of both directions at once
-    reason: str  # why this backend
 
 
 class GluonBackend(KernelBackend):
@@ -37,6 +47,7 @@ class GluonBackend(KernelBackend):
     cells = CELLS
     options = frozenset({"lengths", "resets"})
     dtypes = frozenset({torch.float32, torch.float16, torch.bfloat16})
+    devices = frozenset({"cuda"})
     takes_ids = True
 
     def obstacle(self, call: Call) -> str | None:
@@ -62,8 +73,20 @@ class GluonBackend(KernelBackend):
         assert not isinstance(forward, str) and not isinstance(backward, str), "the obstacle was not asked for"
         both = [self._plan(call, backward=backward, directions=2) for backward in (False, True)]
         precision = matmul_precision(call.dtype, call.w_hh.device)
-        plans = Plans(forward, backward, precision, pays((forward, backward), both), reason)
-        return Choice(self.name, "resident", f"{reason}; {forward.reason}", plans, self)
+        plans = Plans(forward, backward, precision, pays((forward, backward), both))
+        return Choice(self.name, "resident", f"{reason}; {forward.reason}", plans, self, f"{forward} {backward}")
+
+    def candidates(self, call: Call) -> list[Choice]:
+        choice = self.choose(call, ASKED_FOR)
+        in_turn = replace(choice, plan=choice.plan._replace(both=None))
+        both = [self._plan(call, backward=backward, directions=2) for backward in (False, True)]
+        if call.directions == 1 or isinstance(both[0], str) or isinstance(both[1], str):
+            return [in_turn]
+        plans, variant = choice.plan._replace(both=(both[0], both[1])), f"at once {both[0]} {both[1]}"
+        return [in_turn, replace(choice, plan=plans, variant=variant)]
+
+    def check_fault(self, device: torch.device) -> None:
+        TRITON.check_fault(device)  # one word for both
 
     def both(self, forward: Choice, reverse: Choice) -> Choice | None:
         plans: Plans = forward.plan
@@ -71,12 +94,14 @@ class GluonBackend(KernelBackend):
             return None
         at_once = plans.both[0]
         part = at_once.cycles / (2 * plans.forward.cycles)
-        how = f"in one launch, by the model {part:.2f} of the cycles of one after the other; {at_once.reason}"
+        how = f"both directions in one launch, by the model {part:.2f} of the cycles of one after the other"
         both = plans._replace(forward=at_once, backward=plans.both[1], both=None)
-        return Choice(self.name, "both directions", f"{plans.reason}; {how}", both, self, directions=2)
+        return Choice(self.name, "both directions", f"{forward.reason}; {how}", both, self, directions=2)
 
     def _plan(self, call: Call, *, backward: bool, directions: int = 1) -> Resident | str:
         """How a pass is launched, or the reason why it cannot be."""
+        if directions == 2 and call.options - {"lengths"}:
+            return "a projection and resets are one direction's"
         device = gpu(call.w_hh.device)
         assert device is not None, "asked for a CPU"
         precision = matmul_precision(call.dtype, call.w_hh.device)

@@ -55,7 +55,7 @@ def aten(
 
 def one_direction(cell: str, x: Tensor, state: State, weights: LayerWeights, reverse: bool) -> tuple[Tensor, State]:
     """`aten` for one layer and direction. x: [T, B, I]. state: each [B, H]."""
-    w_hh, b_hh, w_hr, _ = weights.recurrent
+    w_hh, b_hh, w_hr, *_ = weights.recurrent
     has_biases = weights.b_ih is not None or b_hh is not None
     biases = [w_hh.new_zeros(len(w_hh)) if b is None else b for b in (weights.b_ih, b_hh)] if has_biases else []
     flat = [weights.w_ih, w_hh, *biases] + ([] if w_hr is None else [w_hr])

@@ -33,7 +33,7 @@ class TorchBackend(Backend):
     """Runs every cell: one without a loop of its own by `CellSpec.step`."""
 
     name = "torch"
-    options = frozenset({"lengths", "resets", "proj_size"})
+    options = frozenset({"proj_size", *Steps._fields[1:]})
     may_unroll = True
 
     def obstacle(self, call: Call) -> str | None:
@@ -46,7 +46,7 @@ class TorchBackend(Backend):
         if call.spec.name not in OPERATORS:
             return NOT_IN_ATEN.get(call.spec.name, NO_SUCH_CELL)
         if call.options:
-            for option in ("resets", "lengths"):
+            for option in Steps._fields[:0:-1]:
                 if option in call.options:
                     return NOT_IN_ATEN[option]
             if call.options - IN_ATEN:
@@ -120,5 +120,8 @@ NO_SUCH_OPTION = _choice("recurrence", "ATen has no such option")
 NOT_IN_ATEN = {
     "gru_reset_before": _choice("recurrence", "ATen has no reset-before GRU"),
     "resets": _choice("recurrence", "ATen has no resets"),
+    "reset_state": _choice("recurrence", "only torch's operators start again from a given state"),
+    "recurrent_dropout": _choice("recurrence", "only torch's operators drop units of the recurrence"),
+    "zoneout": _choice("recurrence", "only torch's operators know zoneout"),
     "lengths": _choice("recurrence", "ATen takes lengths in packed form only"),
 }

@@ -5,18 +5,33 @@ Triton is imported when a kernel runs for the first time: `import fastcells` wor
 
 from __future__ import annotations
 
+import itertools
 import os
+import sys
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastcells.backends.base import Call, Choice, Gradients, Inputs, KernelBackend, PreviousStates, Trace, h_and_c
+from fastcells.backends.base import (
+    ASKED_FOR,
+    Call,
+    Choice,
+    Gradients,
+    Inputs,
+    KernelBackend,
+    PreviousStates,
+    Trace,
+    h_and_c,
+)
+from fastcells.backends.torch.backend import TORCH
+from fastcells.backends.triton import policy
 from fastcells.kernels.triton import plan
 from fastcells.modes import traced
 from fastcells.spec import SPECS, CellSpec, State
 
+MOST_CANDIDATES = 3  # of a trial: each is compiled, forward and backward, which takes seconds
 CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})  # those with a rule in kernels/triton
 
 
@@ -34,6 +49,7 @@ class TritonBackend(KernelBackend):
     cells = CELLS
     options = frozenset({"lengths", "resets"})
     dtypes = frozenset({torch.float32, torch.float16, torch.bfloat16})
+    devices = frozenset({"cuda"})
     takes_ids = True
 
     def __init__(self, name: str) -> None:
@@ -53,14 +69,58 @@ class TritonBackend(KernelBackend):
             obstacle = f"{found}; 'triton-step' has no such limit" if isinstance(found, str) else None
         return obstacle
 
+    def advantage(self, call: Call) -> str | None:
+        w_hh = call.w_hh
+        if not w_hh.is_cuda or call.T < policy.FEWEST_STEPS or self.name != "triton" or torch.version.hip is not None:
+            return None
+        device = gpu(w_hh.device)
+        if device is None or device.capability not in policy.PROVEN or self.obstacle(call) is not None:
+            return None
+        if "proj_size" in call.options:  # folded into the weights it costs more: only what was measured says more
+            return None
+        forward = self._plan(call, backward=False)
+        backward = self._plan(call, backward=True) if w_hh.requires_grad and torch.is_grad_enabled() else None
+        if isinstance(forward, str) or isinstance(backward, str):
+            return None
+        dtype = str(call.dtype).removeprefix("torch.")
+        aten = TORCH.choose(call, "").path == "aten"
+        return policy.advantage(call.spec.name, call.T, call.H, dtype, forward, backward, aten=aten)
+
     def choose(self, call: Call, reason: str) -> Choice:
         forward, backward = (self._plan(call, backward=backward) for backward in (False, True))
         assert not isinstance(forward, str) and not isinstance(backward, str), "the obstacle was not asked for"
-        plans = Plans(forward, backward, _precision(call))
-        if isinstance(forward, plan.StepBlocks):
-            return Choice(self.name, "step", f"{reason}; one launch a step", plans, self)
-        path = "split" if isinstance(forward, plan.Split) else "sequence"
-        return Choice(self.name, path, f"{reason}; {forward.reason}", plans, self)
+        return self._choice(Plans(forward, backward, _precision(call)), reason)
+
+    def candidates(self, call: Call) -> list[Choice]:
+        size, device, H = call.dtype.itemsize, call.w_hh.device, call.H
+        gates, precision = call.spec.num_gates, _precision(call)
+        if self.name == "triton-step":
+            return []  # many launches, as torch's own; it is there for what does not fit the other kernels
+        forward, backward = (
+            plan.sequence_plans(H, call.B, gates, size, gpu(device), precision=precision, backward=backward)
+            for backward in (False, True)
+        )
+        if isinstance(forward, str) or isinstance(backward, str):
+            return []
+        found: list[Choice] = []
+        for path in ("split", "sequence"):
+            ahead, back = ([p for p in plans if _path(p) == path] for plans in (forward, backward))
+            if ahead and back:  # in turn the best of each, and where one has fewer, its last
+                rows = itertools.zip_longest(ahead, back)
+                pairs = [(f or ahead[-1], b or back[-1]) for f, b in rows]
+                found += [self._choice(Plans(f, b, precision), ASKED_FOR) for f, b in pairs[:MOST_CANDIDATES]]
+        return found
+
+    def check_fault(self, device: torch.device) -> None:
+        fault = sys.modules.get("fastcells.kernels.triton.fault")
+        if fault is not None:  # else nothing has run
+            fault.raise_fault(device, "a trial")
+
+    def _choice(self, plans: Plans, reason: str) -> Choice:
+        forward, backward, _ = plans
+        path, variant = _path(forward), f"{forward} {backward}"
+        why = "one launch a step" if isinstance(forward, plan.StepBlocks) else forward.reason
+        return Choice(self.name, path, f"{reason}; {why}", plans, self, variant)
 
     def _plan(self, call: Call, *, backward: bool) -> plan.Plan | str:
         """How a pass is launched, or the reason why it cannot be."""
@@ -131,6 +191,12 @@ def plan_for(
         return plan.step_blocks(item_size)
     gates = SPECS[cell].num_gates
     return plan.sequence_plan(H, B, gates, item_size, device, precision=precision, backward=backward)
+
+
+def _path(found: plan.Plan) -> str:
+    if isinstance(found, plan.StepBlocks):
+        return "step"
+    return "split" if isinstance(found, plan.Split) else "sequence"
 
 
 def _precision(call: Call) -> str:

@@ -1,0 +1,73 @@
+"""One step of a stack of layers: what arrives step by step needs no sequence.
+
+On a CPU, a single row in float32 without gradients runs one call of C for each layer. Anything else runs as a sequence
+of one step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastcells.backends.base import Call
+from fastcells.backends.cpu import native
+from fastcells.backends.cpu.backend import CPU
+from fastcells.layer_shapes import each_of
+from fastcells.modes import is_plain_tensor, traced, transformed
+from fastcells.spec import State
+from fastcells.token_ids import ID_DTYPES, check_range
+
+if TYPE_CHECKING:
+    from fastcells.stack import Layer
+
+
+def step(layer: Layer, input: Tensor, hx: Any) -> tuple[Tensor, Any]:
+    """`Layer.step`."""
+    if layer.bidirectional:
+        raise ValueError(f"{layer.label}: a bidirectional layer reads the whole sequence and has no single steps")
+    ids = input.dtype in ID_DTYPES
+    unbatched = input.dim() + ids == 1
+    time = 1 if layer.batch_first and not unbatched else 0
+    if not in_c(layer, input, ids, 1 if unbatched else len(input)):
+        out, last = layer(input.unsqueeze(time), hx)[:2]
+        return out.squeeze(time), last
+    x = input.unsqueeze(0) if unbatched else input
+    state = layer._initial_state(x.unsqueeze(time), None, None, ids, hx, unbatched, layer.weight_hh_l0)
+    layer.check_forward_args(x.unsqueeze(time), state, None)
+    if ids:
+        check_range(input, layer.input_size)
+    out, new = c_step(layer, x, state if isinstance(state, tuple) else (state,))
+    last = new if isinstance(state, tuple) else new[0]
+    return (out.squeeze(0), each_of(last, Tensor.squeeze, 1)) if unbatched else (out, last)
+
+
+def in_c(layer: Layer, x: Tensor, ids: bool, rows: int) -> bool:
+    """Whether C runs a step of this layer. x: [B, I] or ids [B]; rows: B."""
+    weights = layer._weights()
+    w_ih, w_hh = weights[:2]
+    if rows != 1 or layer.impl not in ("auto", "cpu") or layer.proj_size or not is_plain_tensor(type(x)):
+        return False
+    if not all(is_plain_tensor(type(w)) for w in weights) or torch._C._is_any_autocast_enabled():
+        return False
+    if layer.training and any(layer._rates):
+        return False
+    if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)):
+        return False
+    if traced() or transformed() or (not ids and x.dtype != torch.float32):
+        return False
+    return CPU.obstacle(Call("cpu", layer._spec(), ids, 1, 1, w_ih, w_hh)) is None
+
+
+def c_step(layer: Layer, x: Tensor, state: State) -> tuple[Tensor, State]:
+    """x: [1, I] or ids [1]. state: each [num_layers, 1, H]. Returns the output [1, H] and the new state."""
+    spec, weights = layer._spec(), layer._weights()
+    new = tuple(s.detach().clone(memory_format=torch.contiguous_format) for s in state)
+    h: Tensor | int = x[0] if x.is_floating_point() else int(x[0])
+    for row in range(layer.num_layers):
+        w_ih, b_ih, (w_hh, b_hh, *_) = layer._weights_of(row, weights)
+        own = tuple(s[row, 0] for s in new)
+        native.step_in_place(spec.name, h, own, (w_ih, w_hh, b_ih, b_hh))
+        h = own[0]
+    return new[0][-1].clone(), new

@@ -1,0 +1,91 @@
+"""What a verdict holds for: a device by name, and the versions of all that runs on it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import fastcells.kernels
+from fastcells.backends.cpu import native
+
+
+class Machine(NamedTuple):
+    """As the memory names it."""
+
+    device: str  # a GPU with its capability, or a processor with its instructions and the number of threads
+    versions: str  # driver, torch, triton, and a hash of the kernels
+
+
+def machine(device: torch.device, threads: int) -> Machine:
+    """The machine that a tensor on `device` is computed on, by so many threads."""
+    if device.type == "cuda":
+        return _gpu(device)
+    return Machine(f"{processor()}; {native.instruction_set()}; {_count(threads, 'thread')}", versions())
+
+
+@cache
+def _gpu(device: torch.device) -> Machine:
+    properties = torch.cuda.get_device_properties(device)
+    capability = f"compute capability {properties.major}.{properties.minor}"
+    count = _count(properties.multi_processor_count, "multiprocessor")
+    driver = f"driver {_driver()}, cuDNN {torch.backends.cudnn.version()}"
+    return Machine(f"{properties.name}; {capability}; {count}", f"{driver}, {versions()}")
+
+
+def _driver() -> int:
+    return int(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]  # not in a CPU build
+
+
+@cache
+def versions() -> str:
+    """Of torch, triton and the kernels."""
+    return f"torch {torch.__version__}, triton {_version('triton')}, kernels {kernels_hash()}"
+
+
+@cache
+def kernels_hash() -> str:
+    """Of every file of fastcells/kernels that is run: the sources in Python and the built C."""
+    digest = hashlib.sha256()
+    for path in _kernel_files():
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _kernel_files() -> list[Path]:
+    return sorted(
+        path
+        for folder in fastcells.kernels.__path__
+        for pattern in ("**/*.py", "_cpu*.so", "_cpu*.pyd")
+        for path in Path(folder).glob(pattern)
+    )
+
+
+@cache
+def processor() -> str:
+    """Its name, with family and model on x86: virtual machines call several generations by one name."""
+    try:
+        lines = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
+    except OSError:
+        lines = []
+    known = {key.strip(): value.strip() for key, value in reversed(lines)}  # of the first processor
+    if "model name" not in known:
+        return platform.processor() or platform.machine()
+    generation = f" family {known['cpu family']} model {known['model']}" if "cpu family" in known else ""
+    return known["model name"] + generation
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
