@@ -71,7 +71,7 @@ def compile_case(case: Case) -> list[dict[str, object]]:
             {
                 "kernel": name.removesuffix("_kernel"),
                 "part": launch.part,
-                "rule": case.rule,
+                "rule": case.rule + (" resets" if case.resets else ""),
                 "exchange": case.exchange,
                 "dtype": case.dtype,
                 "H": case.H,
@@ -118,11 +118,13 @@ def recorded(case: Case, rule: UpdateRule) -> list[Launch]:
     assert not isinstance(plans[0], str) and not isinstance(plans[1], str), plans
     state, w = tuple(meta(B, H) for _ in rule.spec.states), meta(rows, H)
     lengths = torch.empty(B, dtype=torch.int32, device="meta")
+    resets = torch.empty(T, B, dtype=torch.uint8, device="meta") if case.resets else None
     given = (rule, state, w, lengths, False, precision)
     forward, backward = LAUNCHERS.get(case.path, (run_forward, run_backward))
     with recorders(launches):
-        out = forward(ForwardPass(*given, StepInput(meta(T, B, rows)), meta(rows), save=True), plans[0])
-        backward(BackwardPass(*given, out, meta(T, B, H), state), plans[1])
+        x = StepInput(meta(T, B, rows))
+        out = forward(ForwardPass(*given, x, meta(rows), save=True, resets=resets), plans[0])
+        backward(BackwardPass(*given, out, meta(T, B, H), state, resets=resets), plans[1])
     return list(launches.values())
 
 

@@ -71,6 +71,8 @@ class CallOptions(NamedTuple):
 
     def steps(self, row: int, reverse: bool, states: int) -> Steps:
         """Of one layer and direction, counted through the stack, of a cell with so many states."""
+        if self is NO_OPTIONS:
+            return BACKWARDS if reverse else FORWARDS
         resets = self.resets
         if resets is not None and reverse:  # the step after an episode's last one, in the order of this walk
             resets = torch.cat([resets[1:], torch.zeros_like(resets[:1])])
@@ -86,6 +88,7 @@ class CallOptions(NamedTuple):
 
 
 NO_OPTIONS = CallOptions()
+FORWARDS, BACKWARDS = Steps(False), Steps(True)
 
 
 def call_options(

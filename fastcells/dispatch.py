@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fastcells import projection
 from fastcells.backends import BACKENDS
-from fastcells.backends.base import ASKED_FOR, Backend, Call, Choice
+from fastcells.backends.base import ASKED_FOR, FOLDED, Backend, Call, Choice
 from fastcells.errors import CannotRun
 from fastcells.modes import compiling, is_plain_tensor, traced, transformed
 from fastcells.tuning import verdicts
@@ -72,19 +74,26 @@ def choose(call: Call) -> Choice:
     obstacle = backend.obstacle(call)
     if obstacle is not None:
         raise CannotRun(f"impl={impl!r}", obstacle)
-    choice = backend.choose(call, ASKED_FOR)
+    choice = _priced(call, backend.choose(call, ASKED_FOR))
     return choice if impl != "auto" else verdicts.noted(call, choice)
+
+
+def _priced(call: Call, choice: Choice) -> Choice:
+    """With what a projection costs that the backend has no kernel for."""
+    if not call.options & FOLDED - choice.backend.options:
+        return choice
+    return replace(choice, reason=f"{choice.reason}; {projection.price(call.H, call.w_hh.shape[1])}")
 
 
 def _best(call: Call) -> Choice | None:
     """What has been measured for such a call, or else is said to be faster than torch's own; None for that."""
     choice = verdicts.measured(call)
     if choice is not None:
-        return choice
+        return _priced(call, choice)
     for backend in WITH_ADVANTAGE:
         advantage = backend.advantage(call)
         if advantage is not None and backend.obstacle(call) is None:
-            choice = backend.choose(call, advantage)
+            choice = _priced(call, backend.choose(call, advantage))
             if not verdicts.faulted(choice, call.w_hh.device):
                 return verdicts.noted(call, choice)
     return None

@@ -10,6 +10,7 @@ import contextlib
 import torch
 from torch import Tensor
 
+from fastcells import projection
 from fastcells.autograd import Recurrence, outputs, unroll
 from fastcells.backends.base import IN_ONE_CALL, Backend, Choice, Inputs, LayerWeights, StepInput, Steps
 from fastcells.backends.torch import aten
@@ -54,7 +55,8 @@ def run(
         x = torch.where(mask.squeeze(-1) if ids else mask, x, 0)
     with no_autocast(w_ih) if dtype is not None else contextlib.nullcontext():
         unrolled = must_unroll(choice, spec, recurrent, steps)
-        if ids and backend.takes_ids:
+        folded = recurrent.w_hr is not None and "proj_size" not in backend.options
+        if ids and backend.takes_ids and not folded:
             check_range(x, w_ih.shape[1])
             inputs = StepInput(w_ih, x if x.dtype in (torch.int32, torch.int64) else x.int(), b_ih)
         else:
@@ -62,13 +64,19 @@ def run(
             inputs = StepInput(x_proj if spec.project is None else spec.project(x_proj, recurrent))
         if unrolled:
             return unroll(spec, inputs.x, initial, recurrent, steps)
-        given = (*inputs, recurrent.w_hh, recurrent.b_hh, *initial)
+        plain, start = recurrent, initial
+        if folded:
+            x, start, plain = projection.fold(inputs.x, initial, recurrent, steps)
+            inputs = StepInput(x)
+        given = (*inputs, plain.w_hh, plain.b_hh, *start)
         if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in given):
-            out, *last = Recurrence.apply(choice, spec, *steps[:3], *given)
-            return out, tuple(last)
-        with torch.no_grad():  # the loops write into buffers, which autograd would refuse
-            trace = backend.forward(choice, spec, Inputs(inputs, initial, recurrent, steps), save=False)
-        return outputs(trace, steps), trace.last
+            out, *states = Recurrence.apply(choice, spec, *steps[:3], *given)
+            last = tuple(states)
+        else:
+            with torch.no_grad():  # the loops write into buffers, which autograd would refuse
+                trace = backend.forward(choice, spec, Inputs(inputs, start, plain, steps), save=False)
+            out, last = outputs(trace, steps), trace.last
+        return projection.unfold(out, last, initial[0], recurrent, steps) if folded else (out, last)
 
 
 def dtype_of_all(choice: Choice, spec: CellSpec, x: Tensor, weights: LayerWeights) -> torch.dtype | None:

@@ -64,6 +64,14 @@ class Layer(LayerShapes):
                 setattr(self, name, p)
 
     @property
+    def _regularised(self) -> bool:
+        """Whether a call draws masks."""
+        # The attributes of an instance lie in front of these, which are of the class: no call of __getattr__.
+        return self.training and bool(
+            self.recurrent_dropout or self.zoneout or self.zoneout_cell or self.weight_dropout
+        )
+
+    @property
     def _rates(self) -> Rates:
         return Rates(self.recurrent_dropout, self.zoneout, self.zoneout_cell, self.weight_dropout)
 
@@ -139,6 +147,8 @@ class Layer(LayerShapes):
     ) -> list[Choice]:
         """Of each direction of a layer. first: that of the whole stack's first one, where it has been made."""
         given = [first] if first is not None and layer == 0 else []
+        if given and self._directions == 1:
+            return given
         own = range(layer * self._directions + len(given), (layer + 1) * self._directions)
         choices = [*given, *(self._choose(i, ids, T, B, kind, weights, options) for i in own)]
         return choices if options - {"lengths"} else both_directions.together(choices)
@@ -167,7 +177,7 @@ class Layer(LayerShapes):
         T, B, padding = self._sizes(data, batch_sizes, ids)
         state = hx if isinstance(hx, tuple) else (hx,)
         options = NO_OPTIONS
-        if given is not NOTHING_GIVEN or (self.training and any(self._rates)):
+        if given is not NOTHING_GIVEN or self._regularised:
             options = self._options(data, batch_sizes, order, unbatched, given, weights)
             weights = self._without_dropped(weights, options.masks)
         choice = self._choose(0, ids, T, B, type(data), weights, options.names, padding)
@@ -224,7 +234,7 @@ class Layer(LayerShapes):
         T, B, _ = self._sizes(data, batch_sizes, data.dtype in ID_DTYPES)
         if masks is not None:
             masks.check(T, B, self._recurrent(weights), self.hidden_size, self._spec().num_states)
-        elif self.training and any(self._rates):
+        elif self._regularised:
             masks = self._drawn(B, T, weights)
         if batch_sizes is not None:
             return CallOptions(masks=masks if masks is None or order is None else masks.of_rows(order))
@@ -295,15 +305,17 @@ class Layer(LayerShapes):
         spec, (T, B), names = self._spec(), x.shape[:2], options.names
         last: list[State] = []
         cells: list[Tensor] = []
+        directions = self._directions
         for layer in range(self.num_layers):
             if layer > 0:
                 x = F.dropout(x, self.dropout, self.training)
-            each = [self._weights_of(len(last) + i, weights) for i in range(self._directions)]
+            rows = range(layer * directions, (layer + 1) * directions)
+            each = [self._weights_of(row, weights) for row in rows]
             for w in each:
                 check_input(spec, x, w)
             choices = self._choices(layer, ids, T, B, kind, weights, names, first)
-            steps = [options.steps(len(last) + i, i == 1, spec.num_states) for i in range(self._directions)]
-            starts = [tuple(s[len(last) + i] for s in state) for i in range(self._directions)]
+            steps = [options.steps(row, row % 2 == 1 and directions == 2, spec.num_states) for row in rows]
+            starts = [tuple([s[row] for s in state]) for row in rows]
             if choices[0].directions == 2:
                 start = tuple(s[len(last) : len(last) + 2] for s in state)
                 out, ends = both_directions.run(choices[0], spec, x, start, each, steps[0])

@@ -51,7 +51,7 @@ def in_c(layer: Layer, x: Tensor, ids: bool, rows: int) -> bool:
         return False
     if not all(is_plain_tensor(type(w)) for w in weights) or torch._C._is_any_autocast_enabled():
         return False
-    if layer.training and any(layer._rates):
+    if layer._regularised:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)):
         return False

@@ -46,6 +46,7 @@ class Case:
     target: int
     B: int = 32
     exchange: str = ""
+    resets: bool = False
     directions: int = 1  # 2: both of a layer in one launch, of those in Gluon
 
     def plan(self, *, backward: bool = False) -> plan.Plan | Resident | str:

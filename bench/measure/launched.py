@@ -11,6 +11,7 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
+TYPES[torch.uint8] = "u8"  # flags
 OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_cooperative_grid")
 
 

@@ -16,6 +16,7 @@ from fastcells.token_ids import check_range, gather_rows
 
 NOTHING: frozenset[str] = frozenset()
 IN_ONE_CALL = ("aten", "one-hot")  # paths by which one operator of ATen's runs a whole stack, its projections included
+FOLDED = frozenset({"proj_size"})  # options of an LSTM that projection.py puts around a recurrence without them
 WAITING = (
     "split",
     "resident",
@@ -153,11 +154,15 @@ class Call(NamedTuple):
     T: int
     B: int
     w_ih: Tensor  # [G*H, I]
-    w_hh: Tensor  # [G*H, H]
+    w_hh: Tensor  # [G*H, H]; with "proj_size" [G*H, P]
     options: frozenset[str] = NOTHING  # `Steps.options`, and "proj_size"
     input_type: type = Tensor
     padding: float = 1.0  # T * B over the number of tokens, of a packed batch
     directions: int = 1  # 2: of a bidirectional layer, whose directions a backend may run at once
+
+    @property
+    def H(self) -> int:
+        return self.w_hh.shape[0] // self.spec.num_gates
 
     @property
     def dtype(self) -> torch.dtype:
@@ -184,7 +189,7 @@ class Backend(ABC):
             return f"there is no kernel for {call.spec.name}"
         if call.dtype not in self.dtypes:
             return f"there is no kernel for {call.dtype}"
-        for option in sorted(call.options - self.options):
+        for option in sorted(call.options - self.options - FOLDED):
             return f"there is no kernel for {option}"
         return None
 

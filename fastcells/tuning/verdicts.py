@@ -54,6 +54,7 @@ class _Found:
 
 
 _found: dict[tuple[object, ...], _Found | None] = {}
+_unmeasured: set[tuple[object, ...]] = set()  # kinds of which no file had a verdict when they were looked up
 _faulted: set[torch.device] = set()
 _memory: list[Memory] = []  # one, once it has been asked for
 _lock = threading.RLock()
@@ -72,6 +73,8 @@ def measured(call: Call) -> Choice | None:
     try:
         found = _found[key]
     except KeyError:
+        if key in _unmeasured and _forbidden(call) is not None:
+            return None
         found = _look_up(call, key)
     if found is None:
         return None
@@ -114,6 +117,7 @@ def _look_up(call: Call, key: tuple[object, ...]) -> _Found | None:
             if hindrance is not None:
                 if hindrance is FOR_GOOD:
                     _found[key] = None
+                _unmeasured.add(key)
                 return None
             verdict = _try(call, kind, where)
         found = None if verdict is None else _as_found(call, verdict, w.device)
@@ -126,24 +130,29 @@ FOR_GOOD = "no trial of this kind pays on this device"
 
 def _hindrance(call: Call, kind: Kind, where: Machine) -> str | None:
     """Why no trial may run now, or None."""
-    tuning, clock = _tuning.get(), clock_of(call.w_hh.device)
-    if clock.capturing():
-        return "a CUDA graph is being captured"
-    if tuning is not None:
-        return None
-    if _looking.get():
-        return NOT_YET
-    if os.environ.get("FASTCELLS_TUNE") == "0":
-        return "FASTCELLS_TUNE=0"
-    if torch.are_deterministic_algorithms_enabled():
-        return "torch is to run deterministic algorithms only"
-    if torch.is_anomaly_enabled():
-        return "torch.autograd looks for anomalies"
+    forbidden = _forbidden(call)
+    if forbidden is not None or _tuning.get() is not None:
+        return forbidden
     if len(_candidates(call)) < 2:
         return FOR_GOOD
     if call.w_hh.is_cpu and (_microseconds(call, kind) < WORTH or memories.shipped(where.device) is not None):
         return FOR_GOOD
     return None
+
+
+def _forbidden(call: Call) -> str | None:
+    """Why nothing may be measured now, whatever it is, or None."""
+    if call.w_hh.is_cuda and clock_of(call.w_hh.device).capturing():
+        return "a CUDA graph is being captured"
+    if _tuning.get() is not None:
+        return None
+    if os.environ.get("FASTCELLS_TUNE") == "0":
+        return "FASTCELLS_TUNE=0"
+    if _looking.get():
+        return NOT_YET
+    if torch.are_deterministic_algorithms_enabled():
+        return "torch is to run deterministic algorithms only"
+    return "torch.autograd looks for anomalies" if torch.is_anomaly_enabled() else None
 
 
 def _candidates(call: Call) -> list[Choice]:
@@ -221,6 +230,7 @@ def reset(to: Memory | None = None) -> None:
     """Forget what this process knows, and use another file: after `forget`, and in tests."""
     with _lock:
         _found.clear()
+        _unmeasured.clear()
         _faulted.clear()
         _memory[:] = [] if to is None else [to]
 

@@ -18,6 +18,7 @@ from fastcells.kernels.gluon.tiles import (
     few_sums,
     freeze_finished,
     load_all,
+    load_resets,
     load_weights,
     offsets,
     owned,
@@ -28,6 +29,8 @@ from fastcells.kernels.gluon.tiles import (
     shared_layout,
     store_all,
     to_float32,
+    unless_started,
+    zero_started,
 )
 
 
@@ -166,6 +169,8 @@ def taken_back(
 def backward_kernel(
     w_ptr,  # [GATES, H, H]
     lengths_ptr,  # [B] int32: how many steps each row has, in both directions; or None
+    resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros, in both directions; or None
+    zeros_ptr,  # [GATES, WIDTH] zeros, given resets; or None
     mailbox_ptr,  # [T, B, GATES, WIDTH] gradient of the recurrent products, as the programs hand it on
     given_up_ptr,  # [1] int32 in the mailbox's memory: whether a program waited in vain
     fault_ptr,  # [1] int32 in the host's memory
@@ -219,7 +224,8 @@ def backward_kernel(
     # As in the forward pass, all programs of a group walk the same tiles in the same order.
     for batch_tile in range(gl.program_id(1), gl.cdiv(B, BLOCK_B), gl.num_programs(1)):
         first_row = batch_tile * BLOCK_B
-        mail = gl.minimum(polled_row, B - 1 - first_row) * (GATES * WIDTH) + k
+        mail_row = gl.minimum(polled_row, B - 1 - first_row)
+        mail = mail_row * (GATES * WIDTH) + k
         row = gl.minimum(own_row, B - 1 - first_row)
         own, own_x, own_saved = offsets(row, cols, H, GATES, SAVED)
         own_mail = row * (GATES * WIDTH) + cols
@@ -236,7 +242,10 @@ def backward_kernel(
             d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr,
             at, at + step, T == 1, first_state, own, own_saved, H, STATES, SAVED,
         )  # fmt: skip
-        by, by_last_gate = factors(saved, prev, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
+        starts = load_resets(resets_ptr, at - origin, row)
+        mail_starts = load_resets(resets_ptr, at - origin, mail_row)
+        before = zero_started(resets_ptr, starts, prev)
+        by, by_last_gate = factors(saved, before, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
         new = prev
         # What is known of the state's gradient before the others' part of it, and of what they wait for.
         known = (known[0] + zero_finished(t, length, (d_out.to(gl.float32),))[0],) + known[1:]
@@ -247,6 +256,7 @@ def backward_kernel(
             d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr,
             following, following + step, T <= 2, first_state, own, own_saved, H, STATES, SAVED,
         )  # fmt: skip
+        next_starts = load_resets(resets_ptr, following - origin, row)
         to = mailbox_ptr + at * (GATES * WIDTH) + own_mail
         source = mailbox_ptr + at * (GATES * WIDTH) + mail
         for i in range(T):
@@ -270,11 +280,14 @@ def backward_kernel(
                 )
             if d_gates_ptr is not None:
                 store_all(d_gates_ptr + at * (GATES * H) + own_x, H, d_h)
-            known = freeze_finished(t, length, add(last, by_last[2], rest[2]), d_state)
+            around = zero_started(resets_ptr, starts, add(last, by_last[2], rest[2]))
+            known = freeze_finished(t, length, around, d_state)
             # In the shadow of the exchange: the next step's factors, and the loads for the one after that. In this
             # order, so that what is loaded needs no copy, which would wait for it.
             t += turn
-            by, by_last_gate = factors(saved, prev, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
+            starts = next_starts
+            before = zero_started(resets_ptr, starts, prev)
+            by, by_last_gate = factors(saved, before, new, BACKWARD, BACKWARD_LAST_GATE, STATES)
             d_out = gl.where(i + 1 < T, d_out.to(gl.float32), 0.0)
             known = (known[0] + zero_finished(t, length, (d_out,))[0],) + known[1:]
             rest = combine_all(known, by, by_last_gate, GATES, STATES, THROUGH == GATES)
@@ -285,9 +298,13 @@ def backward_kernel(
                 d_out_ptr, saved_ptr, h_ptr, c_ptr, h0_ptr, c0_ptr,
                 following, following + step, i + 3 >= T, first_state, own, own_saved, H, STATES, SAVED,
             )  # fmt: skip
+            next_starts = load_resets(resets_ptr, following - origin, row)
+            # Nothing goes back from a row that started from zeros.
+            polled_source = unless_started(resets_ptr, mail_starts, source, zeros_ptr, k)
+            mail_starts = load_resets(resets_ptr, at - origin, mail_row)
             if THROUGH == GATES:
                 barrier()  # the sums overwrite what was read in the step before
-            operands = poll_gates(source, least, patience, given_up_ptr, 0, THROUGH, WIDTH, BLOCK_K, INNER, PACK)
+            operands = poll_gates(polled_source, least, patience, given_up_ptr, 0, THROUGH, WIDTH, BLOCK_K, INNER, PACK)
             to += step * (GATES * WIDTH)
             source += step * (GATES * WIDTH)
             others = taken_back(operands, w, sums, OWNERS, 0, THROUGH, SHAPE, PRECISION)

@@ -21,6 +21,7 @@ from fastcells.kernels.gluon.tiles import (
     barrier,
     few_sums,
     freeze_finished,
+    load_resets,
     load_weights,
     offsets,
     owned,
@@ -30,6 +31,8 @@ from fastcells.kernels.gluon.tiles import (
     products_layout,
     shared_layout,
     store_all,
+    unless_started,
+    zero_started,
 )
 
 
@@ -128,6 +131,8 @@ def forward_kernel(
     w_ptr,  # [GATES, H, H] recurrent weight
     b_ptr,  # [GATES, H] recurrent bias, or None
     lengths_ptr,  # [B] int32: how many steps each row has, in both directions; or None
+    resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros, in both directions; or None
+    zeros_ptr,  # [WIDTH] zeros, given resets; or None
     first_ptr,  # [B, WIDTH] initial state, zeros past column H
     mailbox_ptr,  # [T, B, WIDTH] state after each step, as the programs hand it on
     reset_hidden_ptr,  # [T, B, WIDTH] mailbox: operand of the second product, for a cell with one
@@ -184,7 +189,8 @@ def forward_kernel(
     # All programs of a group walk the same tiles in the same order, so that nobody waits for one that never comes.
     for batch_tile in range(gl.program_id(1), gl.cdiv(B, BLOCK_B), gl.num_programs(1)):
         first_row = batch_tile * BLOCK_B
-        mail = gl.minimum(polled_row, B - 1 - first_row) * WIDTH + k
+        mail_row = gl.minimum(polled_row, B - 1 - first_row)
+        mail = mail_row * WIDTH + k
         row = gl.minimum(own_row, B - 1 - first_row)
         own, own_x, own_saved = offsets(row, cols, H, GATES, SAVED)
         own_mail = row * WIDTH + cols
@@ -197,6 +203,9 @@ def forward_kernel(
             state += (gl.load(c0_ptr + first_state * H + own).to(gl.float32),)
         x = load_input(x_ptr, ids_ptr, load_ids(ids_ptr, at - origin, row), at, own_x, cols, V, H, GATES)
         ids = load_ids(ids_ptr, at - origin + gl.where(T > 1, step, 0), row)
+        # Whose flags are loaded a step ahead as well, for the thread's elements and for what it polls.
+        starts = load_resets(resets_ptr, at - origin, row)
+        mail_starts = load_resets(resets_ptr, at - origin, mail_row)
         source = first_ptr + first_state * WIDTH + mail
         least = gl.to_tensor(never(BITS))  # the initial state is there, whatever it holds
         for i in range(T):
@@ -204,19 +213,23 @@ def forward_kernel(
             following = at + gl.where(i + 1 < T, step, 0)
             x_next = load_input(x_ptr, ids_ptr, ids, following, own_x, cols, V, H, GATES)
             ids = load_ids(ids_ptr, following - origin + gl.where(i + 2 < T, step, 0), row)
-            operands = poll_row(source, least, patience, given_up_ptr, BLOCK_K, INNER, PACK)
+            polled_source = unless_started(resets_ptr, mail_starts, source, zeros_ptr, k)
+            before = zero_started(resets_ptr, starts, state)
+            starts = load_resets(resets_ptr, following - origin, row)
+            mail_starts = load_resets(resets_ptr, following - origin, mail_row)
+            operands = poll_row(polled_source, least, patience, given_up_ptr, BLOCK_K, INNER, PACK)
             products(w, operands, sums, nothing, 0, THROUGH, SHAPE, PRECISION)
             barrier()
             h = add_up(sums, b, 0, THROUGH, OWNERS)
             x_now = with_bias(x, b_ih)
             if RESET_HIDDEN is not None:
                 plane = reset_hidden_ptr + at * WIDTH
-                publish(plane + own_mail, RESET_HIDDEN(x_now, h, state).to(element))
+                publish(plane + own_mail, RESET_HIDDEN(x_now, h, before).to(element))
                 operands = poll_row(plane + mail, sentinel(BITS), patience, given_up_ptr, BLOCK_K, INNER, PACK)
                 products(w, operands, sums, nothing, THROUGH, 1, SHAPE, PRECISION)
                 barrier()
                 h += add_up(sums, b, THROUGH, 1, OWNERS)
-            new, saved = FORWARD(x_now, h, state)
+            new, saved = FORWARD(x_now, h, before)
             state = freeze_finished(t, length, new, state)
             # First what the others wait for.
             publish(mailbox_ptr + at * WIDTH + own_mail, state[0].to(element))

@@ -59,6 +59,7 @@ def gluon_forward(forward: ForwardPass, plan: Resident) -> Forward:
         first_ptr=pad(forward.state[0], (0, plan.width - H)) if wide else forward.state[0],
         mailbox_ptr=mailboxes[0],
         reset_hidden_ptr=mailboxes[1] if second else None,
+        zeros_ptr=_zeros(forward, plan.width),
         **_arguments(plan, forward, mailboxes),
     )
     fault.raise_own_fault(device, what)
@@ -77,10 +78,16 @@ def gluon_backward(backward: BackwardPass, plan: Resident) -> Backward:
     backward_kernel[_grid(plan, backward)](
         **{**backward.sequence_arguments(out), "d_gates_ptr": out.d_gates if wide else None},
         mailbox_ptr=mailboxes[0],
+        zeros_ptr=_zeros(backward, gates * plan.width),
         **_arguments(plan, backward, mailboxes),
     )
     fault.raise_own_fault(device, what)
     return out
+
+
+def _zeros(given: Pass, width: int) -> Tensor | None:
+    """What a row reads that starts from zeros, where there are any."""
+    return None if given.resets is None else given.w.new_zeros(width)
 
 
 def _grid(plan: Resident, given: Pass) -> tuple[int, int, int]:

@@ -137,6 +137,27 @@ def freeze_finished(t, length, new, old):
 
 
 @gluon.jit
+def zero_started(resets_ptr, starts, tiles):
+    """The tiles, 0 in the rows where a step starts from zeros; without resets none does."""
+    kept = ()
+    for i in gl.static_range(len(tiles)):
+        kept += (gl.where(starts == 0, tiles[i], 0.0) if resets_ptr is not None else tiles[i],)
+    return kept
+
+
+@gluon.jit
+def load_resets(resets_ptr, at, row):
+    """Of one step, not 0 in the rows that start from zeros, from element `at` on; without resets nothing is read."""
+    return gl.load(resets_ptr + at + row) if resets_ptr is not None else row
+
+
+@gluon.jit
+def unless_started(resets_ptr, starts, source, zeros_ptr, k):
+    """Where a poll looks, from column k on: a row that starts from zeros waits for nobody, and reads zeros."""
+    return gl.where(starts == 0, source, zeros_ptr + k) if resets_ptr is not None else source
+
+
+@gluon.jit
 def load_weights(
     w_ptr, column, TRANSPOSED: gl.constexpr, H: gl.constexpr, GATES: gl.constexpr, BLOCK_H: gl.constexpr,
     SPLIT: gl.constexpr, BLOCK_K: gl.constexpr, INNER: gl.constexpr, PRECISION: gl.constexpr,

@@ -4,12 +4,12 @@
 of the passes below, with a plan, and return its results. All tensors are contiguous and on one device.
 
 A launcher that runs both directions of a layer at once (the Gluon kernels') takes one pass for both: each tensor but
-ids and lengths has a leading dimension of 2, in what it returns as well.
+ids, lengths and resets has a leading dimension of 2, in what it returns as well.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import triton
@@ -60,12 +60,14 @@ class Pass:
     lengths: Tensor | None  # [B] int32
     reverse: bool
     precision: str  # of a matmul in float32: Triton's input_precision
+    resets: Tensor | None = field(default=None, kw_only=True)  # [T, B] uint8, not 0 where a step starts from zeros
 
     def arguments(self, hidden: Tensor) -> Arguments:
         """Of every kernel, forward and backward."""
         B, H = self.state[0].shape[-2:]
         return {
             "w_ptr": self.w,
+            "resets_ptr": self.resets,
             "h0_ptr": self.state[0],
             "h_ptr": hidden,
             "B": B,

@@ -17,6 +17,7 @@ from fastcells.kernels.triton.tiles import (
     freeze_finished,
     load_bias,
     load_ids,
+    load_resets,
     load_state,
     offsets,
     owned,
@@ -24,6 +25,7 @@ from fastcells.kernels.triton.tiles import (
     store_state,
     store_tiles,
     zero_finished,
+    zero_started,
 )
 from fastcells.kernels.triton.words import as_words
 
@@ -45,6 +47,7 @@ def sequence_forward_kernel(
     w_ptr,  # [GATES, H, H] recurrent weight
     b_ptr,  # [GATES, H] recurrent bias, or None
     lengths_ptr,  # [B] int32: how many steps each row has; or None
+    resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
     h0_ptr,  # [B, H] initial state
     c0_ptr,  # [B, H], as all c pointers for a cell with a c only
     h_ptr,  # [T, B, H] out: state after each step
@@ -86,6 +89,7 @@ def sequence_forward_kernel(
     element: tl.constexpr = w_ptr.dtype.element_ty
     # Loaded a step ahead, and the ids, which name what is loaded, two steps.
     t = T - 1 if REVERSE else 0
+    starts = load_resets(resets_ptr, t * batch + first_row, row, (rows < B)[:, None])
     ids = load_ids(ids_ptr, t * batch + first_row, row, (rows < B)[:, None])
     word_mask = (rows < B)[:, None] & (word_cols < words)[None, :]
     ahead = load_rows(
@@ -97,22 +101,25 @@ def sequence_forward_kernel(
         t = T - 1 - i if REVERSE else i
         at = t * plane + first
         x = with_bias(ahead, ids_ptr, b_ih, element, WORD, GATES)
+        before = state if resets_ptr is None else zero_started(starts, state, STATES)
         # Columns past H stay 0: were h infinite, the weights' zeros there would make NaN of it.
-        operand = cast(tl.where(mask, state[0], 0.0), element)
+        operand = cast(tl.where(mask, before[0], 0.0), element)
         h = ()
         through: tl.constexpr = GATES if RESET_HIDDEN is None else GATES - 1  # gates whose product reads h itself
         for g in tl.static_range(through):
             h += (unbound(product(operand, w[g], none, PRECISION), BLOCK_B, BLOCK_H) + b[g],)
         if RESET_HIDDEN is not None:
-            operand = cast(tl.where(mask, RESET_HIDDEN(x, h, state), 0.0), element)
+            operand = cast(tl.where(mask, RESET_HIDDEN(x, h, before), 0.0), element)
             h += (unbound(product(operand, w[through], none, PRECISION), BLOCK_B, BLOCK_H) + b[through],)
         # The next step's, after this one's matmuls: the compiler lets what comes last keep its layout.
         more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_cols < words)[None, :]
         at_next = (t - 1 if REVERSE else t + 1) * word_plane + first_word
         ahead = load_rows(x_ptr, ids_ptr, ids, at_next, x_tile, word_cols, more, V, words, GATES, GATES)
+        more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
+        starts = load_resets(resets_ptr, (t - 1 if REVERSE else t + 1) * batch + first_row, row, more)
         more = (rows < tl.where(i + 2 < T, B, 0))[:, None]
         ids = load_ids(ids_ptr, (t - 2 if REVERSE else t + 2) * batch + first_row, row, more)
-        new, saved = FORWARD(x, h, state)
+        new, saved = FORWARD(x, h, before)
         if lengths_ptr is not None:
             new = freeze_finished((t < length)[:, None], new, state, STATES)
         state = new
@@ -126,6 +133,7 @@ def sequence_forward_kernel(
 def sequence_backward_kernel(
     w_ptr,  # [GATES, H, H]
     lengths_ptr,  # [B] int32: how many steps each row has; or None
+    resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
     h0_ptr,  # [B, H] initial state
     c0_ptr,  # [B, H], as all c pointers for a cell with a c only
     h_ptr,  # [T, B, H] state after each step
@@ -154,7 +162,7 @@ def sequence_backward_kernel(
 ):
     element: tl.constexpr = w_ptr.dtype.element_ty
     first_row, batch, rows, cols, mask = owned(tl.program_id(0), 0, B, H, BLOCK_B, BLOCK_H)
-    first, plane, _, tile, x_tile, _ = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
+    first, plane, row, tile, x_tile, _ = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
     # The same in words.
     words = H // WORD
     word_cols = tl.arange(0, BLOCK_H // WORD)
@@ -186,11 +194,13 @@ def sequence_backward_kernel(
         d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane, t, words, word_tile,
         saved_tile, word_mask, T == 1, STATES, SAVED, REVERSE,
     )  # fmt: skip
+    starts = load_resets(resets_ptr, t * batch + first_row, row, (rows < B)[:, None])
     for i in range(T):
         t = i if REVERSE else T - 1 - i
         at = t * plane + first
         d_out = widen(ahead, element, WORD, 0, 1)[0]
         prev = widen(ahead, element, WORD, 1, STATES)
+        prev = prev if resets_ptr is None else zero_started(starts, prev, STATES)
         saved = widen(ahead, element, WORD, 1 + STATES, SAVED)
         after = widen(new, element, WORD, 0, STATES)
         new = ahead[1 : 1 + STATES]
@@ -205,6 +215,8 @@ def sequence_backward_kernel(
             d_reset_hidden = product(cast(tl.where(mask, d_last_gate, 0.0), element), w[GATES - 1], none, PRECISION)
             d_reset_hidden = unbound(d_reset_hidden, BLOCK_B, BLOCK_H)
             d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, after, d_reset_hidden)
+        if resets_ptr is not None:  # here, and what the product adds later: kept until then, it would cost registers
+            d_prev = zero_started(starts, d_prev, STATES)
         if lengths_ptr is not None:
             d_x = zero_finished(active, d_x, GATES)
             d_h = zero_finished(active, d_h, GATES)
@@ -220,7 +232,11 @@ def sequence_backward_kernel(
             d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane,
             t + 1 if REVERSE else t - 1, words, word_tile, saved_tile, more, i + 2 == T, STATES, SAVED, REVERSE,
         )  # fmt: skip
-        d_prev = (d_prev[0] + unbound(through, BLOCK_B, BLOCK_H),) + d_prev[1:]
+        through = unbound(through, BLOCK_B, BLOCK_H)
+        through = through if resets_ptr is None else tl.where(starts == 0, through, 0.0)
+        d_prev = (d_prev[0] + through,) + d_prev[1:]
+        more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
+        starts = load_resets(resets_ptr, (t + 1 if REVERSE else t - 1) * batch + first_row, row, more)
         if lengths_ptr is not None:
             d_prev = freeze_finished(active, d_prev, d_state, STATES)
         d_state = d_prev

@@ -8,10 +8,12 @@ from fastcells.kernels.triton.exchange import poison
 from fastcells.kernels.triton.gathered import gathered_products, unbound
 from fastcells.kernels.triton.tiles import (
     freeze_finished,
+    load_resets,
     load_state,
     store_state,
     store_tiles,
     zero_finished,
+    zero_started,
 )
 from fastcells.kernels.triton.words import as_words, pack
 
@@ -20,6 +22,7 @@ from fastcells.kernels.triton.words import as_words, pack
 def split_backward_kernel(
     w_ptr,  # [GATES, H, H]
     lengths_ptr,  # [B] int32: how many steps each row has; or None
+    resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
     counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
     d_gates_ptr,  # [T, B, GATES, H] out, and mailbox: gradient of the recurrent products
     h0_ptr,  # [B, H] initial state
@@ -143,6 +146,7 @@ def split_backward_kernel(
             d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane, t, words,
             word_tile, saved_tile, word_mask, T == 1, STATES, SAVED, REVERSE,
         )  # fmt: skip
+        starts = load_resets(resets_ptr, (zero + t) * B + first_row, row, row_mask)
         for i in range(T):
             t = i if REVERSE else T - 1 - i
             at = t * plane + first
@@ -150,6 +154,7 @@ def split_backward_kernel(
             own_mail = mailbox + first_column // WORD + gates_tile
             d_out = widen(ahead, element, WORD, 0, 1)[0]
             prev = widen(ahead, element, WORD, 1, STATES)
+            prev = prev if resets_ptr is None else zero_started(starts, prev, STATES)
             saved = widen(ahead, element, WORD, 1 + STATES, SAVED)
             after = widen(new, element, WORD, 0, STATES)
             after = (after[0] + poison(patience),) + after[1:]  # relu looks at the new state alone
@@ -176,6 +181,8 @@ def split_backward_kernel(
                 d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, after, d_reset_hidden)
                 if lengths_ptr is not None:
                     active = ((t < length) | (patience == 0))[:, None]
+            if resets_ptr is not None:  # here, and later what the product adds: kept until then it would cost registers
+                d_prev = zero_started(starts, d_prev, STATES)
             if lengths_ptr is not None:
                 d_x = zero_finished(active, d_x, GATES)
                 d_h = zero_finished(active, d_h, GATES)
@@ -200,7 +207,11 @@ def split_backward_kernel(
                 d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane,
                 t + 1 if REVERSE else t - 1, words, word_tile, saved_tile, more, i + 2 == T, STATES, SAVED, REVERSE,
             )  # fmt: skip
-            d_prev = (d_prev[0] + (unbound(total, BLOCK_B, BLOCK_H) + poison(patience)),) + d_prev[1:]
+            total = unbound(total, BLOCK_B, BLOCK_H)
+            total = total if resets_ptr is None else tl.where(starts == 0, total, 0.0)
+            d_prev = (d_prev[0] + (total + poison(patience)),) + d_prev[1:]
+            more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
+            starts = load_resets(resets_ptr, (zero + (t + 1 if REVERSE else t - 1)) * B + first_row, row, more)
             if lengths_ptr is not None:
                 active = ((t < length) | (patience == 0))[:, None]
                 d_prev = freeze_finished(active, d_prev, d_state, STATES)

@@ -23,9 +23,11 @@ from fastcells.kernels.triton.tiles import (
     freeze_finished,
     load_bias,
     load_ids,
+    load_resets,
     load_state,
     store_state,
     store_tiles,
+    zero_started,
 )
 from fastcells.kernels.triton.words import apart, as_words, pack
 
@@ -38,6 +40,7 @@ def split_forward_kernel(
     w_ptr,  # [GATES, H, H] recurrent weight
     b_ptr,  # [GATES, H] recurrent bias, or None
     lengths_ptr,  # [B] int32: how many steps each row has; or None
+    resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
     counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
     reset_hidden_ptr,  # [T, B, H] mailbox: operand of the second product, for a cell with one
     h0_ptr,  # [B, H] initial state
@@ -127,6 +130,7 @@ def split_forward_kernel(
         source = as_words(h0_ptr, WORD) + first_word  # the state before the step
         # Loaded a step ahead, and the ids, which name what is loaded, two steps.
         t_first = zero + (T - 1 if REVERSE else 0)
+        starts = load_resets(resets_ptr, t_first * B + first_row, row, row_mask)
         ids = load_ids(ids_ptr, t_first * B + first_row, row, row_mask)
         at_first = t_first * word_plane + first_word
         ahead = load_rows(x_ptr, ids_ptr, ids, at_first, x_tile, word_cols, word_mask, V, words, GATES, GATES)
@@ -136,9 +140,12 @@ def split_forward_kernel(
             t = T - 1 - i if REVERSE else i
             at = t * plane + first
             word_at = t * word_plane + first_word
+            # A row that starts from zeros waits for nobody's state, and the mask makes zeros of it.
+            gathered_rows = row_mask if resets_ptr is None else row_mask & (starts == 0)
+            before = state if resets_ptr is None else zero_started(starts, state, STATES)
             patience = WAIT(counter, arrivals, patience, fault_ptr)
             sums, patience = gathered_products(
-                source, 0, words, w, row_mask, words, i > 0, patience, fault_ptr, GATHER, 0, through, 1, AT_ONCE,
+                source, 0, words, w, gathered_rows, words, i > 0, patience, fault_ptr, GATHER, 0, through, 1, AT_ONCE,
                 BLOCK_B, BLOCK_K, INNER, WORD, TIE, PRECISION,
             )  # fmt: skip
             x = with_bias(ahead, ids_ptr, b_ih, element, WORD, GATES)
@@ -146,7 +153,7 @@ def split_forward_kernel(
             for g in tl.static_range(through):
                 h += (unbound(sums[g], BLOCK_B, BLOCK_H) + (b[g] + poison(patience)),)
             if RESET_HIDDEN is not None:
-                reset_hidden = pack(RESET_HIDDEN(x, h, state), element, WORD)
+                reset_hidden = pack(RESET_HIDDEN(x, h, before), element, WORD)
                 PUBLISH(reset_hidden_mail + word_at + word_tile, reset_hidden, word_mask)
                 ARRIVE(counter, patience)
                 arrivals += everyone
@@ -160,9 +167,11 @@ def split_forward_kernel(
             more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_cols < words)[None, :]
             word_at_next = word_at + (-word_plane if REVERSE else word_plane)
             ahead = load_rows(x_ptr, ids_ptr, ids, word_at_next, x_tile, word_cols, more, V, words, GATES, GATES)
+            more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
+            starts = load_resets(resets_ptr, (zero + (t - 1 if REVERSE else t + 1)) * B + first_row, row, more)
             more = (rows < tl.where(i + 2 < T, B, 0))[:, None]
             ids = load_ids(ids_ptr, (zero + (t - 2 if REVERSE else t + 2)) * B + first_row, row, more)
-            new, saved = FORWARD(x, h, state)
+            new, saved = FORWARD(x, h, before)
             if lengths_ptr is not None:
                 active = ((t < length) | (patience == 0))[:, None]
                 new = freeze_finished(active, new, state, STATES)

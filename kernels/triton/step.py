@@ -19,11 +19,13 @@ from fastcells.kernels.triton.tiles import (
     freeze_finished,
     load_bias,
     load_ids,
+    load_resets,
     offsets,
     owned,
     product,
     store_state,
     store_tiles,
+    zero_started,
 )
 
 
@@ -92,6 +94,7 @@ def reset_hidden_kernel(
     b_ih_ptr,  # [GATES, H], or None
     w_ptr,  # [GATES, H, H]
     b_ptr,  # [GATES, H], or None
+    resets_ptr,  # [T, B] uint8, or None
     h0_ptr,  # [B, H]
     h_ptr,  # [T, B, H]
     reset_hidden_ptr,  # [B, H] out: operand of the last gate's product
@@ -114,9 +117,16 @@ def reset_hidden_kernel(
     row_mask = (rows < B)[:, None]
     x = input_of_step(x_ptr, ids_ptr, b_ih_ptr, t, first_row, batch, row, row_mask, cols, mask, x_tile, V, H, GATES, 1)
     h_before = tl.where(before < 0, h0_ptr, h_ptr + before * plane) + first
-    product = gate_products(h_before, w_ptr, row_mask, cols, H, 0, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
+    read_rows = row_mask
+    if resets_ptr is not None:
+        starts = load_resets(resets_ptr, t * batch + first_row, row, row_mask)
+        read_rows = row_mask & (starts == 0)
+    product = gate_products(h_before, w_ptr, read_rows, cols, H, 0, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
     h = (product[0] + load_bias(b_ptr, cols, H, 1)[0],)
-    reset_hidden = RESET_HIDDEN(x, h, load_raw(carry_ptr + first, plane, tile, mask, STATES))
+    state = load_raw(carry_ptr + first, plane, tile, mask, STATES)
+    if resets_ptr is not None:
+        state = zero_started(starts, state, STATES)
+    reset_hidden = RESET_HIDDEN(x, h, state)
     tl.store(reset_hidden_ptr + first + tile, cast(reset_hidden, reset_hidden_ptr.dtype.element_ty), mask=mask)
 
 
@@ -128,6 +138,7 @@ def step_forward_kernel(
     w_ptr,  # [GATES, H, H] recurrent weight
     b_ptr,  # [GATES, H] recurrent bias, or None
     lengths_ptr,  # [B] int32: how many steps each row has; or None
+    resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
     h0_ptr,  # [B, H] initial state h, as the matmuls read it
     h_ptr,  # [T, B, H] in and out: state h after each step, as the matmuls read it
     c_ptr,  # [T, B, H] out, for a cell with a c
@@ -158,7 +169,13 @@ def step_forward_kernel(
     state = load_raw(carry_ptr + first, plane, tile, mask, STATES)
     h_before = tl.where(before < 0, h0_ptr, h_ptr + before * plane) + first
     through: tl.constexpr = GATES - 1 if reset_hidden_ptr is not None else GATES  # gates whose product reads h itself
-    products = gate_products(h_before, w_ptr, row_mask, cols, H, 0, through, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
+    read_rows = row_mask
+    before_step = state
+    if resets_ptr is not None:
+        starts = load_resets(resets_ptr, t * batch + first_row, row, row_mask)
+        before_step = zero_started(starts, state, STATES)
+        read_rows = row_mask & (starts == 0)
+    products = gate_products(h_before, w_ptr, read_rows, cols, H, 0, through, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
     if reset_hidden_ptr is not None:
         products += gate_products(
             reset_hidden_ptr + first, w_ptr, row_mask, cols, H, through, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION
@@ -167,7 +184,7 @@ def step_forward_kernel(
     h = ()
     for g in tl.static_range(GATES):
         h += (products[g] + b[g],)
-    new, saved = FORWARD(x, h, state)
+    new, saved = FORWARD(x, h, before_step)
     if lengths_ptr is not None:
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
         new = freeze_finished((t < length)[:, None], new, state, STATES)

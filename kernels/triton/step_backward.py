@@ -7,12 +7,14 @@ from fastcells.kernels.triton.ahead import load_raw, widen
 from fastcells.kernels.triton.tiles import (
     cast,
     freeze_finished,
+    load_resets,
     load_state,
     offsets,
     owned,
     product,
     store_tiles,
     zero_finished,
+    zero_started,
 )
 
 
@@ -50,6 +52,7 @@ def through_weights(
 def step_backward_kernel(
     w_ptr,  # [GATES, H, H]
     lengths_ptr,  # [B] int32: how many steps each row has; or None
+    resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
     h0_ptr,  # [B, H] initial state
     c0_ptr,  # [B, H], as c_ptr for a cell with a c only
     h_ptr,  # [T, B, H] state after each step
@@ -78,13 +81,16 @@ def step_backward_kernel(
     PRECISION: tl.constexpr,
 ):
     first_row, batch, rows, cols, mask = owned(tl.program_id(0), tl.program_id(1), B, H, BLOCK_B, BLOCK_H)
-    first, plane, _, tile, gate_tile, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
+    first, plane, row, tile, gate_tile, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
     row_mask = (rows < B)[:, None]
     d_state = load_raw(d_carry_ptr + first, plane, tile, mask, STATES)
     if HAS_LATER:
         d_products = d_gates_ptr + (later * plane + first) * GATES
+        read_rows = row_mask
+        if resets_ptr is not None:  # of what starts from zeros nothing comes back
+            read_rows = row_mask & (load_resets(resets_ptr, later * batch + first_row, row, row_mask) == 0)
         d_h_state = through_weights(
-            d_products, w_ptr, d_state[0], row_mask, cols, H, GATES, 0, THROUGH, BLOCK_B, BLOCK_K, PRECISION
+            d_products, w_ptr, d_state[0], read_rows, cols, H, GATES, 0, THROUGH, BLOCK_B, BLOCK_K, PRECISION
         )
         d_state = (d_h_state,) + d_state[1:]
     if PART == 3:
@@ -105,6 +111,9 @@ def step_backward_kernel(
             prev = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
         else:
             prev = load_state(h_ptr, c_ptr, before * plane + first, tile, mask, STATES)
+        if resets_ptr is not None:
+            starts = load_resets(resets_ptr, t * batch + first_row, row, row_mask)
+            prev = zero_started(starts, prev, STATES)
         new = load_state(h_ptr, c_ptr, at, tile, mask, STATES)
         if PART == 1:
             d_last_gate = tl.where(active, BACKWARD(d_state, saved, prev, new), 0.0)
@@ -121,6 +130,8 @@ def step_backward_kernel(
                 d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset_hidden)
             else:
                 d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new)
+            if resets_ptr is not None:
+                d_prev = zero_started(starts, d_prev, STATES)
             if lengths_ptr is not None:
                 d_x = zero_finished(active, d_x, GATES)
                 d_h = zero_finished(active, d_h, GATES)

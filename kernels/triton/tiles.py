@@ -145,9 +145,21 @@ def zero_finished(active, tiles, N: tl.constexpr):
 
 
 @triton.jit
+def zero_started(starts, tiles, N: tl.constexpr):
+    """The tiles, 0 in the rows where `starts`, from `load_resets`, is not 0."""
+    return zero_finished(starts == 0, tiles, N)
+
+
+@triton.jit
 def load_ids(ids_ptr, at, row, row_mask):
     """The token ids of one step, [BLOCK_B, 1]: from element `at` on, -1 where masked; without ids nothing is read."""
     return tl.load(ids_ptr + at + row, mask=row_mask, other=-1) if ids_ptr is not None else row
+
+
+@triton.jit
+def load_resets(resets_ptr, at, row, row_mask):
+    """Of one step, not 0 in the rows that start from zeros, [BLOCK_B, 1]; without resets nothing is read."""
+    return tl.load(resets_ptr + at + row, mask=row_mask, other=0) if resets_ptr is not None else row
 
 
 @triton.jit

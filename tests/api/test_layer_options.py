@@ -27,8 +27,6 @@ EACH_LAYER = pytest.mark.parametrize("name", LAYERS)
 
 def layer(name: str, *sizes: int, **options: Any) -> Any:
     made, own = LAYERS[name]
-    if "proj_size" in own and options.get("impl") == "cpu":
-        pytest.skip("C has no projection")
     return made(*sizes, **own, **options)
 
 

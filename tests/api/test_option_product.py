@@ -47,10 +47,7 @@ def possible(c: Choice) -> bool:
     kernel = c["impl"] == "cpu"
     return not (
         (packed and c["option"] in ("resets", "reset_state", "all"))
-        or (
-            kernel
-            and (c["cell"] == "lstm_projected" or c["option"] in ("reset_state", "recurrent_dropout", "zoneout", "all"))
-        )
+        or (kernel and c["option"] in ONLY_TORCH)
         or (c["option"] == "states" and not c["cell"].startswith("lstm"))
         or (c["dropout"] == 1.0 and c["layers"] == 1)
     )

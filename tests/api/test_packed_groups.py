@@ -62,8 +62,6 @@ def test_groups_hold_every_row_once_and_pad_little() -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_same_numbers_as_row_by_row(name: str, lengths: tuple[int, ...], kind: str, impl: str) -> None:
     cls, options = LAYERS[name]
-    if impl != "torch" and "proj_size" in options:
-        pytest.skip(f"impl={impl!r} has no projection")
     if impl == "cpu" and native.obstacle() is not None:
         pytest.skip(str(native.obstacle()))
     if impl == "triton-step" and (lengths is not LENGTHS[1] or name == "GRU-deep"):

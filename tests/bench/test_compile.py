@@ -86,6 +86,9 @@ CASES = {  # name: the case, what is done to it, the fault that is found
     # The tightest of each path; `make compile ARGS=--quick`, in CI, compiles all of them for every target.
     "odd rows": ('"split", "lstm", "bfloat16", 251, 90, 32, "poll"', "", "2 kernels []"),
     "second product": ('"step", "gru_reset_before", "bfloat16", 256, 90', "", "[]"),
+    "resets": ('"sequence", "gru", "float32", 128, 90, 4096, resets=True', "", "2 kernels []"),
+    "resets, split": ('"split", "lstm", "bfloat16", 512, 90, 32, "poll", resets=True', "", "2 kernels []"),
+    "resets, step": ('"step", "gru_reset_before", "bfloat16", 256, 90, resets=True', "", "[]"),
     "float32": ('"sequence", "rnn_relu", "float32", 128, 90', "", "2 kernels []"),
 }
 

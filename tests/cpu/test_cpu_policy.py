@@ -76,6 +76,30 @@ def test_what_auto_runs(name: str, T: int, B: int, H: int, impl: str, monkeypatc
     assert fastcells.explain(layer, x).impl == "torch"
 
 
+PROJECTED = [  # steps, batch, H, P, what auto runs
+    (35, 32, 256, 64, "cpu"),
+    (35, 1, 64, 8, "cpu"),
+    (35, 1, 256, 64, "torch"),
+    (35, 8, 512, 256, "torch"),
+    (35, 32, 512, 256, "cpu"),
+    (35, 32, 512, 128, "torch"),
+    (35, 32, 1024, 768, "torch"),
+    (4, 32, 256, 64, "torch"),
+]
+
+
+@pytest.mark.parametrize(("T", "B", "H", "P", "impl"), PROJECTED)
+@pytest.mark.parametrize("ids", [False, True], ids=["dense", "ids"])
+def test_a_projection(T: int, B: int, H: int, P: int, impl: str, ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where C has none, it is folded into the weights; ids leave ATen's recurrence out as well."""
+    layer = fastcells.LSTM(4, H, proj_size=P)
+    x = torch.zeros(T, B, dtype=torch.long) if ids else torch.zeros(T, B, 4)
+    monkeypatch.setattr(native, "instruction_set", lambda: "avx512")
+    assert fastcells.explain(layer, x).impl == impl
+    monkeypatch.setattr(native, "instruction_set", lambda: "avx2")
+    assert fastcells.explain(layer, x).impl == "torch"
+
+
 def test_auto_leaves_a_batch_of_mostly_padding_to_aten() -> None:
     gru, ids = fastcells.GRU(INPUT, 16), fastcells.GRU(INPUT, 16)
     full = nn.utils.rnn.pack_sequence([torch.randn(n, INPUT) for n in (40, 40, 35, 30)])

@@ -14,7 +14,7 @@ from fastcells.backends.base import ASKED_FOR, Call
 from fastcells.backends.gluon import backend
 from fastcells.dispatch import WITH_ADVANTAGE
 from fastcells.kernels.triton.plan import Device
-from fastcells.spec import GRU_RESET_AFTER
+from fastcells.spec import GRU_RESET_AFTER, LSTM
 
 GLUON = BACKENDS["gluon"]
 
@@ -67,6 +67,17 @@ def test_a_choice_says_how_it_runs(card: None) -> None:
     assert choice.plan.backward.width == 256
 
 
+def test_options(card: None) -> None:
+    """Of a projection the choice knows that the kernel's H is not W_hh's width."""
+    assert GLUON.obstacle(call(options=frozenset({"lengths", "resets"}))) is None
+    w: Any = OnCard((4 * 256, 64))
+    projected = Call("gluon", LSTM, False, 35, 32, w, w, options=frozenset({"proj_size"}))
+    assert GLUON.obstacle(projected) is None
+    choice = GLUON.choose(projected, ASKED_FOR)
+    assert choice.plan.forward.width == 256
+    assert GLUON.both(choice, choice) is None
+
+
 def test_both_directions_are_one_choice_where_they_run_at_once(card: None) -> None:
     one = GLUON.choose(call(), ASKED_FOR)
     both = GLUON.both(one, GLUON.choose(call(), ASKED_FOR))
@@ -92,10 +103,10 @@ def test_both_directions_one_after_the_other(card: None, forward: Call, reverse:
         (call(1025), "no row for more than 1024 columns"),
         (call(600, torch.float32), "registers a thread"),
         (call(dtype=torch.float64), "no kernel for torch.float64"),
-        (call(options=frozenset({"resets"})), "no kernel for resets"),
+        (call(options=frozenset({"zoneout"})), "no kernel for zoneout"),
         (call(0), "is empty"),
     ],
-    ids=["no row", "large", "float64", "resets", "empty"],
+    ids=["no row", "large", "float64", "option", "empty"],
 )
 def test_reasons(card: None, given: Call, reason: str) -> None:
     assert reason in (GLUON.obstacle(given) or "")

@@ -63,6 +63,13 @@ def test_both_directions_in_one_launch(target: int) -> None:
     assert_in_registers(rows)
 
 
+def test_resets() -> None:
+    """A flag for each row costs no barrier and no register that is not there."""
+    rows = compile_cases(*((rule, "bfloat16", 256, 32, 90, None, 1, True) for rule in RULES))
+    assert len(rows) == 2 * len(RULES)
+    assert_in_registers(rows)
+
+
 @pytest.mark.parametrize("case", TIGHT, ids=lambda case: "-".join(map(str, case)))
 def test_the_tightest_fit(case: tuple[str, str, int, int]) -> None:
     assert_in_registers(compile_cases((*case, 90, None)))

@@ -51,6 +51,8 @@ def run(case: Case, args: list[Tensor], dtype: torch.dtype, d: list[Tensor], **o
 def test_accuracy(case: Case, shape: Shape, dtype: torch.dtype) -> None:
     T, B, H, _ = shape
     options: dict[str, Any] = {"lengths": torch.randint(T + 1, (B,), device=DEVICE), "reverse": T == 9}
+    if T != 9:
+        options["resets"] = torch.rand(T, B, device=DEVICE) < 0.1
     args = [a.detach().to(dtype).double() / 2 for a in case.arguments(shape)]
     d = [torch.randn(size).to(dtype).double() for size in ((T, B, H), *[(B, H)] * case.states)]
     truth, theirs = (run(case, args, to, d, impl="torch", **options) for to in (torch.float64, dtype))

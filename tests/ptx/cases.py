@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.cases.compile_cases import DEVICES, DTYPES
+from fastcells.backends.base import Steps
 from fastcells.backends.triton.operators import run_backward, run_forward
 from fastcells.kernels.gluon.launch import gluon_backward, gluon_forward
 from fastcells.kernels.gluon.plan import Resident, resident_plan
@@ -58,10 +59,11 @@ class Case:
     bias: bool = True
     backward: bool = True
     both: bool = False
+    resets: bool = False
     options: Options = field(default_factory=Options)
 
     def __str__(self) -> str:
-        flags = [name for name in ("both", "ids", "ragged", "reverse") if getattr(self, name)]
+        flags = [name for name in ("both", "ids", "ragged", "reverse", "resets") if getattr(self, name)]
         flags += [] if self.bias else ["no-bias"]
         flags += [] if self.backward else ["forward"]
         way = f"split-{self.exchange}" if self.path == "split" else self.path
@@ -143,21 +145,25 @@ def run(case: Case) -> Result:
     d_hidden = torch.randn(*each, T, B, H).to(dtype)
     d_last = tuple(torch.randn(*each, B, H).to(dtype) for _ in spec.states)
     inputs = [a for a in (given.x, given.ids, given.bias, *state, w, b, lengths, d_hidden, *d_last) if a is not None]
-    copies = [a.clone() for a in inputs]
+    resets = torch.rand(T, B) < 0.3 if case.resets else None
     common = (rule, state, w, lengths, case.reverse, precision)
+    flags = None if resets is None else resets.to(torch.uint8)
+    inputs += [] if flags is None else [flags]
+    copies = [a.clone() for a in inputs]
     forward, backward = LAUNCHERS.get(case.path, (run_forward, run_backward))
     with executed(case.options) as launches:
-        out = forward(ForwardPass(*common, given, b, save=case.backward), case.plan(backward=False))
+        out = forward(ForwardPass(*common, given, b, save=case.backward, resets=flags), case.plan(backward=False))
         results: dict[str, Any] = {"hidden": out.hidden, "last": out.last}
         if case.backward:
-            back = backward(BackwardPass(*common, out, d_hidden, d_last), case.plan(backward=True))
+            back = backward(BackwardPass(*common, out, d_hidden, d_last, resets=flags), case.plan(backward=True))
             results |= {"d_x": back.d_x.flatten(-2), "d_gates": back.d_gates.flatten(-2), "d_state": back.d_state}
     own, limit = (x, state, w, b, d_hidden, d_last, out.hidden), ROUNDINGS * rounding
+    walk = Steps(case.reverse, lengths, resets)
     if case.both:
-        against = case.reverse, not case.reverse
-        exact = _stacked([reference(spec, lengths, against[i], limit, *_of(i, own)) for i in (0, 1)])
+        walks = walk, walk._replace(reverse=not case.reverse)
+        exact = _stacked([reference(spec, walks[i], limit, *_of(i, own)) for i in (0, 1)])
     else:
-        exact = reference(spec, lengths, case.reverse, limit, *own)
+        exact = reference(spec, walk, limit, *own)
     changed = not all(map(torch.equal, inputs, copies))
     errors = {name: max(map(error, _tensors(value), _tensors(exact[name]))) for name, value in results.items()}
     errors["inputs"] = math.inf if changed else 0.0
@@ -191,8 +197,7 @@ def _input(case: Case, rows: int, dtype: torch.dtype) -> tuple[StepInput, Tensor
 
 def reference(
     spec: CellSpec,
-    lengths: Tensor | None,
-    reverse: bool,
+    steps: Steps,
     limit: float,
     x: Tensor,
     state: tuple[Tensor, ...],
@@ -206,25 +211,28 @@ def reference(
 
     rounded: the kernel's own states. They say on which side of its kink a relu was that is nearer to it than `limit`.
     """
-    T, B = x.shape[:2]
+    T = len(x)
     x = x.clone().requires_grad_()
     h = first = tuple(s.double().requires_grad_() for s in state)
     # Where both are the same, as of a cell whose last product is another's operand, the gradient of x says it.
     bias = torch.zeros(x.shape[-1:]) if b is None else b
     bias = (bias.double() if spec.same_gradient else bias.double().expand(x.shape).clone()).requires_grad_()
     hidden: list[Tensor] = [torch.empty(0)] * T
-    for t in reversed(range(T)) if reverse else range(T):
+    mask = steps.mask(T)
+    for t in steps.order(T):
+        if steps.resets is not None:
+            starts = steps.resets[t][:, None] if mask is None else steps.resets[t][:, None] & mask[t]
+            h = tuple(torch.where(starts, 0.0, s) for s in h)
         new = spec.step(x[t], h, RecurrentWeights(w.double(), bias if spec.same_gradient else bias[t]))
         if spec.name == "rnn_relu":
             before = x[t] + h[0] @ w.double().t() + bias
             near = before.abs() < limit * before.abs().max()
             new = (torch.where(torch.where(near, rounded[t] > 0, before > 0), before, 0.0 * before),)
-        if lengths is not None:
-            new = tuple(torch.where((t < lengths)[:, None], a, old) for a, old in zip(new, h, strict=True))
+        if mask is not None:
+            new = tuple(torch.where(mask[t], a, old) for a, old in zip(new, h, strict=True))
         h, hidden[t] = new, new[0]
     out = torch.stack(hidden)
-    counted = torch.ones(T, B, 1) if lengths is None else (torch.arange(T)[:, None] < lengths)[..., None]
-    loss = (out * d_hidden.double() * counted).sum()
+    loss = (out * steps.zero_past_length(d_hidden.double())).sum()
     loss = loss + sum((a * d.double()).sum() for a, d in zip(h, d_last, strict=True))
     d_x, d_gates, *d_state = torch.autograd.grad(loss, [x, bias, *first])
     d_gates = d_x if spec.same_gradient else d_gates

@@ -28,7 +28,16 @@ TARGETS = (90, 80, 100)
 # How many of a target's cases: float16 is compiled as bfloat16 is, other targets differ in loads and conversions.
 OTHER = {"bfloat16": 0.3, "float16": 0.0, "float32": 0.3, "float32x3": 0.0}
 SHARES = {90: {"bfloat16": 1.0, "float16": 0.3, "float32": 1.0, "float32x3": 0.5}, 80: OTHER, 100: OTHER}
-QUICK_LENGTH, QUICK_BOTH = 44, 7  # how many of them every test run executes
+QUICK_LENGTH, QUICK_BOTH, QUICK_RESETS = 44, 7, 6  # how many of them every test run executes
+# Each family of kernels and, of the split ones, the poll in words and in single elements.
+WITH_RESETS = (
+    ("sequence", "", 0),
+    ("split", "poll", 0),
+    ("split", "poll", 1),
+    ("split", "counter", 0),
+    ("gluon", "", 0),
+    ("step", "", 0),
+)
 
 
 def _product(ways: Sequence[tuple[str, str, int, int, int, int]], first: int = 0, both: bool = False) -> Iterator[Case]:
@@ -55,10 +64,28 @@ def _product(ways: Sequence[tuple[str, str, int, int, int, int]], first: int = 0
         )  # fmt: skip
 
 
+def _resets() -> Iterator[Case]:
+    """Steps that start from zeros."""
+    ways = [way for way in WAYS if way[:3] in WITH_RESETS and way[4] < 33]
+    for number, (dtype, rule, way) in enumerate(itertools.product(("bfloat16", "float32"), CELLS, ways)):
+        path, exchange, form, H, B, T = way
+        rng = random.Random(number)
+        yield Case(
+            path, rule, dtype, H, B, T + 1, exchange, form,
+            ids=rng.random() < 0.3,
+            ragged=rng.random() < 0.4,
+            reverse=rng.random() < 0.4,
+            resets=True,
+            both=path == "gluon" and rng.random() < 0.3,
+            options=Options(weak=True, seed=number),
+        )  # fmt: skip
+
+
 _IN_TURN, _AT_ONCE = tuple(_product(WAYS)), tuple(_product(BOTH, first=10_000, both=True))
-EVERY = _IN_TURN + _AT_ONCE
+_RESETS = tuple(_resets())
+EVERY = _IN_TURN + _AT_ONCE + _RESETS
 QUICK = tuple(
     case
-    for cases, length in ((_IN_TURN, QUICK_LENGTH), (_AT_ONCE, QUICK_BOTH))
+    for cases, length in ((_IN_TURN, QUICK_LENGTH), (_AT_ONCE, QUICK_BOTH), (_RESETS, QUICK_RESETS))
     for case in random.Random(length).sample(cases, length)
 )

@@ -12,7 +12,7 @@ import pytest
 from tests.ptx import cases
 from tests.ptx.worker import Run
 
-CASE = cases.Case("sequence", "gru", "float32", 17, 3, 3, ids=True, ragged=True, reverse=True)
+CASE = cases.Case("sequence", "gru", "float32", 17, 3, 3, ids=True, ragged=True, reverse=True, resets=True)
 
 
 def _other_ids(given: Any, **bounds: int) -> Any:
@@ -22,6 +22,8 @@ def _other_ids(given: Any, **bounds: int) -> Any:
 FORWARD: dict[str, Callable[[Any], Any]] = {
     "right": lambda given: given,
     "lengths": lambda given: replace(given, lengths=None),
+    "resets": lambda given: replace(given, resets=None),
+    "resets' order": lambda given: replace(given, resets=given.resets.flip(0)),
     "reverse": lambda given: replace(given, reverse=False),
     "bias": lambda given: replace(given, b=None),
     "input bias": lambda given: replace(given, x=given.x._replace(bias=0 * given.x.bias)),
@@ -33,6 +35,8 @@ FORWARD: dict[str, Callable[[Any], Any]] = {
 BACKWARD: dict[str, Callable[[Any], Any]] = {
     "right": lambda given: given,
     "lengths": lambda given: replace(given, lengths=None),
+    "resets": lambda given: replace(given, resets=None),
+    "resets' order": lambda given: replace(given, resets=given.resets.flip(0)),
     "reverse": lambda given: replace(given, reverse=False),
     "d_last": lambda given: replace(given, d_last=(0 * given.d_last[0],)),
     "d_hidden": lambda given: replace(given, d_hidden=0 * given.d_hidden),

@@ -1,10 +1,10 @@
 """Compile the Gluon kernels as their launchers would, on a machine that need not have a GPU.
 
-    python -m tests.support.gluon_kernels '[["gru", "bfloat16", 256, 32, 90, null, 1], ...]'
+    python -m tests.support.gluon_kernels '[["gru", "bfloat16", 256, 32, 90, null, 1, false], ...]'
 
 prints a JSON list of figures, one for each kernel of each case: rule, dtype, H, B, target, in place of the plan's own
-blocks others, and how many directions a launch runs, 1 if not given. A process of its own, since nothing is compiled
-where TRITON_INTERPRET is set.
+blocks others, how many directions a launch runs, 1 if not given, and whether steps may start from zeros. A process of
+its own, since nothing is compiled where TRITON_INTERPRET is set.
 """
 
 from __future__ import annotations
@@ -44,9 +44,16 @@ class Recorder:
 
 
 def launches(
-    rule: str, dtype: str, H: int, B: int, target: int, blocks: list[int] | None, directions: int = 1
+    rule: str,
+    dtype: str,
+    H: int,
+    B: int,
+    target: int,
+    blocks: list[int] | None,
+    directions: int = 1,
+    resets: bool = False,
 ) -> list[Recorder]:
-    """What forward and backward launch, with every option of a step that changes the kernels' loads."""
+    """What forward and backward launch, with every option of a step that changes the kernels' loads but resets."""
     torch_dtype, precision = DTYPES[dtype]
     spec = RULES[rule].spec
     plans = []
@@ -64,10 +71,13 @@ def launches(
     rows = spec.num_gates * H
     state, w = tuple(meta(B, H) for _ in spec.states), meta(rows, H)
     given = (RULES[rule], state, w, torch.empty(B, dtype=torch.int32, device="meta"), False, precision)
+    flags = torch.empty(T, B, dtype=torch.uint8, device="meta") if resets else None
     recorders = [Recorder(launch.forward_kernel), Recorder(launch.backward_kernel)]
     launch.forward_kernel, launch.backward_kernel = recorders
-    out = launch.gluon_forward(ForwardPass(*given, StepInput(meta(T, B, rows)), meta(rows), True), plans[0])
-    launch.gluon_backward(BackwardPass(*given, out._replace(last=()), meta(T, B, H), state), plans[1])
+    out = launch.gluon_forward(
+        ForwardPass(*given, StepInput(meta(T, B, rows)), meta(rows), True, resets=flags), plans[0]
+    )
+    launch.gluon_backward(BackwardPass(*given, out._replace(last=()), meta(T, B, H), state, resets=flags), plans[1])
     launch.forward_kernel, launch.backward_kernel = (recorder.kernel for recorder in recorders)
     return recorders
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcells.backends.triton.operators import run_backward, run_forward
-from fastcells.kernels.triton import exchange, launch, launch_split, plan, split_forward
+from fastcells.kernels.triton import exchange, launch, launch_split, plan
 from fastcells.kernels.triton.rules import RULES
 from tests.support.concurrent_programs import Deadlock, concurrent_programs
+from tests.support.edited_kernels import edited
 from tests.support.shapes import CELLS, Case
 from tests.support.split_programs import BLOCKS
 
@@ -167,16 +167,8 @@ STUCK_WALKS = {
 @contextmanager
 def kernels_with(old: str, new: str, folder: Path) -> Iterator[None]:
     """The launchers launch the split kernels with another text."""
-    with pytest.MonkeyPatch.context() as patch:
-        for way in ("forward", "backward"):
-            text = Path(split_forward.__file__).with_name(f"split_{way}.py").read_text("utf-8")
-            assert text.count(old) == 1
-            path = folder / f"broken_{way}.py"
-            path.write_text(text.replace(old, new), "utf-8")
-            spec = spec_from_file_location(path.stem, path)
-            assert spec is not None and spec.loader is not None
-            spec.loader.exec_module(module := module_from_spec(spec))
-            patch.setattr(launch_split, f"split_{way}_kernel", getattr(module, f"split_{way}_kernel"))
+    forward, backward = (edited(launch_split, f"split_{way}.py", old, new, folder) for way in ("forward", "backward"))
+    with forward, backward:
         yield
 
 

@@ -50,7 +50,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Problem:
-    """One cell's launches, with rows that end after 0, 1 and all steps."""
+    """One cell's launches, with rows that end after 0, 1 and all steps and, in reverse, such as start from zeros."""
 
     def __init__(self, case: Case, reverse: bool) -> None:
         rule = RULES[case.spec.name]
@@ -58,15 +58,17 @@ class Problem:
         x, *state, _, w, _, b = (a.detach() for a in case.arguments((T, B, H, gates * H), torch.float32))
         lengths = torch.arange(B, dtype=torch.int32) % (T + 1)
         self.given = rule, tuple(state), w, lengths, reverse, "ieee"
+        self.resets = (torch.rand(T, B) < 0.4).to(torch.uint8) if reverse else None
         self.input = launch.StepInput(x), b, True
         self.d = torch.randn(T, B, H), tuple(map(torch.randn_like, state))
         self.order = list(range(T))[:: -1 if reverse else 1]
 
     def forward(self, how: plan.Plan) -> launch.Forward:
-        return run_forward(launch.ForwardPass(*self.given, *self.input), how)
+        return run_forward(launch.ForwardPass(*self.given, *self.input, resets=self.resets), how)
 
     def backward(self, how: plan.Plan) -> launch.Backward:
-        return run_backward(launch.BackwardPass(*self.given, self.forward(WHOLE), *self.d), how)
+        given = launch.BackwardPass(*self.given, self.forward(WHOLE), *self.d, resets=self.resets)
+        return run_backward(given, how)
 
 
 def all_nan(tensor: Tensor) -> bool:

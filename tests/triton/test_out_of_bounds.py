@@ -41,7 +41,8 @@ pytestmark = [
 
 NUMBER = 48  # the bit of an address from which on the number of the tensor stands
 STEPS = 3
-PER_STEP = ("x_ptr", "ids_ptr", "h_ptr", "c_ptr", "saved_ptr", "d_out_ptr", "d_x_ptr", "d_gates_ptr")  # [T, B, ...]
+# [T, B, ...]
+PER_STEP = ("x_ptr", "ids_ptr", "resets_ptr", "h_ptr", "c_ptr", "saved_ptr", "d_out_ptr", "d_x_ptr", "d_gates_ptr")
 SHAPES = [Shape(1, 1, 1, 2), Shape(3, 5, 7, 2), Shape(1, 17, 24, 2), Shape(3, 17, 7, 2)]
 SHAPES += [Shape(3, 5, 40, 2)]  # several programs along H, and several tiles of a product
 GRU, RESET_BEFORE, LSTM = CELLS[2:]
@@ -164,7 +165,8 @@ def run(case: Case, shape: Shape, impl: str, dtype: torch.dtype = torch.float32,
 def test_nothing_is_out_of_bounds(case: Case, shape: Shape, impl: str, ragged: bool, reverse: bool) -> None:
     lengths = torch.randint(shape.T + 1, (shape.B,)) if ragged else None
     dtype = torch.float32 if shape.H == 7 else torch.bfloat16  # words of one element, and of two
-    checked = run(case, shape, impl, dtype, lengths=lengths, reverse=reverse)
+    resets = torch.rand(shape.T, shape.B) < 0.3 if ragged else None
+    checked = run(case, shape, impl, dtype, lengths=lengths, resets=resets, reverse=reverse)
     kernels = {f"{PATHS[impl]}_{way}_kernel" for way in ("forward", "backward")}
     second_product = {"reset_hidden_kernel"} if (case.spec.name, impl) == ("gru_reset_before", "triton-step") else set()
     assert set(checked) == kernels | second_product and all(checked.values())
@@ -269,6 +271,7 @@ def test_offsets_of_a_step_may_need_more_than_32_bits(case: Case, reverse: bool,
         leaves[0] = torch.randint(shape.I, (shape.T, shape.B), dtype=torch.int32)
     d = [torch.randn(shape.T, shape.B, shape.H), *(torch.randn(shape.B, shape.H) for _ in range(case.states))]
     options: dict[str, Any] = {"reverse": reverse, "lengths": torch.tensor([3, 0, 1, 2, 3])}
+    options["resets"] = torch.rand(shape.T, shape.B) < 0.3
     far = run_steps(case, leaves, d, 2**31 // shape.B + 1, **options)
     for a, b in zip(run_steps(case, leaves, d, 0, **options), far, strict=True):
         assert torch.equal(a, b)
@@ -288,13 +291,15 @@ def test_offsets_of_a_step_may_need_more_than_32_bits(case: Case, reverse: bool,
         ("step_forward_kernel", "c_ptr"),
         ("step_backward_kernel", "d_gates_ptr"),
         ("step_backward_kernel", "lengths_ptr"),
+        *((f"{path}_{way}_kernel", "resets_ptr") for path in PATHS.values() for way in ("forward", "backward")),
     ],
 )
 def test_a_tensor_one_element_too_small_is_found(kernel: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, kernel, lambda arguments: {name: arguments[name].flatten()[:-1]})
-    access = "load" if name == "lengths_ptr" else "store"
+    access = "load" if name in ("lengths_ptr", "resets_ptr") else "store"
+    resets = torch.zeros(3, 5, dtype=torch.bool)
     with pytest.raises(InterpreterError, match=f"{kernel}: out-of-bounds {access} .* of {name}, which has"):
-        run(LSTM, Shape(3, 5, 7, 2), impl_of(kernel), lengths=torch.tensor([3, 0, 1, 2, 3]))
+        run(LSTM, Shape(3, 5, 7, 2), impl_of(kernel), lengths=torch.tensor([3, 0, 1, 2, 3]), resets=resets)
 
 
 @triton.jit

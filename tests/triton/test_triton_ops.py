@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 import fastcells
+from fastcells import functional
 from fastcells.backends.triton.operators import recurrence_backward, recurrence_forward
 from fastcells.kernels.triton.rules import RULES
-from tests.support.accuracy import cotangents
+from tests.support.accuracy import assert_equal_to_rounding, cotangents
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("strict_float32")]
 T, B, H = 3, 5, 16
@@ -32,13 +33,15 @@ def test_opcheck(rule: str, path: str, ragged: bool, device: torch.device) -> No
     """Schema, fake implementation and AOT dispatch, forward and backward."""
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     arguments = forward_arguments(rule, path, device, ragged)
+    resets = torch.rand(T, B, device=device) < 0.3 if ragged else None
+    arguments += (None, None, resets)
     torch.library.opcheck(recurrence_forward, arguments, test_utils=tests)
     hidden, cells, saved, h_n, c_n = recurrence_forward(*arguments)
     _, h0, c0, w, _, lengths, *_ = arguments
     has_c = c0 is not None
     d_hidden, d_h_n, d_c_n = cotangents((hidden, h_n, c_n))
     back = (d_hidden, d_h_n, d_c_n if has_c else None, h0, c0, w, hidden, cells if has_c else None)
-    back += (saved if RULES[rule].spec.saved else None, lengths, rule, path, ragged)
+    back += (saved if RULES[rule].spec.saved else None, lengths, rule, path, ragged, resets)
     torch.library.opcheck(recurrence_backward, back, test_utils=tests)
 
 
@@ -67,3 +70,19 @@ def test_compile_fullgraph(name: str, impl: str, backend: str, device: torch.dev
         for eager, graph in zip(*results, strict=True):
             # The recurrence is the same operator; what is around it may be fused and rounded differently.
             assert torch.allclose(eager, graph, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["triton", "triton-step"])
+def test_compile_with_resets(impl: str, device: torch.device) -> None:
+    """The functional form in one graph: outputs and gradients, as without."""
+    torch.compiler.reset()
+    sizes = ((T, B, 6), (B, H), (3 * H, 6), (3 * H, H), (3 * H,), (3 * H,))
+    leaves = [torch.randn(size, device=device).mul(0.3).requires_grad_() for size in sizes]
+    resets = torch.rand(T, B, device=device) < 0.4
+    results: list[tuple[Tensor, ...]] = []
+    for run in (functional.gru, torch.compile(functional.gru, fullgraph=True, backend="aot_eager")):
+        out = run(*leaves, resets=resets, impl=impl)
+        torch.manual_seed(0)
+        results.append((*out, *torch.autograd.grad(out, leaves, cotangents(out))))
+    assert_equal_to_rounding(*results)
+    assert not torch.equal(results[0][0], functional.gru(*leaves, impl=impl)[0])

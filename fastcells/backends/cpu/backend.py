@@ -42,14 +42,12 @@ class CpuBackend(KernelBackend):
         in_aten = TORCH.choose(call, "").path == "aten"
         if in_aten and call.padding > policy.MOST_PADDING:
             return None
+        training, instructions = call.w_hh.requires_grad and torch.is_grad_enabled(), native.instruction_set()
+        if "proj_size" in call.options:
+            P = call.w_hh.shape[1]
+            return policy.projected_advantage(call.T, call.B, call.H, P, training=training, instructions=instructions)
         return policy.advantage(
-            call.spec.name,
-            call.T,
-            call.B,
-            call.w_hh.shape[1],
-            training=call.w_hh.requires_grad and torch.is_grad_enabled(),
-            aten=in_aten,
-            instructions=native.instruction_set(),
+            call.spec.name, call.T, call.B, call.H, training=training, aten=in_aten, instructions=instructions
         )
 
     def choose(self, call: Call, reason: str) -> Choice:

@@ -45,7 +45,7 @@ class GluonBackend(KernelBackend):
 
     name = "gluon"
     cells = CELLS
-    options = frozenset({"lengths"})
+    options = frozenset({"lengths", "resets"})
     dtypes = frozenset({torch.float32, torch.float16, torch.bfloat16})
     devices = frozenset({"cuda"})
     takes_ids = True
@@ -100,11 +100,13 @@ class GluonBackend(KernelBackend):
 
     def _plan(self, call: Call, *, backward: bool, directions: int = 1) -> Resident | str:
         """How a pass is launched, or the reason why it cannot be."""
+        if directions == 2 and call.options - {"lengths"}:
+            return "a projection and resets are one direction's"
         device = gpu(call.w_hh.device)
         assert device is not None, "asked for a CPU"
         precision = matmul_precision(call.dtype, call.w_hh.device)
         return resident_plan(
-            call.w_hh.shape[1],
+            call.H,
             call.B,
             call.spec.num_gates,
             call.dtype.itemsize,
@@ -119,11 +121,11 @@ class GluonBackend(KernelBackend):
         from fastcells.backends.triton import operators
         from fastcells.kernels.gluon.launch import gluon_forward
 
-        (x, ids, b_ih), state, (w_hh, b_hh, *_), (reverse, lengths, *_) = inputs
+        (x, ids, b_ih), state, (w_hh, b_hh, *_), (reverse, lengths, resets, *_) = inputs
         plans: Plans = choice.plan
         x = x if ids is None else x.mT.contiguous()  # rows in one piece each, as TritonBackend has them
         given = operators.ForwardArguments(
-            x, *h_and_c(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih
+            x, *h_and_c(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih, resets
         )
         with torch.cuda.device_of(w_hh):
             out = gluon_forward(
@@ -158,12 +160,12 @@ class GluonBackend(KernelBackend):
         from fastcells.backends.triton import operators
         from fastcells.kernels.gluon.launch import gluon_backward
 
-        _, state, (w_hh, *_), (reverse, lengths, *_) = inputs
+        _, state, (w_hh, *_), (reverse, lengths, resets, *_) = inputs
         cells, saved = trace.saved
         plans: Plans = choice.plan
         given = operators.BackwardArguments(
             d_hidden, *h_and_c(d_last), *h_and_c(state), w_hh,
-            trace.hidden, cells, saved, lengths, spec.name, choice.path, reverse,
+            trace.hidden, cells, saved, lengths, spec.name, choice.path, reverse, resets,
         )  # fmt: skip
         with torch.cuda.device_of(w_hh):
             out = gluon_backward(

@@ -47,7 +47,7 @@ class TritonBackend(KernelBackend):
     """The recurrence in Triton: on a GPU, or in Triton's interpreter on a CPU."""
 
     cells = CELLS
-    options = frozenset({"lengths"})
+    options = frozenset({"lengths", "resets"})
     dtypes = frozenset({torch.float32, torch.float16, torch.bfloat16})
     devices = frozenset({"cuda"})
     takes_ids = True
@@ -76,13 +76,15 @@ class TritonBackend(KernelBackend):
         device = gpu(w_hh.device)
         if device is None or device.capability not in policy.PROVEN or self.obstacle(call) is not None:
             return None
+        if "proj_size" in call.options:  # folded into the weights it costs more: only what was measured says more
+            return None
         forward = self._plan(call, backward=False)
         backward = self._plan(call, backward=True) if w_hh.requires_grad and torch.is_grad_enabled() else None
         if isinstance(forward, str) or isinstance(backward, str):
             return None
         dtype = str(call.dtype).removeprefix("torch.")
         aten = TORCH.choose(call, "").path == "aten"
-        return policy.advantage(call.spec.name, call.T, w_hh.shape[1], dtype, forward, backward, aten=aten)
+        return policy.advantage(call.spec.name, call.T, call.H, dtype, forward, backward, aten=aten)
 
     def choose(self, call: Call, reason: str) -> Choice:
         forward, backward = (self._plan(call, backward=backward) for backward in (False, True))
@@ -90,7 +92,7 @@ class TritonBackend(KernelBackend):
         return self._choice(Plans(forward, backward, _precision(call)), reason)
 
     def candidates(self, call: Call) -> list[Choice]:
-        size, device, H = call.dtype.itemsize, call.w_hh.device, call.w_hh.shape[1]
+        size, device, H = call.dtype.itemsize, call.w_hh.device, call.H
         gates, precision = call.spec.num_gates, _precision(call)
         if self.name == "triton-step":
             return []  # many launches, as torch's own; it is there for what does not fit the other kernels
@@ -123,17 +125,17 @@ class TritonBackend(KernelBackend):
     def _plan(self, call: Call, *, backward: bool) -> plan.Plan | str:
         """How a pass is launched, or the reason why it cannot be."""
         path = "step" if self.name == "triton-step" else "sequence"
-        size, device, H = call.dtype.itemsize, call.w_hh.device, call.w_hh.shape[1]
-        return plan_for(call.spec.name, path, call.B, H, size, gpu(device), _precision(call), backward)
+        size, device = call.dtype.itemsize, call.w_hh.device
+        return plan_for(call.spec.name, path, call.B, call.H, size, gpu(device), _precision(call), backward)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         from fastcells.backends.triton import operators
 
-        (x, ids, b_ih), state, (w_hh, b_hh, *_), (reverse, lengths, *_) = inputs
+        (x, ids, b_ih), state, (w_hh, b_hh, *_), (reverse, lengths, resets, *_) = inputs
         # Rows of W_ih^T in one piece each: columns of W_ih would be as many memory transactions as there are elements.
         x = x if ids is None else x.t().contiguous()
         given = operators.ForwardArguments(
-            x, *h_and_c(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih
+            x, *h_and_c(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih, resets
         )
         if not traced():
             plans: Plans = choice.plan
@@ -154,7 +156,7 @@ class TritonBackend(KernelBackend):
     ) -> Gradients:
         from fastcells.backends.triton import operators
 
-        _, state, (w_hh, *_), (reverse, lengths, *_) = inputs
+        _, state, (w_hh, *_), (reverse, lengths, resets, *_) = inputs
         cells, saved = trace.saved
         given = operators.BackwardArguments(
             d_hidden,
@@ -168,6 +170,7 @@ class TritonBackend(KernelBackend):
             spec.name,
             choice.path,
             reverse,
+            resets,
         )
         if not traced():
             plans: Plans = choice.plan

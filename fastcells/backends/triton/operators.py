@@ -43,6 +43,7 @@ def contiguous_forward(given: ForwardPass) -> ForwardPass:
         w=_contiguous(given.w),
         x=StepInput(_contiguous(given.x.x), _contiguous_or_none(given.x.ids), _contiguous_or_none(given.x.bias)),
         b=_contiguous_or_none(given.b),
+        resets=_contiguous_or_none(given.resets),
     )
 
 
@@ -61,6 +62,7 @@ def contiguous_backward(given: BackwardPass) -> BackwardPass:
         w=_contiguous(given.w),
         d_hidden=_contiguous(given.d_hidden),
         d_last=tuple(_contiguous(d) for d in given.d_last),
+        resets=_contiguous_or_none(given.resets),
     )
 
 
@@ -91,6 +93,7 @@ class ForwardArguments(NamedTuple):
     save: bool
     ids: Tensor | None = None  # [T, B] int32 or int64
     b_ih: Tensor | None = None  # [G*H], with ids
+    resets: Tensor | None = None  # [T, B] bool
 
 
 class BackwardArguments(NamedTuple):
@@ -109,6 +112,7 @@ class BackwardArguments(NamedTuple):
     rule: str
     path: str
     reverse: bool
+    resets: Tensor | None = None  # [T, B] bool
 
 
 A = TypeVar("A", ForwardArguments, BackwardArguments)
@@ -142,12 +146,19 @@ def _operator(
 
 def forward_pass(a: ForwardArguments, precision: str) -> ForwardPass:
     x, state = StepInput(a.x, a.ids, a.b_ih), _given(a.h0, a.c0)
-    return ForwardPass(RULES[a.rule], state, a.w, a.lengths, a.reverse, precision, x, a.b, a.save)
+    common = (RULES[a.rule], state, a.w, a.lengths, a.reverse, precision)
+    return ForwardPass(*common, x, a.b, a.save, resets=_flags(a.resets))
 
 
 def backward_pass(a: BackwardArguments, precision: str) -> BackwardPass:
     forward, state, d_last = Forward(a.hidden, a.cells, a.saved, ()), _given(a.h0, a.c0), _given(a.d_h_n, a.d_c_n)
-    return BackwardPass(RULES[a.rule], state, a.w, a.lengths, a.reverse, precision, forward, a.d_hidden, d_last)
+    common = (RULES[a.rule], state, a.w, a.lengths, a.reverse, precision)
+    return BackwardPass(*common, forward, a.d_hidden, d_last, resets=_flags(a.resets))
+
+
+def _flags(resets: Tensor | None) -> Tensor | None:
+    """The same bytes: Triton has no pointer to bool."""
+    return None if resets is None else resets.view(torch.uint8)
 
 
 def _forward_tensors(out: Forward) -> tuple[Tensor, ...]:
