@@ -31,6 +31,19 @@ class LayerShapes(RNNBase):
         super().reset_parameters()
         initial_state.reset(self)
 
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", learned_state=True" if self.learned_state else "")
+
+    def _sizes(self, data: Tensor, batch_sizes: Tensor | None, ids: bool) -> tuple[int, int, float]:
+        """T and B, and for a packed batch T * B over the number of tokens."""
+        if batch_sizes is not None:
+            steps, batch = len(batch_sizes), int(batch_sizes[0])
+            return steps, batch, steps * batch / max(1, len(data))
+        sizes = data.shape if ids else data.shape[:-1]
+        if len(sizes) < 2:
+            return sizes[0], 1, 1.0
+        return (sizes[1], sizes[0], 1.0) if self.batch_first else (sizes[0], sizes[1], 1.0)
+
     def _is_unbatched(self, data: Tensor, ids: bool) -> bool:
         """Whether a tensor is one sequence. ValueError where it is neither that nor a batch."""
         dim = data.dim() + ids

@@ -79,7 +79,6 @@ class Layer(LayerShapes):
         extra = super().extra_repr()
         extra += "" if self.reset_after else ", reset_after=False"
         extra += f"{self._rates}{', return_states=True' if self.return_states else ''}"
-        extra += ", learned_state=True" if self.learned_state else ""
         return extra if self.impl == "auto" else f"{extra}, impl={self.impl!r}"
 
     def flatten_parameters(self) -> None:
@@ -102,16 +101,6 @@ class Layer(LayerShapes):
         options |= {"lengths"} if batch_sizes is not None else NOTHING
         layers = [self._choices(i, ids, T, B, type(data), weights, options) for i in range(self.num_layers)]
         return dispatch.Explanation(zip(names, itertools.chain(*layers), strict=True))
-
-    def _sizes(self, data: Tensor, batch_sizes: Tensor | None, ids: bool) -> tuple[int, int, float]:
-        """T and B, and for a packed batch T * B over the number of tokens."""
-        if batch_sizes is not None:
-            steps, batch = len(batch_sizes), int(batch_sizes[0])
-            return steps, batch, steps * batch / max(1, len(data))
-        sizes = data.shape if ids else data.shape[:-1]
-        if len(sizes) < 2:
-            return sizes[0], 1, 1.0
-        return (sizes[1], sizes[0], 1.0) if self.batch_first else (sizes[0], sizes[1], 1.0)
 
     def _choose(
         self,
