@@ -193,6 +193,16 @@ def test_compiled_traced_and_under_func() -> None:
     assert_equal_to_rounding([each["h_0"].sum(0)], [layer.h_0.grad])
 
 
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_under_autocast(reset_after: bool) -> None:
+    """As the zeros that it stands for, it has the input's dtype."""
+    layer = fastcells.GRU(I, H, reset_after=reset_after, learned_state=True)
+    nn.init.normal_(layer.h_0)
+    x = torch.randn(T, B, I).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_identical(layer(x), layer(x, state_of(layer, B).bfloat16()))
+
+
 def test_parametrized() -> None:
     layer = learned("GRU", num_layers=3)
     parametrizations.orthogonal(layer, "h_0")
