@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastcells.call_options import Masks
+from fastcells.call_options import Given, Masks
 from fastcells.cell_states import split_states
 from fastcells.regularised import rates
 from fastcells.spec import GRU_RESET_AFTER, GRU_RESET_BEFORE, RNN_RELU, RNN_TANH, CellSpec, State
 from fastcells.spec import LSTM as LSTM_SPEC
-from fastcells.stack import Given, Layer
+from fastcells.stack import Layer
 
 Device = torch.device | str | int | None
 Lengths = Tensor | Sequence[int] | int | None

@@ -8,7 +8,7 @@ no flattened copy of them that a parametrization, weight norm or a shared weight
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from fastcells import both_directions, dispatch, initial_state, one_direction, packed, regularised, streaming
 from fastcells.backends.base import IN_ONE_CALL, NOTHING, Call, Choice, LayerWeights
 from fastcells.backends.torch.aten import aten
-from fastcells.call_options import NO_OPTIONS, CallOptions, Masks, call_options
+from fastcells.call_options import NO_OPTIONS, NOTHING_GIVEN, CallOptions, Given, Masks, call_options
 from fastcells.cell_states import cell_states
 from fastcells.checks import check_input
 from fastcells.layer_shapes import LayerShapes, each_of
@@ -26,18 +26,6 @@ from fastcells.modes import transformed
 from fastcells.regularised import NO_RATES, Rates
 from fastcells.spec import CellSpec, RecurrentWeights, State
 from fastcells.token_ids import ID_DTYPES, check_range, is_token_ids, one_hot
-
-
-class Given(NamedTuple):
-    """What the user gives a layer beside input and state."""
-
-    lengths: Any = None
-    resets: Tensor | None = None
-    reset_state: State | None = None
-    masks: Masks | None = None
-
-
-NOTHING_GIVEN = Given()
 
 
 class Layer(LayerShapes):
