@@ -59,13 +59,19 @@ setup(
         "fastcells.kernels.triton",
         "fastcells.spec",
         "fastcells.tuning",
+        "fastcells.weights",
     ],
     package_dir={"fastcells.kernels": "kernels"},
     package_data={"fastcells": ["py.typed"], "fastcells.data": ["*.txt", "*.json"]},
     ext_modules=[CPU],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
     install_requires=["torch>=2.11", "numpy", "safetensors", "tqdm", "filelock", "platformdirs"],
-    extras_require={"test": TEST, "dev": [*TEST, "build", "mypy", "ruff", "uv"], "plot": ["matplotlib"]},
+    extras_require={
+        "test": TEST,
+        "dev": [*TEST, "build", "mypy", "ruff", "uv"],
+        "plot": ["matplotlib"],
+        "onnx": ["onnx", "onnxruntime", "onnxscript"],  # of load_onnx and to_onnx, to run and to export by torch
+    },
     entry_points={"console_scripts": ["fastcells = fastcells.charlm.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

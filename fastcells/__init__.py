@@ -2,7 +2,7 @@
 
 import logging
 
-from fastcells import functional, reference
+from fastcells import functional, init, reference
 from fastcells.backends.base import Choice
 from fastcells.call_options import Masks
 from fastcells.cells import GRUCell, LSTMCell, RNNCell
@@ -12,6 +12,10 @@ from fastcells.errors import CannotRun, KernelFault
 from fastcells.layer_norm import LayerNormGRU, LayerNormLSTM
 from fastcells.layers import GRU, LSTM, RNN
 from fastcells.tuning.tune import Tuned, tune
+from fastcells.weights.load_flax import load_flax
+from fastcells.weights.load_keras import load_keras
+from fastcells.weights.load_onnx import load_onnx
+from fastcells.weights.to_onnx import to_onnx
 
 logging.getLogger("fastcells").addHandler(logging.NullHandler())  # nothing is printed unless the program asks for it
 
@@ -35,7 +39,12 @@ __all__ = [
     "explain",
     "from_torch",
     "functional",
+    "init",
+    "load_flax",
+    "load_keras",
+    "load_onnx",
     "reference",
+    "to_onnx",
     "to_torch",
     "tune",
 ]

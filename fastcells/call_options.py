@@ -56,6 +56,18 @@ class Masks(NamedTuple):
                 raise RuntimeError(f"masks.weight_dropout must have the shapes {needed}, got {found}")
 
 
+class Given(NamedTuple):
+    """What the user gives a layer beside input and state."""
+
+    lengths: Any = None
+    resets: Tensor | None = None
+    reset_state: State | None = None
+    masks: Masks | None = None
+
+
+NOTHING_GIVEN = Given()
+
+
 class CallOptions(NamedTuple):
     """For all layers and directions of a stack, time first."""
 

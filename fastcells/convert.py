@@ -22,7 +22,7 @@ TWINS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTMCell: cells.LSTMCell,
 }
 BACK = {ours: theirs for theirs, ours in TWINS.items()}
-LACKING = (*Rates._fields, "return_states")
+LACKING = (*Rates._fields, "return_states", "learned_state")
 OURS_ONLY = (*LACKING, "impl", "reset_after")  # attributes that torch.nn's modules do not have
 
 

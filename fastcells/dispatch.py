@@ -80,7 +80,7 @@ def choose(call: Call) -> Choice:
 
 def _priced(call: Call, choice: Choice) -> Choice:
     """With what a projection costs that the backend has no kernel for."""
-    if not call.options & FOLDED - choice.backend.options:
+    if not call.options or not call.options & FOLDED - choice.backend.options:
         return choice
     return replace(choice, reason=f"{choice.reason}; {projection.price(call.H, call.w_hh.shape[1])}")
 
@@ -89,7 +89,7 @@ def _best(call: Call) -> Choice | None:
     """What has been measured for such a call, or else is said to be faster than torch's own; None for that."""
     choice = verdicts.measured(call)
     if choice is not None:
-        return _priced(call, choice)
+        return choice
     for backend in WITH_ADVANTAGE:
         advantage = backend.advantage(call)
         if advantage is not None and backend.obstacle(call) is None:

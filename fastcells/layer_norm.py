@@ -60,16 +60,16 @@ class LayerNormGRU(GRU):
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
         impl: str = "auto",
+        learned_state: bool = False,
     ) -> None:
-        stack = (input_size, hidden_size, num_layers, False, batch_first, dropout, bidirectional)
+        stack = (input_size, hidden_size, num_layers, False, batch_first, dropout, bidirectional, device, dtype)
         super().__init__(
             *stack,
-            device=device,
-            dtype=dtype,
             recurrent_dropout=recurrent_dropout,
             zoneout=zoneout,
             weight_dropout=weight_dropout,
             impl=impl,
+            learned_state=learned_state,
         )
         _add_norms(self)
 
@@ -111,6 +111,7 @@ class LayerNormLSTM(LSTM):
         zoneout_cell: float = 0.0,
         weight_dropout: float = 0.0,
         impl: str = "auto",
+        learned_state: bool = False,
     ) -> None:
         stack = (input_size, hidden_size, num_layers, False, batch_first, dropout, bidirectional)
         super().__init__(
@@ -122,6 +123,7 @@ class LayerNormLSTM(LSTM):
             zoneout_cell=zoneout_cell,
             weight_dropout=weight_dropout,
             impl=impl,
+            learned_state=learned_state,
         )
         _add_norms(self)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.rnn import RNNBase
 
+from fastcells import initial_state
 from fastcells.modes import recording
 from fastcells.token_ids import ID_DTYPES
 
@@ -18,6 +19,30 @@ class LayerShapes(RNNBase):
 
     weight_ih_l0: Tensor
     label: ClassVar[str]  # the name that torch's own error messages carry
+    learned_state: bool = False
+
+    def __init__(self, *args: Any, learned_state: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if learned_state:
+            initial_state.register(self)
+
+    def reset_parameters(self) -> None:
+        """As torch.nn's; a learned initial state starts from zeros."""
+        super().reset_parameters()
+        initial_state.reset(self)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", learned_state=True" if self.learned_state else "")
+
+    def _sizes(self, data: Tensor, batch_sizes: Tensor | None, ids: bool) -> tuple[int, int, float]:
+        """T and B, and for a packed batch T * B over the number of tokens."""
+        if batch_sizes is not None:
+            steps, batch = len(batch_sizes), int(batch_sizes[0])
+            return steps, batch, steps * batch / max(1, len(data))
+        sizes = data.shape if ids else data.shape[:-1]
+        if len(sizes) < 2:
+            return sizes[0], 1, 1.0
+        return (sizes[1], sizes[0], 1.0) if self.batch_first else (sizes[0], sizes[1], 1.0)
 
     def _is_unbatched(self, data: Tensor, ids: bool) -> bool:
         """Whether a tensor is one sequence. ValueError where it is neither that nor a batch."""
@@ -38,15 +63,18 @@ class LayerShapes(RNNBase):
         unbatched: bool,
         weight: Tensor,
     ) -> Any:
-        """hx with a batch dimension, in the order of the rows; zeros where it is None."""
+        """hx with a batch dimension, in the order of the rows; where it is None, zeros or what has been learned."""
         if hx is not None:
             if batch_sizes is None:
                 self._check_state_dim(hx, 2 if unbatched else 3)
             return self.permute_hidden(each_of(hx, Tensor.unsqueeze, 1) if unbatched else hx, order)
         if batch_sizes is None:
-            return self._zeros(data, ids, data.size(0 if self.batch_first else 1), weight)
-        # While torch.jit.trace records, an int would freeze the batch.
-        return self._zeros(data, ids, batch_sizes[0] if recording() else int(batch_sizes[0]), weight)
+            batch: Any = data.size(0 if self.batch_first else 1)
+        else:  # While torch.jit.trace records, an int would freeze the batch.
+            batch = batch_sizes[0] if recording() else int(batch_sizes[0])
+        if self.learned_state:
+            return initial_state.of_rows(self, batch, weight.dtype if ids else data.dtype)
+        return self._zeros(data, ids, batch, weight)
 
     def _check_state_dim(self, hx: Any, dim: int) -> None:
         """RuntimeError unless a given state has a batch dimension just where the input has one; dim: 2 or 3."""

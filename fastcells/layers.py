@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastcells.call_options import Masks
+from fastcells.call_options import Given, Masks
 from fastcells.cell_states import split_states
 from fastcells.regularised import rates
 from fastcells.spec import GRU_RESET_AFTER, GRU_RESET_BEFORE, RNN_RELU, RNN_TANH, CellSpec, State
 from fastcells.spec import LSTM as LSTM_SPEC
-from fastcells.stack import Given, Layer
+from fastcells.stack import Layer
 
 Device = torch.device | str | int | None
 Lengths = Tensor | Sequence[int] | int | None
@@ -67,6 +67,8 @@ class RNN(_HiddenStateLayer):
 
     Keyword-only:
         impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
+        learned_state: sequences and episodes begin from the Parameter `h_0` [num_layers*D, H], at first zeros, where
+            neither hx nor reset_state is given.
 
     Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
     Equations: documentation of torch.nn.RNN.
@@ -92,6 +94,7 @@ class RNN(_HiddenStateLayer):
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
         impl: str = "auto",
+        learned_state: bool = False,
         **unknown: Any,
     ) -> None:
         _refuse_proj_size(unknown)
@@ -101,7 +104,9 @@ class RNN(_HiddenStateLayer):
         self.nonlinearity = nonlinearity
         stack = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         mode = f"RNN_{nonlinearity.upper()}"
-        super().__init__(mode, *stack, rates=given, impl=impl, device=device, dtype=dtype, **unknown)
+        super().__init__(
+            mode, *stack, rates=given, impl=impl, learned_state=learned_state, device=device, dtype=dtype, **unknown
+        )
 
     def _spec(self) -> CellSpec:
         return RNN_TANH if self.mode == "RNN_TANH" else RNN_RELU
@@ -117,8 +122,10 @@ class GRU(_HiddenStateLayer):
 
     Keyword-only:
         reset_after: True for torch's and cuDNN's `n = tanh(x_n + r * (W_hn h + b_hn))`; False for
-            `n = tanh(x_n + W_hn (r * h) + b_hn)` (Cho et al. 2014, Keras's and the textbooks' default).
+            `n = tanh(x_n + W_hn (r * h) + b_hn)` (Cho et al. 2014, ONNX's default and the textbooks').
         impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
+        learned_state: sequences and episodes begin from the Parameter `h_0` [num_layers*D, H], at first zeros, where
+            neither hx nor reset_state is given.
 
     Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
     Equations: documentation of torch.nn.GRU; Cho et al. 2014 (arXiv 1406.1078v3), equations 5 to 8.
@@ -143,6 +150,7 @@ class GRU(_HiddenStateLayer):
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
         impl: str = "auto",
+        learned_state: bool = False,
         **unknown: Any,
     ) -> None:
         _refuse_proj_size(unknown)
@@ -150,7 +158,9 @@ class GRU(_HiddenStateLayer):
         if not isinstance(reset_after, bool):
             raise TypeError(f"reset_after should be of type bool, got: {type(reset_after).__name__}")
         stack = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__("GRU", *stack, rates=given, impl=impl, device=device, dtype=dtype, **unknown)
+        super().__init__(
+            "GRU", *stack, rates=given, impl=impl, learned_state=learned_state, device=device, dtype=dtype, **unknown
+        )
         self.reset_after = reset_after
 
     def _spec(self) -> CellSpec:
@@ -167,6 +177,8 @@ class LSTM(Layer):
 
     Keyword-only:
         impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
+        learned_state: sequences and episodes begin from the Parameters `h_0` [num_layers*D, H_out] and `c_0`
+            [num_layers*D, H], at first zeros, where neither hx nor reset_state is given.
 
     Returns: output [T, B, D*H_out] and (h_n [num_layers*D, B, H_out], c_n [num_layers*D, B, H]), D being 2 if
     bidirectional and 1 if not, H_out proj_size if that is positive and H if not.
@@ -194,6 +206,7 @@ class LSTM(Layer):
         weight_dropout: float = 0.0,
         return_states: bool = False,
         impl: str = "auto",
+        learned_state: bool = False,
         **unknown: Any,
     ) -> None:
         stack = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
@@ -203,7 +216,9 @@ class LSTM(Layer):
             zoneout_cell=zoneout_cell,
             weight_dropout=weight_dropout,
         )
-        super().__init__("LSTM", *stack, rates=given, impl=impl, device=device, dtype=dtype, **unknown)
+        super().__init__(
+            "LSTM", *stack, rates=given, impl=impl, learned_state=learned_state, device=device, dtype=dtype, **unknown
+        )
         if return_states:
             self.return_states = True
 

@@ -8,17 +8,17 @@ no flattened copy of them that a parametrization, weight norm or a shared weight
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastcells import both_directions, dispatch, one_direction, packed, regularised, streaming
+from fastcells import both_directions, dispatch, initial_state, one_direction, packed, regularised, streaming
 from fastcells.backends.base import IN_ONE_CALL, NOTHING, Call, Choice, LayerWeights
 from fastcells.backends.torch.aten import aten
-from fastcells.call_options import NO_OPTIONS, CallOptions, Masks, call_options
+from fastcells.call_options import NO_OPTIONS, NOTHING_GIVEN, CallOptions, Given, Masks, call_options
 from fastcells.cell_states import cell_states
 from fastcells.checks import check_input
 from fastcells.layer_shapes import LayerShapes, each_of
@@ -26,18 +26,6 @@ from fastcells.modes import transformed
 from fastcells.regularised import NO_RATES, Rates
 from fastcells.spec import CellSpec, RecurrentWeights, State
 from fastcells.token_ids import ID_DTYPES, check_range, is_token_ids, one_hot
-
-
-class Given(NamedTuple):
-    """What the user gives a layer beside input and state."""
-
-    lengths: Any = None
-    resets: Tensor | None = None
-    reset_state: State | None = None
-    masks: Masks | None = None
-
-
-NOTHING_GIVEN = Given()
 
 
 class Layer(LayerShapes):
@@ -101,16 +89,6 @@ class Layer(LayerShapes):
         options |= {"lengths"} if batch_sizes is not None else NOTHING
         layers = [self._choices(i, ids, T, B, type(data), weights, options) for i in range(self.num_layers)]
         return dispatch.Explanation(zip(names, itertools.chain(*layers), strict=True))
-
-    def _sizes(self, data: Tensor, batch_sizes: Tensor | None, ids: bool) -> tuple[int, int, float]:
-        """T and B, and for a packed batch T * B over the number of tokens."""
-        if batch_sizes is not None:
-            steps, batch = len(batch_sizes), int(batch_sizes[0])
-            return steps, batch, steps * batch / max(1, len(data))
-        sizes = data.shape if ids else data.shape[:-1]
-        if len(sizes) < 2:
-            return sizes[0], 1, 1.0
-        return (sizes[1], sizes[0], 1.0) if self.batch_first else (sizes[0], sizes[1], 1.0)
 
     def _choose(
         self,
@@ -224,6 +202,8 @@ class Layer(LayerShapes):
     ) -> CallOptions:
         """What was given beside input and state, checked, and the masks of a regularised layer in training."""
         lengths, resets, reset_state, masks = given
+        if self.learned_state and resets is not None and reset_state is None:
+            reset_state = initial_state.learned(self)  # every episode starts as a sequence does
         if batch_sizes is not None and (lengths is not None or resets is not None):
             raise ValueError(
                 f"{self.label}: a PackedSequence has lengths of its own; lengths and resets go with a tensor"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastcells import initial_state
 from fastcells.backends.base import Call
 from fastcells.backends.cpu import native
 from fastcells.backends.cpu.backend import CPU
@@ -30,7 +31,7 @@ def step(layer: Layer, input: Tensor, hx: Any) -> tuple[Tensor, Any]:
     ids = input.dtype in ID_DTYPES
     unbatched = input.dim() + ids == 1
     time = 1 if layer.batch_first and not unbatched else 0
-    if not in_c(layer, input, ids, 1 if unbatched else len(input)):
+    if not in_c(layer, input, ids, 1 if unbatched else len(input), hx):
         out, last = layer(input.unsqueeze(time), hx)[:2]
         return out.squeeze(time), last
     x = input.unsqueeze(0) if unbatched else input
@@ -43,9 +44,12 @@ def step(layer: Layer, input: Tensor, hx: Any) -> tuple[Tensor, Any]:
     return (out.squeeze(0), each_of(last, Tensor.squeeze, 1)) if unbatched else (out, last)
 
 
-def in_c(layer: Layer, x: Tensor, ids: bool, rows: int) -> bool:
-    """Whether C runs a step of this layer. x: [B, I] or ids [B]; rows: B."""
+def in_c(layer: Layer, x: Tensor, ids: bool, rows: int, hx: Any) -> bool:
+    """Whether C runs a step of this layer. x: [B, I] or ids [B]; rows: B; hx: as `step` was given it."""
     weights = layer._weights()
+    start = hx if isinstance(hx, tuple | list) else (hx,)
+    if hx is None:
+        start = initial_state.learned(layer) if layer.learned_state else ()
     w_ih, w_hh = weights[:2]
     if rows != 1 or layer.impl not in ("auto", "cpu") or layer.proj_size or not is_plain_tensor(type(x)):
         return False
@@ -53,7 +57,7 @@ def in_c(layer: Layer, x: Tensor, ids: bool, rows: int) -> bool:
         return False
     if layer._regularised:
         return False
-    if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *start)):
         return False
     if traced() or transformed() or (not ids and x.dtype != torch.float32):
         return False

@@ -1,7 +1,7 @@
 """Every option of a layer with every other: outputs, states and all gradients against a reference of its own.
 
 The options of PyTorch's own test of CPU against cuDNN, and ours. Each pair of values meets in a selection; with
-FASTCELLS_PRODUCT=N one in N of all 192,384 that go together runs as well (`make product`: one in 40, minutes).
+FASTCELLS_PRODUCT=N one in N of all 200,448 that go together runs as well (`make product`: one in 40, minutes).
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def assert_as_accurate(exact: list[Tensor], theirs: list[Tensor], ours: list[Ten
 @pytest.mark.slow
 def test_functional(impl: str, dtype: torch.dtype, reverse: bool, ragged: bool, episodes: bool) -> None:
     """Ids and dense in turn, against torch's operators."""
-    _, lengths, resets = some_steps(reverse, ragged, episodes)
+    _, lengths, resets, *_ = some_steps(reverse, ragged, episodes)
     x = torch.randint(I, (T, B)) if reverse != ragged else torch.randn(T, B, I)
     args = [x, torch.randn(B, P), torch.randn(B, H), *parameters()]
     args = [a.to(dtype).double() if a.is_floating_point() else a for a in args]

@@ -100,6 +100,15 @@ def test_c_leaves_alone_what_is_not_its_own(why: str, counted: list[str]) -> Non
     assert counted == ["gru", "gru"]
 
 
+def test_a_state_that_wants_a_gradient_gets_it_from_frozen_weights() -> None:
+    built, x = layer("GRU").requires_grad_(False), torch.randn(1, I)
+    given = built.step(x)[1].requires_grad_()
+    own = fastcells.GRU(I, given.shape[-1], learned_state=True).requires_grad_(False)
+    own.h_0.requires_grad_()
+    for out, leaf in ((built.step(x, given)[0], given), (own.step(x)[0], own.h_0)):
+        assert torch.autograd.grad(out.sum(), leaf)[0].abs().sum() > 0
+
+
 def test_what_is_returned_is_the_callers() -> None:
     built = layer("LSTM")
     with torch.no_grad():

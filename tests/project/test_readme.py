@@ -43,7 +43,8 @@ def shown(perplexity: float) -> str:
 
 
 def test_preset_table() -> None:
-    rows = re.findall(r"^\| `([a-z-]+)`(?: \(default\))? \|((?:[^|\n]+\|){8})$", README, re.M)
+    presets = README.split("## The character language model")[1]  # another table has as many columns
+    rows = re.findall(r"^\| `([a-z-]+)`(?: \(default\))? \|((?:[^|\n]+\|){8})$", presets, re.M)
     assert [name for name, _ in rows] == list(PRESETS)
     for name, rest in rows:
         config = PRESETS[name]
