@@ -79,6 +79,6 @@ export VENV_FAILED INSTALL_FAILED
 $(STAMP): setup.py constraints.txt $(wildcard kernels/cpu/*.[ch])
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastcells needs Python 3.10 or later")'
 	$(PYTHON) -m venv $(VENV) || { echo "$$VENV_FAILED" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,plot]' \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,plot,onnx]' \
 	  || { echo "$$INSTALL_FAILED" >&2; exit 1; }
 	touch $(STAMP)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastcells.backends.base import NOTHING, Steps
 from fastcells.checks import check_options
+from fastcells.modes import traced, transformed
 from fastcells.spec import State
 from fastcells.token_ids import ID_DTYPES
 
@@ -138,6 +139,24 @@ def call_options(
             raise RuntimeError("reset_state is what a step starts from where `resets` says so: give both")
         reset_state = tuple(_for_each_row(s, rows, B) for s in reset_state)
     return CallOptions(lengths, resets, reset_state, masks)
+
+
+def lengths_of(mask: Tensor, batch_first: bool, lengths: Any) -> Tensor:
+    """How many steps each row has, [B], of a mask as TorchRL passes one.
+
+    mask: bool [T, B] ([B, T] with batch_first, [T] of one sequence), true for the steps that there are, which come
+    first in each row; on the CPU that is checked. lengths: what was given beside it, which must be nothing.
+    """
+    if lengths is not None:
+        raise RuntimeError("lengths and mask say the same: give one of them")
+    if mask.dtype != torch.bool or mask.dim() not in (1, 2):
+        raise RuntimeError(f"mask must be a bool tensor of 1 or 2 dimensions, got {mask.dtype} {list(mask.shape)}")
+    time = 1 if batch_first and mask.dim() == 2 else 0
+    if mask.device.type == "cpu" and not (traced() or transformed()):
+        steps = mask.transpose(0, time)
+        if bool((steps[1:] & ~steps[:-1]).any()):
+            raise RuntimeError("the steps that mask leaves out must be the last ones of their row")
+    return mask.sum(time)
 
 
 def _for_each_row(state: Tensor, rows: int, batch: int) -> Tensor:

@@ -116,3 +116,15 @@ class LayerShapes(RNNBase):
 
 def each_of(hx: Any, change: Callable[..., Tensor], dim: int) -> Any:
     return (change(hx[0], dim), change(hx[1], dim)) if isinstance(hx, tuple) else change(hx, dim)
+
+
+def pair_of(name: str, state: Any) -> tuple[Tensor, Tensor] | None:
+    """h and c."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        what = f"a tuple ({'h_0, c_0' if name == 'hx' else 'h, c'})"
+        raise TypeError(f"LSTM: {name} must be {what}, got a tensor of shape {list(state.shape)}")
+    if len(state) != 2:
+        raise RuntimeError(f"lstm expects two hidden states, got {len(state)}")
+    return state[0], state[1]

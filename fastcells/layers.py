@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastcells.call_options import Given, Masks
+from fastcells.call_options import Given, Masks, lengths_of
 from fastcells.cell_states import split_states
+from fastcells.layer_shapes import pair_of
 from fastcells.regularised import rates
 from fastcells.spec import GRU_RESET_AFTER, GRU_RESET_BEFORE, RNN_RELU, RNN_TANH, CellSpec, State
 from fastcells.spec import LSTM as LSTM_SPEC
@@ -32,6 +33,7 @@ class _HiddenStateLayer(Layer):
         lengths: Lengths = None,
         resets: Tensor | None = None,
         reset_state: Tensor | None = None,
+        mask: Tensor | None = None,
         masks: Masks | None = None,
     ) -> tuple[Tensor, Tensor]: ...
     @overload
@@ -46,11 +48,13 @@ class _HiddenStateLayer(Layer):
         lengths: Lengths = None,
         resets: Tensor | None = None,
         reset_state: Tensor | None = None,
+        mask: Tensor | None = None,
         masks: Masks | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """As torch's layer: see the class."""
-        if lengths is None and resets is None and reset_state is None and masks is None:
+        if lengths is None and resets is None and reset_state is None and mask is None and masks is None:
             return self._forward(input, hx)
+        lengths = lengths if mask is None else lengths_of(mask, self.batch_first, lengths)
         start = None if reset_state is None else (reset_state,)
         return self._forward(input, hx, Given(lengths, resets, start, masks))
 
@@ -66,9 +70,19 @@ class RNN(_HiddenStateLayer):
     `one_hot(ids, input_size)` and costs a row gather. Ids outside [0, input_size) raise IndexError on the CPU.
 
     Keyword-only:
+        recurrent_dropout, zoneout, weight_dropout: probabilities, in training only: of units of h ahead of W_hh, the
+            same at each step (Gal and Ghahramani 2016); of units that keep their state (Krueger et al. 2017); of
+            weights of W_hh, for a whole call (DropConnect, Merity et al. 2018).
         impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
         learned_state: sequences and episodes begin from the Parameter `h_0` [num_layers*D, H], at first zeros, where
             neither hx nor reset_state is given.
+
+    Call, keyword-only:
+        lengths: int [B], or a list; steps past a row's length leave its state alone and give zero outputs.
+        mask: the same as bool [T, B] ([B, T] with batch_first), true for the steps that there are.
+        resets: bool [T, B] ([B, T] with batch_first); true where a step starts from zeros, or from `reset_state`
+            (as hx, or without its batch), instead of the step before: an episode, of which no direction sees another.
+        masks: fixed `fastcells.Masks` in place of drawn ones; see `draw_masks`.
 
     Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
     Equations: documentation of torch.nn.RNN.
@@ -123,9 +137,19 @@ class GRU(_HiddenStateLayer):
     Keyword-only:
         reset_after: True for torch's and cuDNN's `n = tanh(x_n + r * (W_hn h + b_hn))`; False for
             `n = tanh(x_n + W_hn (r * h) + b_hn)` (Cho et al. 2014, ONNX's default and the textbooks').
+        recurrent_dropout, zoneout, weight_dropout: probabilities, in training only: of units of h ahead of W_hh, the
+            same at each step (Gal and Ghahramani 2016); of units that keep their state (Krueger et al. 2017); of
+            weights of W_hh, for a whole call (DropConnect, Merity et al. 2018).
         impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
         learned_state: sequences and episodes begin from the Parameter `h_0` [num_layers*D, H], at first zeros, where
             neither hx nor reset_state is given.
+
+    Call, keyword-only:
+        lengths: int [B], or a list; steps past a row's length leave its state alone and give zero outputs.
+        mask: the same as bool [T, B] ([B, T] with batch_first), true for the steps that there are.
+        resets: bool [T, B] ([B, T] with batch_first); true where a step starts from zeros, or from `reset_state`
+            (as hx, or without its batch), instead of the step before: an episode, of which no direction sees another.
+        masks: fixed `fastcells.Masks` in place of drawn ones; see `draw_masks`.
 
     Returns: output [T, B, D*H] and h_n [num_layers*D, B, H], D being 2 if bidirectional and 1 if not.
     Equations: documentation of torch.nn.GRU; Cho et al. 2014 (arXiv 1406.1078v3), equations 5 to 8.
@@ -176,9 +200,21 @@ class LSTM(Layer):
     `one_hot(ids, input_size)` and costs a row gather. Ids outside [0, input_size) raise IndexError on the CPU.
 
     Keyword-only:
+        recurrent_dropout, zoneout, weight_dropout: probabilities, in training only: of units of h ahead of W_hh, the
+            same at each step (Gal and Ghahramani 2016); of units that keep their state (Krueger et al. 2017); of
+            weights of W_hh, for a whole call (DropConnect, Merity et al. 2018).
+        zoneout_cell: as zoneout, of c. return_states: also return every c of the last layer, [T, B, D*H], as a third
+            result, with gradients.
         impl: "auto", "torch", "cpu", "triton", "triton-step" or "gluon"; see `fastcells.explain`.
         learned_state: sequences and episodes begin from the Parameters `h_0` [num_layers*D, H_out] and `c_0`
             [num_layers*D, H], at first zeros, where neither hx nor reset_state is given.
+
+    Call, keyword-only:
+        lengths: int [B], or a list; steps past a row's length leave its state alone and give zero outputs.
+        mask: the same as bool [T, B] ([B, T] with batch_first), true for the steps that there are.
+        resets: bool [T, B] ([B, T] with batch_first); true where a step starts from zeros, or from `reset_state`
+            (as hx, or without its batch), instead of the step before: an episode, of which no direction sees another.
+        masks: fixed `fastcells.Masks` in place of drawn ones; see `draw_masks`.
 
     Returns: output [T, B, D*H_out] and (h_n [num_layers*D, B, H_out], c_n [num_layers*D, B, H]), D being 2 if
     bidirectional and 1 if not, H_out proj_size if that is positive and H if not.
@@ -231,6 +267,7 @@ class LSTM(Layer):
         lengths: Lengths = None,
         resets: Tensor | None = None,
         reset_state: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
         masks: Masks | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
     @overload
@@ -245,14 +282,16 @@ class LSTM(Layer):
         lengths: Lengths = None,
         resets: Tensor | None = None,
         reset_state: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
         masks: Masks | None = None,
     ) -> Any:
         """As torch's layer: see the class."""
-        hx = _pair("hx", hx)
-        if lengths is None and resets is None and reset_state is None and masks is None:
+        hx = pair_of("hx", hx)
+        if lengths is None and resets is None and reset_state is None and mask is None and masks is None:
             out, last = self._forward(input, hx)
         else:
-            out, last = self._forward(input, hx, Given(lengths, resets, _pair("reset_state", reset_state), masks))
+            lengths = lengths if mask is None else lengths_of(mask, self.batch_first, lengths)
+            out, last = self._forward(input, hx, Given(lengths, resets, pair_of("reset_state", reset_state), masks))
         if not self.return_states:
             return out, last
         return split_states(out, last, self.hidden_size * (2 if self.bidirectional else 1))
@@ -297,18 +336,6 @@ class LSTM(Layer):
                 f"For {kind} {dim}-D input, hx and cx should also be {dim}-D but got ({hx[0].dim()}-D, "
                 f"{hx[1].dim()}-D) tensors"
             )
-
-
-def _pair(name: str, state: Any) -> tuple[Tensor, Tensor] | None:
-    """h and c."""
-    if state is None:
-        return None
-    if isinstance(state, Tensor):
-        what = f"a tuple ({'h_0, c_0' if name == 'hx' else 'h, c'})"
-        raise TypeError(f"LSTM: {name} must be {what}, got a tensor of shape {list(state.shape)}")
-    if len(state) != 2:
-        raise RuntimeError(f"lstm expects two hidden states, got {len(state)}")
-    return state[0], state[1]
 
 
 def _refuse_proj_size(unknown: dict[str, Any]) -> None:

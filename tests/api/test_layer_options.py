@@ -125,6 +125,23 @@ def _float(hx: Any, layers: int) -> Any:
     return tuple(s[:layers].float() for s in hx) if isinstance(hx, tuple) else hx[:layers].float()
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_mask_says_the_same_as_lengths(batch_first: bool) -> None:
+    built = layer("GRU", I, H, batch_first=batch_first)
+    x = inputs(built, False)
+    mask = time_first(built, torch.arange(T).unsqueeze(1) < torch.tensor(LENGTHS))
+    for a, e in zip(flat(built(x, mask=mask)), flat(built(x, lengths=LENGTHS)), strict=True):
+        assert torch.equal(a, e)
+    with pytest.raises(RuntimeError, match="give one of them"):
+        built(x, mask=mask, lengths=LENGTHS)
+    with pytest.raises(RuntimeError, match="must be the last ones of their row"):
+        built(x, mask=~mask)
+    with pytest.raises(RuntimeError, match=r"mask must be a bool tensor of 1 or 2 dimensions, got torch.int64 \[4\]"):
+        built(x, mask=torch.tensor(LENGTHS))
+    one = layer("LSTM", I, H)
+    assert torch.equal(one(x[0], mask=torch.arange(len(x[0])) < 3)[0], one(x[0], lengths=3)[0])
+
+
 def test_one_sequence_without_a_batch() -> None:
     built = layer("LSTM", I, H, bidirectional=True)
     x = torch.randn(T, I)
