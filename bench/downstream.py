@@ -9,6 +9,7 @@ recurrent part of its own tests, and prints a table. Exit status 1 if any result
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib.metadata
 import json
 import os
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from bench.cases.downstream_packages import PACKAGES, Package
 from bench.measure.downstream_swap import OUT, SIDE, Ran, Results, load
-from bench.measure.provenance import provenance, write_csv
+from bench.measure.provenance import RESULTS, provenance, write_csv
 
 HERE = Path(__file__).parent
 CASES = "bench.cases.downstream_cases"
@@ -205,13 +206,18 @@ def _same(wrong: Iterable[str], package: Package, name: str) -> str:
 
 
 def write(rows: Sequence[Row]) -> Path:
-    """The table as bench/results/downstream.csv, each row with its versions and where it ran."""
-    table = []
+    """The table as bench/results/downstream.csv, each row with its versions and where it ran.
+
+    Rows of packages that did not run stay as they are there.
+    """
+    ran, path = {r.package for r in rows}, RESULTS / "downstream.csv"
+    with path.open(newline="") as file:
+        table: list[dict[str, object]] = [dict(row) for row in csv.DictReader(file) if row["package"] not in ran]
     for r in rows:
         sides = {side: r.sides.get(side, "") for side in ("torch.nn", *OURS)}
         what = {"package": r.package, "version": r.version, "what": r.kind, "name": r.name}
-        table.append({**what, **sides, "same": r.same})
-    return write_csv("downstream", table, provenance(torch.device("cpu")))
+        table.append({**what, **sides, "same": r.same, **provenance(torch.device("cpu"))})
+    return write_csv("downstream", table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

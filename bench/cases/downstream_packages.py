@@ -29,7 +29,6 @@ PACKAGES = (
     Package(
         "torchrl",
         ("tensordict", "pyvers", "hoptorch", "cloudpickle", "orjson", "importlib-metadata", "zipp"),
-        known=(("convert", "", "it asks isinstance(layer, nn.LSTM), and takes any other for its own Python layer"),),
     ),
     Package(
         "gluonts",
