@@ -26,6 +26,7 @@ from fastcells.charlm.generate import encode_prefix, generate
 from fastcells.charlm.model import CharLM, dtype_of
 from fastcells.charlm.progress import Progress, say, silence_stdout
 from fastcells.charlm.sampling import SAMPLING, check_length
+from fastcells.charlm.schedule import SCHEDULES
 from fastcells.charlm.train import Diverged, train
 from fastcells.dispatch import IMPLEMENTATIONS, explain
 
@@ -252,7 +253,12 @@ def _parser() -> argparse.ArgumentParser:
     t.add_argument("--bidirectional", action=argparse.BooleanOptionalAction)
     t.add_argument("--init", choices=presets.INITS, help="torch: uniform; d2l: N(0, 0.01), biases 0")
     t.add_argument("--optimizer", choices=presets.OPTIMIZERS)
+    t.add_argument("--loss", choices=presets.LOSSES, help="gradients of the mean over a batch's characters, or the sum")
     t.add_argument("--lr", type=float, help="learning rate")
+    t.add_argument(
+        "--schedule", choices=SCHEDULES, help="of the learning rate; cosine falls to 0 at the end of the run"
+    )
+    t.add_argument("--warmup", type=int, metavar="STEPS", help="steps in which the learning rate rises from 0")
     t.add_argument("--clip", type=_clip, metavar="NORM", help="largest gradient norm, or none")
     t.add_argument("--sampling", choices=SAMPLING)
     t.add_argument("--epochs", type=_positive, metavar="N")

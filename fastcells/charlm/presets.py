@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 
 from fastcells.charlm.errors import InputError
 from fastcells.charlm.sampling import SAMPLING
+from fastcells.charlm.schedule import SCHEDULES
 from fastcells.dispatch import IMPLEMENTATIONS
 
 CELLS = ("rnn", "gru", "lstm")
 NONLINEARITIES = ("tanh", "relu")
 INITS = ("torch", "d2l")
 OPTIMIZERS = ("adam", "sgd")
+LOSSES = ("mean", "sum")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -21,8 +23,9 @@ class Config:
     """The options of a training run. The defaults are the preset `gru`.
 
     init: "torch" is torch.nn's uniform init; "d2l" is N(0, 0.01) for weights and zero for biases, with one bias a
-    gate as in the lessons (b_hh stays zero). clip: largest gradient norm, None for no clipping. report: epochs
-    between two reports.
+    gate as in the lessons (b_hh stays zero). loss: what gradients are taken of, the mean over a batch's characters or
+    their sum. clip: largest gradient norm, None for no clipping. schedule: of the learning rate, "none" or "cosine";
+    warmup: steps in which it rises to `lr`. report: epochs between two reports.
     """
 
     cell: str = "gru"
@@ -33,7 +36,10 @@ class Config:
     bidirectional: bool = False
     init: str = "torch"
     optimizer: str = "adam"
+    loss: str = "mean"
     lr: float = 1e-2
+    schedule: str = "cosine"
+    warmup: int = 0
     clip: float | None = None
     sampling: str = "consecutive"
     epochs: int = 160
@@ -49,6 +55,8 @@ class Config:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} must be a positive integer, got {value!r}")
+        if not isinstance(self.warmup, int) or isinstance(self.warmup, bool) or self.warmup < 0:
+            raise InputError(f"warmup must be a number of steps, 0 or more, got {self.warmup!r}")
         for name in ("lr", "clip"):
             value = getattr(self, name)
             if value is None and name == "clip":
@@ -65,6 +73,8 @@ class Config:
             "nonlinearity": NONLINEARITIES,
             "init": INITS,
             "optimizer": OPTIMIZERS,
+            "loss": LOSSES,
+            "schedule": SCHEDULES,
             "sampling": SAMPLING,
             "dtype": DTYPES,
             "impl": IMPLEMENTATIONS,
@@ -74,20 +84,25 @@ class Config:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
 
-_SCRATCH = Config(init="d2l", optimizer="sgd", lr=1e2, clip=1e-2)
+# The lessons' rates are constant.
+_LESSON = Config(schedule="none")
+_SCRATCH = replace(_LESSON, init="d2l", optimizer="sgd", lr=1e2, clip=1e-2)
+_FIRST = replace(_SCRATCH, cell="rnn", loss="sum", lr=0.2, clip=5.0, epochs=200, report=50)
 
 PRESETS: dict[str, Config] = {
+    "rnn-first-random": replace(_FIRST, sampling="random"),
+    "rnn-first-consecutive": _FIRST,
     "rnn-scratch": replace(_SCRATCH, cell="rnn", sampling="random", epochs=250, report=50),
-    # The lesson's own cell is written reset-before.
+    # The lesson's equation says reset-before.
     "gru-scratch": replace(_SCRATCH, cell="gru", reset_after=False),
     "lstm-scratch": replace(_SCRATCH, cell="lstm"),
     "rnn-deep-scratch": replace(_SCRATCH, cell="rnn", nonlinearity="relu", layers=3, epochs=250, report=50),
-    "rnn": Config(cell="rnn", lr=1e-3, epochs=250, report=50),
-    "gru": Config(),
-    "lstm": Config(cell="lstm"),
-    "lstm-deep": Config(cell="lstm", layers=2),
-    "lstm-deeper": Config(cell="lstm", layers=6),
-    "gru-bidirectional": Config(bidirectional=True, hidden=128),
+    "rnn": replace(_LESSON, cell="rnn", lr=1e-3, epochs=250, report=50),
+    "gru": Config(),  # not a lesson's: with its constant rate Adam leaves the minimum that it had reached
+    "lstm": replace(_LESSON, cell="lstm"),
+    "lstm-deep": replace(_LESSON, cell="lstm", layers=2),
+    "lstm-deeper": replace(_LESSON, cell="lstm", layers=6),
+    "gru-bidirectional": replace(_LESSON, bidirectional=True, hidden=128),
 }
 
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from fastcells.charlm.model import CharLM, State, detach, dtype_of
 from fastcells.charlm.presets import Config
-from fastcells.charlm.sampling import batches
+from fastcells.charlm.sampling import batches, batches_per_epoch
+from fastcells.charlm.schedule import share
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def train(
     optimizer = _optimizer(parameters, config)
     good, good_epoch = _snapshot(model), 0
     start = time.perf_counter()
+    step, steps = 0, config.epochs * batches_per_epoch(len(ids), config.sampling, config.batch, config.steps)
     for number in range(1, config.epochs + 1):
         epoch_start = time.perf_counter()
         total = torch.zeros((), dtype=torch.float64, device=device)
@@ -95,10 +97,13 @@ def train(
             logits, end = model(x, None if config.sampling == "random" else state)
             loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
             optimizer.zero_grad()
-            loss.backward()
+            (loss * y.numel() if config.loss == "sum" else loss).backward()
             if config.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, config.clip)
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * share(config.schedule, config.warmup, step, steps)
             optimizer.step()
+            step += 1
             state = detach(end)
             total += loss.detach() * y.numel()
             tokens += y.numel()
