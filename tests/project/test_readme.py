@@ -43,19 +43,19 @@ def shown(perplexity: float) -> str:
 
 
 def test_preset_table() -> None:
-    rows = re.findall(r"^\| `([a-z-]+)`(?: \(default\))? \|((?:[^|\n]+\|){8})$", README, re.M)
+    rows = re.findall(r"^\| `([a-z-]+)`(?: \(default\))? \|((?:[^|\n]+\|){9})$", README, re.M)
     assert [name for name, _ in rows] == list(PRESETS)
     for name, rest in rows:
         config = PRESETS[name]
-        model, init, optimizer, lr, clip, sampling, epochs, perplexities = (
+        model, init, optimizer, lr, schedule, clip, sampling, epochs, perplexities = (
             cell.strip() for cell in rest.rstrip("|").split("|")
         )
         words = [f"{config.layers}-layer"] * (config.layers > 1) + ["bidirectional"] * config.bidirectional
         words += [config.cell.upper()] + [config.nonlinearity] * (config.cell == "rnn")
         words += ["reset-before"] * (not config.reset_after)
         assert model == " ".join(words) + (f", hidden {config.hidden}" if config.hidden != 256 else "")
-        given = (init, optimizer.lower(), sampling, int(epochs))
-        assert given == (config.init, config.optimizer, config.sampling, config.epochs)
+        given = (init, optimizer.lower(), schedule, sampling, int(epochs))
+        assert given == (config.init, config.optimizer, config.schedule, config.sampling, config.epochs)
         assert float(lr) == config.lr
         assert (None if clip == "none" else float(clip)) == config.clip
         assert perplexities == ", ".join(shown(float(row["perplexity"])) for row in MEASURED[name])
