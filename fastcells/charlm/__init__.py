@@ -1,12 +1,15 @@
 """A character language model: corpus, model, training, generation, run folders and the command line."""
 
-from fastcells.charlm.checkpoint import RunFolder, load
+from fastcells.charlm.checkpoint import load
 from fastcells.charlm.corpus import Vocabulary, bundled_corpus, read_corpus
+from fastcells.charlm.epoch import Diverged, Epoch, Interrupted, perplexity
 from fastcells.charlm.errors import InputError
 from fastcells.charlm.generate import generate
 from fastcells.charlm.model import CharLM
 from fastcells.charlm.presets import PRESETS, Config, preset
-from fastcells.charlm.train import Diverged, Epoch, perplexity, train
+from fastcells.charlm.runfolder import RunFolder
+from fastcells.charlm.train import train
+from fastcells.charlm.training import Training
 
 __all__ = [
     "PRESETS",
@@ -15,7 +18,9 @@ __all__ = [
     "Diverged",
     "Epoch",
     "InputError",
+    "Interrupted",
     "RunFolder",
+    "Training",
     "Vocabulary",
     "bundled_corpus",
     "generate",

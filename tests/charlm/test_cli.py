@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -151,26 +149,9 @@ def test_progress_bar_on_a_terminal(corpus: Path, tmp_path: Path, monkeypatch: p
 
 def test_nan_loss_keeps_the_last_good_weights(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--optimizer", "sgd", "--lr", "1e38", "--out", str(tmp_path / "run"), *SMALL]
-    assert main(["train", str(corpus), *arguments]) == 1
+    assert main(["train", str(corpus), *arguments]) == 3
     assert "training diverged in epoch 1" in capsys.readouterr().err
     assert main(["generate", str(tmp_path / "run"), "--prefix", "we"]) == 0
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-@pytest.mark.slow
-def test_a_signal_keeps_what_was_learned(name: str, corpus: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "fastcells", "train", str(corpus), "--out", str(run), *SMALL]
-    command[command.index("--epochs") + 1] = "1000000"
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 60
-    while time.time() < deadline and not ((run / "metrics.csv").exists() and len(RunFolder(run).metrics()) > 2):
-        time.sleep(0.1)
-    os.kill(process.pid, getattr(signal, name))
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 1, err
-    assert "interrupted" in err and "saved in" in out
-    assert main(["generate", str(run), "--prefix", "we"]) == 0
 
 
 def command(*arguments: str) -> list[str]:
@@ -195,18 +176,6 @@ def test_a_reader_who_goes_does_not_end_the_training(corpus: Path, tmp_path: Pat
     process.stdout.close()
     assert process.wait(60) == 0
     assert main(["generate", str(run), "--prefix", "we"]) == 0
-
-
-def test_interrupt_before_the_first_epoch_leaves_nothing(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("fastcells.charlm.cli.train", interrupt)
-    assert main(["train", str(corpus), "--out", str(tmp_path / "run"), *SMALL]) == 1
-    assert "nothing is kept" in capsys.readouterr().out
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

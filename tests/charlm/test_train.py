@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcells.charlm import PRESETS, CharLM, Config, Diverged, InputError, Vocabulary, perplexity, preset, train
-from fastcells.charlm.train import Epoch
+from fastcells.charlm.epoch import Epoch
 
 TEXT = "the quick brown fox jumps over the lazy dog and the dog looks at the fox " * 12
 VOCABULARY = Vocabulary(TEXT)

@@ -12,7 +12,7 @@ import pytest
 from bench.measure.results_file import read
 from bench.report import section, update
 from fastcells.charlm import PRESETS
-from fastcells.charlm.cli import _parser
+from fastcells.charlm.options import parser
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -67,7 +67,7 @@ def test_commands_parse() -> None:
     for line in lines:
         words = shlex.split(line.split("| ")[-1], comments=True)
         if words[0] == "fastcells":
-            _parser().parse_args(words[1:])
+            parser().parse_args(words[1:])
 
 
 def test_the_tree_is_the_tree() -> None:

@@ -1,0 +1,133 @@
+"""The command line's options: what each subcommand takes."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import fastcells
+from fastcells.charlm import presets
+from fastcells.charlm.corpus import BUNDLED
+from fastcells.charlm.sampling import SAMPLING
+from fastcells.charlm.schedule import SCHEDULES
+from fastcells.dispatch import IMPLEMENTATIONS
+
+EXIT = "exit status: 0 done, 1 not saved where it should be, 2 bad input, 3 diverged, 130 interrupted"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(prog="fastcells", description="Train a character language model and use it.")
+    parser.add_argument("--version", action="version", version=f"fastcells {fastcells.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    description = "Learn a text, character by character."
+    train = commands.add_parser("train", help="learn a text", description=description, epilog=EXIT)
+    _corpus(train.add_argument_group("the text"))
+    _model(train.add_argument_group("the model"))
+    _training(train.add_argument_group("training"))
+    _run(train.add_argument_group("the run"))
+    _generate(commands.add_parser("generate", help="write text with a trained model"))
+    help = "check every implementation on this machine against float64"
+    commands.add_parser("doctor", help=help, description=f"Show the environment and {help}; exit status 1 if wrong.")
+    return parser
+
+
+def _corpus(t: argparse._ArgumentGroup) -> None:
+    source = t.add_mutually_exclusive_group()
+    source.add_argument("corpus", nargs="?", help="a UTF-8 .txt file, a .zip that holds one, or - for standard input")
+    source.add_argument("--bundled", choices=list(BUNDLED), help="lyrics that come along (default zh)")
+    source.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, from its checkpoint")
+    t.add_argument("--chars", type=_positive, metavar="N", help="keep the first N characters")
+
+
+def _model(t: argparse._ArgumentGroup) -> None:
+    t.add_argument("--preset", choices=list(presets.PRESETS), help="where the options start from (default gru)")
+    t.add_argument("--cell", choices=presets.CELLS)
+    t.add_argument("--nonlinearity", choices=presets.NONLINEARITIES, help="of the rnn cell")
+    t.add_argument("--reset-after", action=argparse.BooleanOptionalAction, help="of the gru cell: torch's variant")
+    t.add_argument("--layers", type=_positive, metavar="N")
+    t.add_argument("--hidden", type=_positive, metavar="N", help="size of the hidden state")
+    t.add_argument("--bidirectional", action=argparse.BooleanOptionalAction)
+    t.add_argument("--init", choices=presets.INITS, help="torch: uniform; d2l: N(0, 0.01), biases 0")
+    t.add_argument("--dtype", choices=presets.DTYPES)
+    t.add_argument("--impl", choices=IMPLEMENTATIONS, help="implementation of the recurrent layer")
+
+
+def _training(t: argparse._ArgumentGroup) -> None:
+    t.add_argument("--optimizer", choices=presets.OPTIMIZERS)
+    t.add_argument("--loss", choices=presets.LOSSES, help="gradients of the mean over a batch's characters, or the sum")
+    t.add_argument("--lr", type=float, help="learning rate")
+    t.add_argument(
+        "--schedule", choices=SCHEDULES, help="of the learning rate; cosine falls to 0 at the end of the run"
+    )
+    t.add_argument("--warmup", type=int, metavar="STEPS", help="steps in which the learning rate rises from 0")
+    t.add_argument("--clip", type=_clip, metavar="NORM", help="largest gradient norm, or none")
+    t.add_argument("--sampling", choices=SAMPLING)
+    t.add_argument("--epochs", type=_positive, metavar="N")
+    t.add_argument("--steps", type=_positive, metavar="T", help="time steps of a batch")
+    t.add_argument("--batch", type=_positive, metavar="B", help="sequences of a batch")
+    t.add_argument("--seed", type=_seed)
+
+
+def _run(t: argparse._ArgumentGroup) -> None:
+    t.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
+    t.add_argument("--out", metavar="RUN", help="folder to write (default runs/PRESET-NUMBER)")
+    t.add_argument(
+        "--save-every", type=_minutes, default=2.0, metavar="MIN", help="minutes (default 2); also at a stop"
+    )
+    t.add_argument("--report", type=_positive, metavar="N", help="epochs between two reports")
+    t.add_argument(
+        "--report-every", type=_minutes, default=1.0, metavar="MIN", help="minutes between lines (default 1)"
+    )
+    t.add_argument("--prefix", action="append", help="what the reports' generated lines start with; may be repeated")
+    t.add_argument("--length", type=_positive, default=50, metavar="N", help="characters to generate (default 50)")
+    t.add_argument("--plot", action="store_true", help="also write perplexity.png")
+
+
+def _generate(g: argparse.ArgumentParser) -> None:
+    g.add_argument("run", metavar="RUN", help="folder that `fastcells train` wrote")
+    g.add_argument("--prefix", required=True, help="text to go on from")
+    g.add_argument("--length", type=_positive, default=100, metavar="N", help="characters to add (default 100)")
+    g.add_argument("--temperature", type=float, help="0 takes the likeliest character (default, without --top-k)")
+    g.add_argument("--top-k", type=_positive, metavar="K", help="draw among the K likeliest characters")
+    g.add_argument("--seed", type=_seed, help="for the same text again")
+    g.add_argument("--unknown", choices=("error", "skip"), default="error", help="characters that the model never saw")
+    g.add_argument("--impl", choices=IMPLEMENTATIONS, default="auto", help="implementation of the recurrent layer")
+    g.add_argument("--device", default="auto")
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    return value
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of minutes, got {text!r}")
+    return value
+
+
+def _clip(text: str) -> float | str:
+    try:
+        return text if text == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or none, got {text!r}") from None
+
+
+def _seed(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 2**64
+    if not -(2**63) <= value < 2**64:
+        raise argparse.ArgumentTypeError(f"must be an integer of 64 bits, got {text!r}")
+    return value

@@ -1,0 +1,222 @@
+"""`fastcells train`: a text in, a run folder out; or a run folder in, and the run goes on."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastcells
+from fastcells.charlm import picture, presets, snapshot
+from fastcells.charlm.allocator import keep_freed_memory
+from fastcells.charlm.corpus import Vocabulary, bundled_corpus, read_corpus
+from fastcells.charlm.device import device_of
+from fastcells.charlm.epoch import Diverged
+from fastcells.charlm.errors import InputError
+from fastcells.charlm.generate import encode_prefix
+from fastcells.charlm.model import CharLM, dtype_of
+from fastcells.charlm.progress import Progress
+from fastcells.charlm.runfolder import CHECKPOINT, RunFolder
+from fastcells.charlm.sampling import check_length
+from fastcells.charlm.stop import StopRequest
+from fastcells.charlm.training import Training
+from fastcells.dispatch import explain
+
+BUNDLED_PREFIXES = {"zh": ["我们", "风吹过来"], "en": ["and the", "goodbye to the"]}
+CHANGEABLE = ("epochs", "report", "lr", "schedule", "warmup", "clip", "impl")  # in a run that goes on
+
+
+@dataclass
+class Job:
+    """What there is once everything is in order, and training may begin."""
+
+    run: RunFolder
+    training: Training
+    vocabulary: Vocabulary
+    prefixes: list[str]
+    name: str  # of the corpus
+    runs_on: str  # which implementation
+
+
+def train_command(options: argparse.Namespace) -> int:
+    """Train, and return the exit status."""
+    keep_freed_memory()
+    if options.plot:
+        picture.check_matplotlib()
+    with contextlib.ExitStack() as stack:
+        job = _resumed(options, stack) if options.resume else _begun(options, stack)
+        stop = StopRequest()
+        stack.enter_context(stop.listening())
+        return _train(job, options, stop)
+
+
+def _train(job: Job, options: argparse.Namespace, stop: StopRequest) -> int:
+    times = {"save_every": options.save_every * 60, "report_every": options.report_every * 60}
+    progress = Progress(job.run, job.training, job.vocabulary, job.prefixes, options.length, **times)
+    _introduce(job, progress)
+    status = 0
+    try:
+        if not job.training.run(progress.step, progress.epoch, lambda: stop.asked):
+            status = 130
+            progress.warn(f"interrupted after step {job.training.place.step} of {job.training.total}")
+        path = progress.finish()
+    except Diverged as error:
+        status = 3
+        progress.error(str(error))
+        path = progress.finish(checkpoint=False)
+    except KeyboardInterrupt:
+        kept = "the start" if progress.saver.kept_step is None else f"step {progress.saver.kept_step}"
+        progress.error(f"stopped at once; {job.run.path} holds the checkpoint of {kept}")
+        return 130
+    finally:
+        progress.close()
+    if options.plot and job.training.place.epoch and path is not None:
+        picture.draw(job.run)
+    if path != job.run.path:
+        return status or 1
+    folder = shlex.quote(str(path))
+    if status == 0:
+        prefix = shlex.quote(job.prefixes[0])
+        progress.say(f"try: fastcells generate {folder} --prefix={prefix} --temperature 0.8")
+    elif status == 130:
+        progress.say(f"go on with: fastcells train --resume {folder}")
+    return status
+
+
+def _begun(options: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
+    """A new run, with its folder. What is wrong with the input is said before there is one."""
+    preset = options.preset or "gru"
+    config = replace(presets.preset(preset), **_given(options))
+    device = device_of(options.device)
+    bundled = options.bundled or "zh"
+    name = options.corpus or bundled
+    text = read_corpus(options.corpus, options.chars) if options.corpus else bundled_corpus(bundled, options.chars)
+    vocabulary = Vocabulary(text)
+    ids = vocabulary.encode(text)
+    check_length(len(ids), config.sampling, config.batch, config.steps)
+    prefixes = _prefixes(options, name if options.corpus is None else None, vocabulary, text[:1000])
+    model, runs_on = _model(len(vocabulary), config, device)
+    run = RunFolder.claim(options.out or _unused_folder(preset))
+    try:
+        _alone(run, stack)
+        sha256 = run.save_ids([ids.numpy()], len(vocabulary))
+        training = Training(run.ids(sha256, len(vocabulary)), len(vocabulary), config, device=device, model=model)
+        run.save_weights(model)
+        run.save_checkpoint(*snapshot.take(training))
+        provenance = {
+            "corpus": str(name),
+            "characters": str(len(ids)),
+            "ids": sha256,
+            "device": str(device),
+            "fastcells": fastcells.__version__,
+            "torch": torch.__version__,
+        }
+        run.describe(config, vocabulary, provenance)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            run.discard()
+        raise
+    return Job(run, training, vocabulary, prefixes, str(name), runs_on)
+
+
+def _resumed(options: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
+    """A run that was interrupted, where its checkpoint is."""
+    run = RunFolder.find(options.resume)
+    _alone(run, stack)
+    config, vocabulary, provenance = run.description()
+    given = _given(options)
+    if options.preset or options.out or options.chars:
+        raise InputError("--preset, --out and --chars are for a new run, and not for --resume")
+    for option, value in given.items():
+        if option not in CHANGEABLE and value != getattr(config, option):
+            raise InputError(
+                f"--{option.replace('_', '-')} cannot be changed by --resume; what can is " + ", ".join(CHANGEABLE)
+            )
+    if given:
+        config = replace(config, **given)
+        run.describe(config, vocabulary, provenance)
+    tensors, values = run.checkpoint()
+    threads = values.get("threads")
+    if isinstance(threads, int) and threads > 0:  # sums depend on them, in their last bits
+        torch.set_num_threads(threads)
+    device = device_of(options.device)
+    ids = run.ids(provenance.get("ids", ""), len(vocabulary))
+    model, runs_on = _model(len(vocabulary), config, device)
+    training = Training(ids, len(vocabulary), config, device=device, model=model)
+    try:
+        snapshot.restore(training, tensors, values)
+    except InputError as error:
+        raise InputError(f"{run.path / CHECKPOINT}: {error}") from error
+    run.go_back_to(training.place)
+    name = provenance.get("corpus", "")
+    bundled = name if name in BUNDLED_PREFIXES else None
+    prefixes = _prefixes(options, bundled, vocabulary, vocabulary.decode(ids[:1000].tolist()))
+    return Job(run, training, vocabulary, prefixes, name, runs_on)
+
+
+def _introduce(job: Job, progress: Progress) -> None:
+    training, model = job.training, job.training.model
+    progress.say(f"corpus {job.name}: {len(training.ids):,} characters, {len(job.vocabulary):,} distinct")
+    parameters = sum(p.numel() for p in model.parameters())
+    progress.say(f"model {model.layer}, {parameters:,} parameters; runs on {job.runs_on}")
+    if training.place.step:
+        progress.say(f"goes on after step {training.place.step:,} of {training.total:,}")
+
+
+def _model(vocabulary: int, config: presets.Config, device: torch.device) -> tuple[CharLM, str]:
+    """A fresh model, and which implementation runs it."""
+    try:
+        torch.manual_seed(config.seed)
+        model = CharLM(vocabulary, config).to(device, dtype_of(config))
+        example = torch.zeros(config.batch, config.steps, dtype=torch.int64, device=device)
+        return model, str(explain(model.layer, example))
+    except (RuntimeError, OverflowError, TypeError) as error:  # out of memory, or an impl that cannot run here
+        raise InputError(str(error).splitlines()[0]) from error
+
+
+def _prefixes(options: argparse.Namespace, bundled: str | None, vocabulary: Vocabulary, head: str) -> list[str]:
+    """What the reports' lines start with. head: the beginning of the text."""
+    prefixes: list[str] = options.prefix or []
+    if not prefixes:
+        usual = BUNDLED_PREFIXES[bundled] if bundled else [(head.split() or [head])[0][:8]]
+        prefixes = [p for p in usual if set(p) <= set(vocabulary.characters)] or [head[0]]
+    for prefix in prefixes:
+        encode_prefix(vocabulary, prefix)  # what is wrong with it is said now, not after the first epochs
+    return prefixes
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of a run's configuration."""
+    given = {f.name: getattr(options, f.name) for f in fields(presets.Config) if getattr(options, f.name) is not None}
+    if given.get("clip") == "none":
+        given["clip"] = None
+    return given
+
+
+def _alone(run: RunFolder, stack: contextlib.ExitStack) -> None:
+    """Hold the folder as long as this process trains in it. Raises InputError if another one does."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    descriptor = os.open(run.path, os.O_RDONLY)
+    stack.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another process is training in {run.path}") from None
+    except OSError:  # a file system without locks
+        return
+
+
+def _unused_folder(preset: str) -> Path:
+    number = 1
+    while Path("runs", f"{preset}-{number}").exists():
+        number += 1
+    return Path("runs", f"{preset}-{number}")

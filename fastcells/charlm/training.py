@@ -1,0 +1,177 @@
+"""A run under way: one step after the other, and all that has to be kept to go on from between two of them."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastcells.charlm.divergence import Watch
+from fastcells.charlm.epoch import Diverged, Epoch
+from fastcells.charlm.model import CharLM, State, detach, dtype_of
+from fastcells.charlm.optimizer import build_optimizer
+from fastcells.charlm.place import Place
+from fastcells.charlm.presets import Config
+from fastcells.charlm.sampling import Ids, batches, batches_per_epoch, check_length
+from fastcells.charlm.schedule import share
+
+ON_DEVICE = 1 << 28  # characters
+CHECKED = 50  # steps between two looks at the loss; on a GPU each look waits for it
+
+
+class Training:
+    """A model that learns from ids [N] by `config`; `run` goes on until the end, or until it is told to stop.
+
+    model: continue with an existing model. Seeds torch's global generator with config.seed.
+
+    Raises:
+        InputError: the corpus does not fill one batch.
+    """
+
+    def __init__(
+        self,
+        ids: Ids,
+        vocabulary: int,
+        config: Config,
+        *,
+        device: torch.device | str = "cpu",
+        model: CharLM | None = None,
+    ) -> None:
+        if config.bidirectional:
+            warnings.warn(
+                "a bidirectional language model sees the characters that it has to predict: its perplexity falls "
+                "to almost 1 and its generated text means nothing",
+                stacklevel=3,
+            )
+        torch.manual_seed(config.seed)
+        self.config, self.device = config, torch.device(device)
+        self.model = (model or CharLM(vocabulary, config)).to(device, dtype_of(config))
+        check_length(len(ids), config.sampling, config.batch, config.steps)
+        self.ids = _near(ids, self.device)
+        self.per_epoch = batches_per_epoch(len(ids), config.sampling, config.batch, config.steps)
+        self.total = config.epochs * self.per_epoch
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(self.parameters, config)
+        self.shuffle = torch.Generator().manual_seed(config.seed)
+        self.shuffle_start = self.shuffle.get_state()  # when the epoch under way began
+        self.place = Place()
+        self.watch = Watch(math.log(max(2, vocabulary)))
+        self.state: State | None = None  # carried from batch to batch, if sampling is consecutive
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)  # summed over the epoch under way
+        self.unseen = torch.zeros_like(self.loss)  # of each step's mean, since the last look
+        self.recent = math.nan  # the mean at the last look
+        self.rate = 0.0  # the learning rate of the last step
+        self.first = self.weights()  # what is kept if no epoch is ever finished
+        self.best: dict[str, Tensor] | None = None
+
+    def run(
+        self,
+        on_step: Callable[[int], None] = lambda tokens: None,
+        on_epoch: Callable[[CharLM, Epoch], None] = lambda model, epoch: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Train until the last epoch is done. Returns False if `stop`, asked after each step, said to stop before.
+
+        on_step gets the number of characters that a step learned from, on_epoch the model and what the epoch
+        measured. Whenever they are called, `snapshot` is a state to go on from.
+
+        Raises:
+            Diverged: a loss or weight is not finite, or the loss stays far above what it was.
+        """
+        began = time.perf_counter() - self.place.seconds
+        self.model.train()
+        while self.place.epoch < self.config.epochs:
+            self.shuffle_start = self.shuffle.get_state()
+            config = self.config
+            sizes = config.sampling, config.batch, config.steps
+            for x, y in batches(self.ids, *sizes, self.shuffle, first=self.place.done):
+                self._step(x, y)
+                self.place.seconds = time.perf_counter() - began
+                epoch = self._end_of_epoch() if self.place.done == self.per_epoch else None
+                if epoch is not None:
+                    on_epoch(self.model, epoch)
+                    self.model.train()
+                on_step(y.numel())
+                if stop() and self.place.epoch < config.epochs:
+                    return False
+                if epoch is not None:
+                    break
+        if self.place.best_loss is not None and self.watch.far(self.place.best_loss):
+            raise self._diverged(self.place.best_loss)  # it never was as good as guessing
+        return True
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the model's weights."""
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def kept(self) -> dict[str, Tensor]:
+        """The weights of the best epoch; before the first is finished, those of now."""
+        return self.model.state_dict() if self.best is None else self.best
+
+    def keep_best(self) -> CharLM:
+        """The model, with the weights of the best epoch."""
+        self.model.load_state_dict(self.kept())
+        return self.model
+
+    def _step(self, x: Tensor, y: Tensor) -> None:
+        config, place = self.config, self.place
+        x, y = x.to(self.device), y.to(self.device)
+        logits, end = self.model(x, None if config.sampling == "random" else self.state)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
+        self.optimizer.zero_grad()
+        (loss * y.numel() if config.loss == "sum" else loss).backward()
+        if config.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        self.rate = config.lr * share(config.schedule, config.warmup, place.step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        self.optimizer.step()
+        self.state = detach(end)
+        self.loss += loss.detach() * y.numel()
+        self.unseen += loss.detach()
+        place.step, place.done, place.tokens = place.step + 1, place.done + 1, place.tokens + y.numel()
+        if place.step - place.checked >= CHECKED or place.done == self.per_epoch:
+            self._look()
+
+    def _look(self) -> None:
+        """The loss since the last look: the one wait for the device."""
+        steps = self.place.step - self.place.checked
+        self.recent = self.unseen.item() / steps
+        if self.watch.see(self.recent, steps, self.total) or not all(p.isfinite().all() for p in self.parameters):
+            raise self._diverged(self.recent)
+        self.unseen.zero_()
+        self.place.checked = self.place.step
+
+    def _diverged(self, loss: float) -> Diverged:
+        number = min(self.place.epoch + 1, self.config.epochs)
+        self.model.load_state_dict(self.first if self.best is None else self.best)
+        return Diverged(self.model, number, loss, self.place.best_epoch)
+
+    def _end_of_epoch(self) -> Epoch:
+        place = self.place
+        mean = self.loss.item() / place.tokens
+        speed = place.tokens / (place.seconds - place.epoch_start)
+        epoch = Epoch(place.epoch + 1, mean, speed, place.seconds)
+        if place.best_loss is None or mean < place.best_loss:
+            self.best, place.best_loss, place.best_epoch = self.weights(), mean, epoch.number
+        self.loss.zero_()
+        self.state = None
+        self.place = replace(place, epoch=epoch.number, done=0, tokens=0, epoch_start=place.seconds)
+        self.shuffle_start = self.shuffle.get_state()
+        return epoch
+
+
+def _near(ids: Ids, device: torch.device) -> Ids:
+    """Ids where they are read: on the GPU what fits there easily, at 4 bytes a character; else where they are."""
+    if isinstance(ids, Tensor):
+        return ids.to(device)
+    if device.type == "cpu" or len(ids) > ON_DEVICE:
+        return ids
+    return torch.from_numpy(ids.astype(np.int32)).to(device)
