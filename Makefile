@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 # A file is one process's, so that what its tests share is built once. Files start in the order of their paths.
 PROCESSES := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test test-fast test-on soak bench bench-full check compile ptx cycles resolve gpu clean
+.PHONY: train test test-fast test-on soak bench bench-full check compile kill ptx cycles resolve gpu clean
 
 train: $(STAMP)  ## learn the bundled lyrics: progress, perplexity, generated lines
 	$(BIN)/fastcells train $(ARGS)
@@ -41,6 +41,10 @@ check: $(STAMP)  ## format, lint and types
 
 compile: $(STAMP)  ## every Triton kernel for sm_80, sm_90 and sm_100, without a GPU
 	$(BIN)/python -m bench.compile $(ARGS)
+
+kill: $(STAMP)  ## training runs that are killed at random moments and resumed, beside uninterrupted ones: minutes
+	$(BIN)/python -m tests.support.killed_runs --kills 60 --each 6 $(ARGS)
+	$(BIN)/python -m tests.support.killed_runs --signal SIGINT --times 2 --kills 12 --each 4 $(ARGS)
 
 ptx: $(STAMP)  ## every compiled Triton kernel executed on the CPU against float64: minutes. ARGS=--sensitivity
 	$(BIN)/python -m bench.ptx $(ARGS)

@@ -29,7 +29,7 @@ class Saver:
         self.next = time.monotonic() + every
         self.kept_step: int | None = None  # of the last checkpoint
         self.kept_epoch: int | None = None  # whose weights are kept
-        self.failing = False
+        self.failure: str | None = None  # what is said of the last attempt, if it failed
 
     def save_if_due(self) -> None:
         """Save if the time has come. What goes wrong is shown, not raised."""
@@ -42,16 +42,16 @@ class Saver:
             self._write(self.run)
         except OSError as error:
             self.next = time.monotonic() + min(self.every, RETRY)
-            kept = "nothing yet" if self.kept_step is None else f"the checkpoint of step {self.kept_step}"
-            self.tell(
-                f"{self._named(error)} cannot be written: {error.strerror or error}; kept is {kept}. "
-                f"Training goes on, and saving is tried again in {min(self.every, RETRY):.0f} s"
-            )
-            self.failing = True
+            failure = f"{self._named(error)} cannot be written: {error.strerror or error}"
+            if failure != self.failure:  # not again for hours
+                kept = "nothing yet" if self.kept_step is None else f"the checkpoint of step {self.kept_step}"
+                again = f"saving is tried again in {min(self.every, RETRY):.0f} s"
+                self.tell(f"{failure}; kept is {kept}. Training goes on, and {again}")
+            self.failure = failure
             return False
-        if self.failing:
+        if self.failure is not None:
             self.tell(f"saved in {self.run.path} again, at step {self.kept_step}")
-            self.failing = False
+            self.failure = None
         self.next = time.monotonic() + self.every
         return True
 
