@@ -63,7 +63,7 @@ setup(
     package_data={"fastcells": ["py.typed"], "fastcells.data": ["*.txt"]},
     ext_modules=[CPU],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
-    install_requires=["torch>=2.11", "numpy", "safetensors", "tqdm"],
+    install_requires=["torch>=2.11", "charset-normalizer", "numpy", "safetensors", "tqdm"],
     extras_require={"test": TEST, "dev": [*TEST, "build", "mypy", "ruff", "uv"], "plot": ["matplotlib"]},
     entry_points={"console_scripts": ["fastcells = fastcells.charlm.cli:main"]},
     classifiers=[

@@ -1,7 +1,8 @@
 """A character language model: corpus, model, training, generation, run folders and the command line."""
 
 from fastcells.charlm.checkpoint import load
-from fastcells.charlm.corpus import Vocabulary, bundled_corpus, read_corpus
+from fastcells.charlm.corpus import bundled_corpus, read_corpus
+from fastcells.charlm.decode import Reading
 from fastcells.charlm.epoch import Diverged, Epoch, Interrupted, perplexity
 from fastcells.charlm.errors import InputError
 from fastcells.charlm.generate import generate
@@ -10,6 +11,7 @@ from fastcells.charlm.presets import PRESETS, Config, preset
 from fastcells.charlm.runfolder import RunFolder
 from fastcells.charlm.train import train
 from fastcells.charlm.training import Training
+from fastcells.charlm.vocabulary import Vocabulary
 
 __all__ = [
     "PRESETS",
@@ -19,6 +21,7 @@ __all__ = [
     "Epoch",
     "InputError",
     "Interrupted",
+    "Reading",
     "RunFolder",
     "Training",
     "Vocabulary",

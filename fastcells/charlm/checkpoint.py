@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from fastcells.charlm.corpus import Vocabulary
 from fastcells.charlm.errors import InputError
 from fastcells.charlm.model import CharLM, dtype_of
 from fastcells.charlm.presets import Config
 from fastcells.charlm.runfolder import WEIGHTS, RunFolder
+from fastcells.charlm.vocabulary import Vocabulary
 
 
 def load(

@@ -1,37 +1,41 @@
-"""The command line: `fastcells train [CORPUS]`, `fastcells generate RUN --prefix TEXT`, `fastcells doctor`."""
+"""The command line: `fastcells train [CORPUS]`, `generate RUN --prefix TEXT`, `eval RUN TEXT`, `doctor`."""
 
 from __future__ import annotations
 
-import io
+import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fastcells import doctor
 from fastcells.charlm.errors import InputError
+from fastcells.charlm.eval_command import eval_command
 from fastcells.charlm.generate_command import generate_command
 from fastcells.charlm.options import parser
-from fastcells.charlm.progress import silence_stdout
+from fastcells.charlm.terminal import prepare, say, silence_stdout
 from fastcells.charlm.train_command import train_command
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "train": train_command,
+    "generate": generate_command,
+    "eval": eval_command,
+    "doctor": lambda options: doctor.main(),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status, as `fastcells train --help` lists them."""
     options = parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character must not end the training
-            stream.reconfigure(errors="backslashreplace")
+    prepare()
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(f"fastcells: warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: say(f"fastcells: warning: {message}", sys.stderr)
         try:
-            if options.command == "doctor":
-                return doctor.main()
-            return train_command(options) if options.command == "train" else generate_command(options)
+            return COMMANDS[options.command](options)
         except BrokenPipeError:
             silence_stdout()
             return 0
         except (InputError, OSError) as error:
-            print(f"fastcells: error: {error}", file=sys.stderr)
+            say(f"fastcells: error: {error}", sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("fastcells: interrupted", file=sys.stderr)

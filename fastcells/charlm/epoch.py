@@ -12,12 +12,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch measured. loss: mean cross-entropy in nats a character, before each step's update."""
+    """What one epoch measured. loss: mean cross-entropy in nats a character, before each step's update.
+
+    valid: the same for the validation text after the epoch, None if there is none. rate: the learning rate at its end.
+    """
 
     number: int
     loss: float
     tokens_per_second: float
     seconds: float  # since training began
+    valid: float | None = None
+    rate: float = math.nan
 
     @property
     def perplexity(self) -> float:

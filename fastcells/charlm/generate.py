@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcells.charlm.corpus import Vocabulary
 from fastcells.charlm.errors import InputError
 from fastcells.charlm.model import CharLM
 from fastcells.charlm.stepper import stepper
+from fastcells.charlm.vocabulary import Vocabulary
 
 
 @torch.no_grad()
@@ -53,8 +53,12 @@ def generate(
 
 
 def encode_prefix(vocabulary: Vocabulary, prefix: str, *, unknown: str = "error") -> Tensor:
-    """The prefix's ids, newlines as spaces as in the corpus. Raises InputError if there is nothing to go on from."""
-    ids = vocabulary.encode(prefix.replace("\n", " ").replace("\r", " "), unknown=unknown)
+    """The prefix's ids, newlines as in the corpus. Raises InputError if there is nothing to go on from."""
+    if "\n" in vocabulary.characters:
+        prefix = prefix.replace("\r\n", "\n").replace("\r", "\n")
+    else:
+        prefix = prefix.replace("\n", " ").replace("\r", " ")
+    ids = vocabulary.encode(prefix, unknown=unknown)
     if len(ids) == 0:
         raise InputError(f"the prefix {prefix!r} has no character that the model knows: nothing to go on from")
     return ids

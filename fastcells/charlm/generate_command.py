@@ -9,6 +9,7 @@ import torch
 from fastcells.charlm import checkpoint
 from fastcells.charlm.device import device_of
 from fastcells.charlm.generate import generate
+from fastcells.charlm.terminal import say
 
 
 def generate_command(options: argparse.Namespace) -> int:
@@ -32,5 +33,5 @@ def generate_command(options: argparse.Namespace) -> int:
         unknown=options.unknown,
         generator=generator,
     )
-    print(text)
+    say(text)
     return 0

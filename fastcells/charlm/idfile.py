@@ -16,6 +16,7 @@ from fastcells.charlm.errors import InputError
 from fastcells.charlm.files import new_file
 
 PIECE = 1 << 22  # ids that are in memory at a time
+LARGE = 1 << 26  # bytes of ids that are not left in memory
 
 
 def id_type(vocabulary: int) -> np.dtype:
@@ -42,8 +43,10 @@ def write_ids(path: Path, pieces: Iterable[np.ndarray], dtype: np.dtype) -> str:
     return digest.hexdigest()
 
 
-def open_ids(path: Path, sha256: str) -> np.ndarray:
+def open_ids(path: Path, sha256: str | None) -> np.ndarray:
     """The ids, mapped from the file: pages are read when they are used.
+
+    sha256: the hash that they have to have; None for what was written just now.
 
     Raises:
         FileNotFoundError: there is no such file. InputError: it is not what `write_ids` wrote.
@@ -60,18 +63,21 @@ def open_ids(path: Path, sha256: str) -> np.ndarray:
             if os.fstat(file.fileno()).st_size != start + shape[0] * dtype.itemsize or not shape[0]:
                 raise ValueError("its length is not what its header says")
             digest = hashlib.sha256()
-            while data := file.read(PIECE):
+            while sha256 is not None and (data := file.read(PIECE)):
                 digest.update(data)
-            if digest.hexdigest() != sha256:
+            if sha256 is not None and digest.hexdigest() != sha256:
                 raise ValueError("its hash is not that of the run")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError as error:
         raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
-    return np.frombuffer(mapped, dtype, offset=start)
+    ids: np.ndarray = np.frombuffer(mapped, dtype, offset=start)
+    return ids
 
 
 def release(ids: object) -> None:
-    """Give back the pages of mapped ids that have been read; what is used again is read again."""
+    """Give back the pages of mapped ids that have been read, if they are many; what is used again is read again."""
+    if getattr(ids, "nbytes", 0) < LARGE:
+        return
     base = getattr(ids, "base", None)
     while isinstance(base, np.ndarray | memoryview):
         base = base.base if isinstance(base, np.ndarray) else base.obj

@@ -8,10 +8,14 @@ import math
 import fastcells
 from fastcells.charlm import presets
 from fastcells.charlm.corpus import BUNDLED
+from fastcells.charlm.decode import CONTROLS, NEWLINES
 from fastcells.charlm.sampling import SAMPLING
 from fastcells.charlm.schedule import SCHEDULES
+from fastcells.charlm.vocabulary import WAYS
 from fastcells.dispatch import IMPLEMENTATIONS
 
+TEXTS = "texts to learn, one after the other: files, .gz, .zip, folders of .txt, globs, or - for standard input"
+NEWLINES_HELP = "space: as the lessons do (default); keep: for code, poems and tunes"
 EXIT = "exit status: 0 done, 1 not saved where it should be, 2 bad input, 3 diverged, 130 interrupted"
 
 
@@ -27,17 +31,29 @@ def parser() -> argparse.ArgumentParser:
     _training(train.add_argument_group("training"))
     _run(train.add_argument_group("the run"))
     _generate(commands.add_parser("generate", help="write text with a trained model"))
+    _evaluate(commands.add_parser("eval", help="perplexity and bits per character of a text"))
     help = "check every implementation on this machine against float64"
     commands.add_parser("doctor", help=help, description=f"Show the environment and {help}; exit status 1 if wrong.")
     return parser
 
 
 def _corpus(t: argparse._ArgumentGroup) -> None:
-    source = t.add_mutually_exclusive_group()
-    source.add_argument("corpus", nargs="?", help="a UTF-8 .txt file, a .zip that holds one, or - for standard input")
-    source.add_argument("--bundled", choices=list(BUNDLED), help="lyrics that come along (default zh)")
-    source.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, from its checkpoint")
+    t.add_argument("corpus", nargs="*", help=f"{TEXTS} (default: the bundled lyrics)")
+    t.add_argument("--bundled", choices=list(BUNDLED), help="lyrics that come along (default zh)")
+    t.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, from its checkpoint")
     t.add_argument("--chars", type=_positive, metavar="N", help="keep the first N characters")
+    t.add_argument("--min-count", type=_positive, default=1, metavar="N", help="rarer characters become one symbol")
+    _reading(t)
+    t.add_argument("--validation", type=float, metavar="SHARE", help="of the text, near its end: measured, not learned")
+    t.add_argument("--test", type=float, metavar="SHARE", help="of the text, at its end: measured once, at the end")
+
+
+def _reading(t: argparse._ActionsContainer, newlines: str | None = None) -> None:
+    t.add_argument("--encoding", default="utf-8", help="of the files (default utf-8; UTF-16 and 32 by their mark)")
+    t.add_argument(
+        "--newlines", choices=NEWLINES, default=None if newlines else "space", help=newlines or NEWLINES_HELP
+    )
+    t.add_argument("--control", choices=CONTROLS, default="error", help="control characters (default error)")
 
 
 def _model(t: argparse._ArgumentGroup) -> None:
@@ -66,6 +82,8 @@ def _training(t: argparse._ArgumentGroup) -> None:
     t.add_argument("--epochs", type=_positive, metavar="N")
     t.add_argument("--steps", type=_positive, metavar="T", help="time steps of a batch")
     t.add_argument("--batch", type=_positive, metavar="B", help="sequences of a batch")
+    t.add_argument("--evaluate", type=_positive, metavar="STEPS", help="between looks at the validation text")
+    t.add_argument("--patience", type=_positive, metavar="N", help="looks without a better one, and training stops")
     t.add_argument("--seed", type=_seed)
 
 
@@ -80,8 +98,19 @@ def _run(t: argparse._ArgumentGroup) -> None:
         "--report-every", type=_minutes, default=1.0, metavar="MIN", help="minutes between lines (default 1)"
     )
     t.add_argument("--prefix", action="append", help="what the reports' generated lines start with; may be repeated")
+    t.add_argument("--unknown", choices=WAYS, default="error", help="characters of a prefix that the text has not")
     t.add_argument("--length", type=_positive, default=50, metavar="N", help="characters to generate (default 50)")
     t.add_argument("--plot", action="store_true", help="also write perplexity.png")
+
+
+def _evaluate(e: argparse.ArgumentParser) -> None:
+    e.add_argument("run", metavar="RUN", help="folder that `fastcells train` wrote")
+    e.add_argument("corpus", nargs="+", metavar="TEXT", help="files, .gz, .zip, folders of .txt, globs, or -")
+    e.add_argument("--chars", type=_positive, metavar="N", help="measure the first N characters")
+    _reading(e, newlines="as the run had them, if not said")
+    e.add_argument("--unknown", choices=WAYS, default="error", help="characters that the model never saw")
+    e.add_argument("--impl", choices=IMPLEMENTATIONS, default="auto", help="implementation of the recurrent layer")
+    e.add_argument("--device", default="auto")
 
 
 def _generate(g: argparse.ArgumentParser) -> None:
@@ -91,7 +120,7 @@ def _generate(g: argparse.ArgumentParser) -> None:
     g.add_argument("--temperature", type=float, help="0 takes the likeliest character (default, without --top-k)")
     g.add_argument("--top-k", type=_positive, metavar="K", help="draw among the K likeliest characters")
     g.add_argument("--seed", type=_seed, help="for the same text again")
-    g.add_argument("--unknown", choices=("error", "skip"), default="error", help="characters that the model never saw")
+    g.add_argument("--unknown", choices=WAYS, default="error", help="characters that the model never saw")
     g.add_argument("--impl", choices=IMPLEMENTATIONS, default="auto", help="implementation of the recurrent layer")
     g.add_argument("--device", default="auto")
 

@@ -18,8 +18,10 @@ class Place:
     tokens: int = 0  # characters that these learned from
     seconds: float = 0.0  # of training so far
     epoch_start: float = 0.0  # seconds, when the epoch under way began
-    best_epoch: int = 0  # 0: none was finished
-    best_loss: float | None = None
+    best_epoch: int = 0  # in which the best weights were found; 0: nothing was measured yet
+    best_step: int = 0
+    best_loss: float | None = None  # of the validation text, or else of an epoch
+    waited: int = 0  # looks at the validation text since then
     checked: int = 0  # steps done at the last look at the loss
 
 

@@ -25,7 +25,10 @@ class Config:
     init: "torch" is torch.nn's uniform init; "d2l" is N(0, 0.01) for weights and zero for biases, with one bias a
     gate as in the lessons (b_hh stays zero). loss: what gradients are taken of, the mean over a batch's characters or
     their sum. clip: largest gradient norm, None for no clipping. schedule: of the learning rate, "none" or "cosine";
-    warmup: steps in which it rises to `lr`. report: epochs between two reports.
+    warmup: steps in which it rises to `lr`. report: epochs
+    between two reports. validation, test: shares of the text, at its end, that are not learned but measured.
+    evaluate: steps between two looks at the validation text, None for the ends of epochs. patience: stop after so many
+    looks without a better one, None to go on to the end.
     """
 
     cell: str = "gru"
@@ -46,17 +49,29 @@ class Config:
     report: int = 40
     steps: int = 35
     batch: int = 32
+    validation: float = 0.0
+    test: float = 0.0
+    evaluate: int | None = None
+    patience: int | None = None
     seed: int = 0
     dtype: str = "float32"
     impl: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden", "epochs", "report", "steps", "batch"):
+        for name in ("layers", "hidden", "epochs", "report", "steps", "batch", "evaluate", "patience"):
             value = getattr(self, name)
+            if value is None and name in ("evaluate", "patience"):
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} must be a positive integer, got {value!r}")
         if not isinstance(self.warmup, int) or isinstance(self.warmup, bool) or self.warmup < 0:
             raise InputError(f"warmup must be a number of steps, 0 or more, got {self.warmup!r}")
+        for name in ("validation", "test"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 0.5:
+                raise InputError(f"{name} must be a share of the text between 0 and 0.5, got {value!r}")
+        if (self.evaluate or self.patience) and not self.validation:
+            raise InputError("evaluate and patience need a text to look at: set validation")
         for name in ("lr", "clip"):
             value = getattr(self, name)
             if value is None and name == "clip":

@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
+import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from tqdm import tqdm
 
-from fastcells.charlm.corpus import Vocabulary
 from fastcells.charlm.epoch import Epoch, perplexity
+from fastcells.charlm.evaluate import bits, mean_loss
 from fastcells.charlm.generate import generate
 from fastcells.charlm.model import CharLM
 from fastcells.charlm.runfolder import RunFolder
 from fastcells.charlm.saver import Saver
+from fastcells.charlm.terminal import printable, say
 from fastcells.charlm.training import Training
+from fastcells.charlm.vocabulary import Vocabulary
+
+
+@dataclass
+class Sample:
+    """What a report generates: lines from these prefixes."""
+
+    vocabulary: Vocabulary
+    prefixes: list[str]
+    length: int
+    unknown: str = "error"
+
+    def lines(self, model: CharLM) -> list[str]:
+        """The generated lines."""
+        return [generate(model, self.vocabulary, prefix, self.length, unknown=self.unknown) for prefix in self.prefixes]
 
 
 class Progress:
@@ -32,17 +48,13 @@ class Progress:
         self,
         run: RunFolder,
         training: Training,
-        vocabulary: Vocabulary,
-        prefixes: list[str],
-        length: int,
+        sample: Sample,
         *,
         save_every: float = 120.0,
         report_every: float = 60.0,
     ) -> None:
         self.run, self.training, self.config = run, training, training.config
-        self.vocabulary, self.prefixes, self.length = vocabulary, prefixes, length
-        self.last: Epoch | None = None
-        self.best: Epoch | None = None
+        self.sample, self.valid = sample, math.nan
         self.saver = Saver(run, training, save_every, self.warn)
         self.report_every, self.reported, self.tokens = report_every, time.monotonic(), 0
         characters = self.config.batch * self.config.steps
@@ -69,28 +81,42 @@ class Progress:
     def epoch(self, model: CharLM, epoch: Epoch) -> None:
         """After each epoch: metrics; at a report, perplexity and generated lines."""
         self._write(lambda: self.run.add_metrics(epoch))
-        self.last = epoch
-        if self.training.place.best_epoch == epoch.number:
-            self.best = epoch
-        self.bar.set_postfix(epoch=epoch.number, perplexity=f"{epoch.perplexity:.3f}", refresh=False)
-        if epoch.number % self.config.report == 0 or epoch.number == self.config.epochs:
+        measured = f"perplexity {epoch.perplexity:8.3f}"
+        postfix = {"epoch": str(epoch.number), "perplexity": f"{epoch.perplexity:.3f}"}
+        if epoch.valid is not None:
+            self.valid = epoch.valid
+            postfix["validation"] = f"{perplexity(epoch.valid):.3f}"
+            measured += f"  validation {perplexity(epoch.valid):8.3f}, {bits(epoch.valid):.3f} bits a character"
+        self.bar.set_postfix(postfix, refresh=False)
+        if epoch.number % self.config.report == 0 or self.training.done():
             self.say(
-                f"epoch {epoch.number:4d}/{self.config.epochs}  perplexity {epoch.perplexity:8.3f}  "
+                f"epoch {epoch.number:4d}/{self.config.epochs}  {measured}  "
                 f"{epoch.tokens_per_second:,.0f} tokens/s  {epoch.seconds:.1f} s"
             )
             self._sample()
+
+    def evaluation(self, loss: float) -> None:
+        """After a look at the validation text within an epoch."""
+        self.valid = loss
+        self._report_time(f"  validation {perplexity(loss):.3f}, {bits(loss):.3f} bits a character")
 
     def finish(self, *, checkpoint: bool = True) -> Path | None:
         """Save, and say what is kept and where. Returns the folder, or None. checkpoint: as in `Saver.finish`."""
         path = self.saver.finish(checkpoint=checkpoint)
         place = self.training.place
         self.training.keep_best()
-        if not place.best_epoch:
+        measured = "validation perplexity" if len(self.training.validation) else "perplexity"
+        if place.best_loss is None:
             self.say(f"not one epoch was finished: the weights are those after step {place.step}")
-        elif place.best_epoch != place.epoch and place.best_loss is not None:
-            best = perplexity(place.best_loss)
-            self.say(f"best perplexity {best:.3f}, after epoch {place.best_epoch}: its weights are kept")
+        elif place.best_step != place.step:
+            when = f"epoch {place.best_epoch}"
+            if place.best_step != place.best_epoch * self.training.per_epoch:
+                when = f"step {place.best_step}"
+            self.say(f"best {measured} {perplexity(place.best_loss):.3f}, after {when}: its weights are kept")
             self._sample()
+        if len(self.training.test):
+            loss = mean_loss(self.training.model, self.training.test, self.config.batch, self.config.steps)
+            self.say(f"test perplexity {perplexity(loss):.3f}, {bits(loss):.3f} bits a character")
         self.say("saved nowhere" if path is None else f"saved in {path}")
         return path
 
@@ -114,23 +140,26 @@ class Progress:
         say(f"fastcells: error: {line}", file=sys.stderr)
         self._log(f"error: {line}")
 
-    def _report_time(self) -> None:
+    def _report_time(self, measured: str = "") -> None:
         training, place = self.training, self.training.place
-        speed = self.tokens / (time.monotonic() - self.reported)
+        speed = self.tokens / max(time.monotonic() - self.reported, 1e-9)
         self.reported, self.tokens = time.monotonic(), 0
-        row = {"seconds": round(place.seconds, 3), "step": place.step, "epoch": place.epoch, "loss": training.recent}
+        row: dict[str, float | None] = {"seconds": round(place.seconds, 3), "step": place.step, "epoch": place.epoch}
+        row["loss"] = training.recent
+        row |= {"valid_loss": None if math.isnan(self.valid) else self.valid}
         row |= {"learning_rate": training.rate, "tokens_per_second": round(speed, 1)}
         self._write(lambda: self.run.by_time.add(row))
         line = (
             f"step {place.step:,}/{training.total:,}  epoch {place.epoch + place.done / training.per_epoch:.2f}  "
-            f"perplexity {perplexity(training.recent):.3f}  {speed:,.0f} tokens/s  {place.seconds:.0f} s"
+            f"perplexity {perplexity(training.recent):.3f}{measured}  {speed:,.0f} tokens/s  {place.seconds:.0f} s"
         )
         if self.bar.disable:
             say(line)
         self._log(line)
 
     def _log(self, line: str) -> None:
-        self._write(lambda: self.run.log.add(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {line}"))
+        now = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
+        self._write(lambda: self.run.log.add(f"{now} {printable(line)}"))
 
     def _write(self, action: Callable[[], None]) -> None:
         """Write to a file of the run that grows; what fails waits there, and that is said once."""
@@ -145,23 +174,5 @@ class Progress:
             self.dumb = False
 
     def _sample(self) -> None:
-        for prefix in self.prefixes:
-            self.say(f"  - {generate(self.training.model, self.vocabulary, prefix, self.length)}")
-
-
-def say(line: str, file: TextIO | None = None) -> None:
-    """A line that the progress bar does not tear apart. A reader who has gone is no reason to stop training."""
-    stream = file or sys.stdout
-    if stream is None:
-        return
-    try:
-        tqdm.write(line, file=stream)
-        stream.flush()
-    except OSError:
-        if stream is sys.stdout:
-            silence_stdout()
-
-
-def silence_stdout() -> None:
-    """After its reader has gone: or Python would complain once more at exit."""
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  it stays open until the process ends
+        for line in self.sample.lines(self.training.model):
+            self.say(f"  - {line}")

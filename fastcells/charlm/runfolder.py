@@ -12,20 +12,23 @@ import numpy as np
 import safetensors
 from torch import Tensor
 
-from fastcells.charlm.corpus import Vocabulary
-from fastcells.charlm.epoch import Epoch
+from fastcells.charlm.encode import Encoded, encode
+from fastcells.charlm.epoch import Epoch, perplexity
 from fastcells.charlm.errors import InputError
-from fastcells.charlm.files import PARTIAL, replace_json, replace_tensors
-from fastcells.charlm.idfile import id_type, open_ids, write_ids
+from fastcells.charlm.evaluate import bits
+from fastcells.charlm.files import replace_json, replace_tensors
+from fastcells.charlm.idfile import open_ids
 from fastcells.charlm.journal import Journal, Table
 from fastcells.charlm.model import CharLM
 from fastcells.charlm.place import Place
 from fastcells.charlm.presets import Config
+from fastcells.charlm.vocabulary import Vocabulary
 
 CONFIG, VOCABULARY, WEIGHTS, METRICS = "config.json", "vocabulary.json", "weights.safetensors", "metrics.csv"
 IDS, CHECKPOINT, PROGRESS, LOG = "ids.npy", "checkpoint.safetensors", "progress.csv", "log.txt"
-COLUMNS = ("epoch", "perplexity", "loss", "tokens_per_second", "seconds")
-BY_TIME = ("seconds", "step", "epoch", "loss", "learning_rate", "tokens_per_second")
+OF_EPOCH = ("epoch", "perplexity", "loss", "valid_perplexity", "valid_loss", "valid_bits")
+COLUMNS = (*OF_EPOCH, "learning_rate", "tokens_per_second", "seconds")
+BY_TIME = ("seconds", "step", "epoch", "loss", "valid_loss", "learning_rate", "tokens_per_second")
 
 
 class RunFolder:
@@ -100,19 +103,30 @@ class RunFolder:
         self.described = config, Vocabulary(characters), provenance
         return self.described
 
-    def save_ids(self, pieces: Iterable[np.ndarray], vocabulary: int) -> str:
-        """Write the corpus's ids. Returns their hash, which `ids` asks for."""
-        return write_ids(self.path / IDS, pieces, id_type(vocabulary))
+    def save_ids(self, pieces: Iterable[str], min_count: int = 1) -> Encoded:
+        """Write a text's ids. The hash that is returned is what `ids` asks for. Raises as `encode`."""
+        return encode(pieces, self.path / IDS, min_count=min_count)
 
-    def ids(self, sha256: str, vocabulary: int) -> np.ndarray:
+    def ids(self, sha256: str | None) -> np.ndarray:
         """The corpus's ids, mapped. Raises FileNotFoundError or InputError, as `open_ids`."""
         return open_ids(self.path / IDS, sha256)
 
     def add_metrics(self, epoch: Epoch) -> None:
         """Append one epoch to the metrics file. Raises OSError; the row is written later then."""
-        speed, seconds = round(epoch.tokens_per_second, 1), round(epoch.seconds, 3)
-        row = (epoch.number, epoch.perplexity, epoch.loss, speed, seconds)
-        self.by_epoch.add(dict(zip(COLUMNS, row, strict=True)))
+        valid = epoch.valid
+        self.by_epoch.add(
+            {
+                "epoch": epoch.number,
+                "perplexity": epoch.perplexity,
+                "loss": epoch.loss,
+                "valid_perplexity": None if valid is None else perplexity(valid),
+                "valid_loss": valid,
+                "valid_bits": None if valid is None else bits(valid),
+                "learning_rate": epoch.rate,
+                "tokens_per_second": round(epoch.tokens_per_second, 1),
+                "seconds": round(epoch.seconds, 3),
+            }
+        )
 
     def metrics(self) -> list[dict[str, float]]:
         """The metrics file: one dict an epoch, by column name."""
@@ -150,7 +164,7 @@ class RunFolder:
         """Remove what this run wrote, and the folders made for it: nothing was learned, and the name shall be free."""
         names = (CONFIG, VOCABULARY, WEIGHTS, METRICS, IDS, CHECKPOINT, PROGRESS, LOG)
         for name in names:
-            for path in (self.path / name, self.path / (name + PARTIAL)):
+            for path in self.path.glob(f"{name}*"):
                 path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something else has come into one of them
             for folder in self._made or [self.path]:

@@ -71,5 +71,10 @@ def _consecutive(ids: Ids, batch: int, steps: int, first: int) -> Batches:
 
 def _pair(window: Ids) -> tuple[Tensor, Tensor]:
     """X and Y of [B, T + 1] ids."""
-    window = window.long() if isinstance(window, Tensor) else torch.from_numpy(window.astype(np.int64))
+    window = as_tensor(window)
     return window[:, :-1], window[:, 1:]
+
+
+def as_tensor(ids: Ids) -> Tensor:
+    """int64, as layers and losses take them."""
+    return ids.long() if isinstance(ids, Tensor) else torch.from_numpy(ids.astype(np.int64))

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import shlex
+import warnings
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,24 @@ import torch
 import fastcells
 from fastcells.charlm import picture, presets, snapshot
 from fastcells.charlm.allocator import keep_freed_memory
-from fastcells.charlm.corpus import Vocabulary, bundled_corpus, read_corpus
+from fastcells.charlm.corpus import bundled_pieces, corpus_pieces
+from fastcells.charlm.decode import Reading
 from fastcells.charlm.device import device_of
 from fastcells.charlm.epoch import Diverged
 from fastcells.charlm.errors import InputError
+from fastcells.charlm.evaluate import split
 from fastcells.charlm.generate import encode_prefix
 from fastcells.charlm.model import CharLM, dtype_of
-from fastcells.charlm.progress import Progress
+from fastcells.charlm.progress import Progress, Sample
 from fastcells.charlm.runfolder import CHECKPOINT, RunFolder
 from fastcells.charlm.sampling import check_length
 from fastcells.charlm.stop import StopRequest
 from fastcells.charlm.training import Training
+from fastcells.charlm.vocabulary import UNKNOWN, Vocabulary
 from fastcells.dispatch import explain
 
 BUNDLED_PREFIXES = {"zh": ["我们", "风吹过来"], "en": ["and the", "goodbye to the"]}
-CHANGEABLE = ("epochs", "report", "lr", "schedule", "warmup", "clip", "impl")  # in a run that goes on
+CHANGEABLE = ("epochs", "report", "lr", "schedule", "warmup", "clip", "patience", "impl")  # in a run that goes on
 
 
 @dataclass
@@ -58,11 +62,12 @@ def train_command(options: argparse.Namespace) -> int:
 
 def _train(job: Job, options: argparse.Namespace, stop: StopRequest) -> int:
     times = {"save_every": options.save_every * 60, "report_every": options.report_every * 60}
-    progress = Progress(job.run, job.training, job.vocabulary, job.prefixes, options.length, **times)
+    sample = Sample(job.vocabulary, job.prefixes, options.length, options.unknown)
+    progress = Progress(job.run, job.training, sample, **times)
     _introduce(job, progress)
     status = 0
     try:
-        if not job.training.run(progress.step, progress.epoch, lambda: stop.asked):
+        if not job.training.run(progress.step, progress.epoch, lambda: stop.asked, progress.evaluation):
             status = 130
             progress.warn(f"interrupted after step {job.training.place.step} of {job.training.total}")
         path = progress.finish()
@@ -94,35 +99,46 @@ def _begun(options: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
     preset = options.preset or "gru"
     config = replace(presets.preset(preset), **_given(options))
     device = device_of(options.device)
-    bundled = options.bundled or "zh"
-    name = options.corpus or bundled
-    text = read_corpus(options.corpus, options.chars) if options.corpus else bundled_corpus(bundled, options.chars)
-    vocabulary = Vocabulary(text)
-    ids = vocabulary.encode(text)
-    check_length(len(ids), config.sampling, config.batch, config.steps)
-    prefixes = _prefixes(options, name if options.corpus is None else None, vocabulary, text[:1000])
-    model, runs_on = _model(len(vocabulary), config, device)
+    reading = reading_of(options)
+    if options.corpus and options.bundled:
+        raise InputError(f"a corpus ({options.corpus[0]}) or --bundled, not both")
+    bundled = None if options.corpus else options.bundled or "zh"
+    name = bundled or ", ".join(options.corpus)
+    if bundled:
+        pieces = bundled_pieces(bundled, options.chars, reading)
+    else:
+        pieces = corpus_pieces(options.corpus, options.chars, reading)
     run = RunFolder.claim(options.out or _unused_folder(preset))
     try:
         _alone(run, stack)
-        sha256 = run.save_ids([ids.numpy()], len(vocabulary))
-        training = Training(run.ids(sha256, len(vocabulary)), len(vocabulary), config, device=device, model=model)
+        text = run.save_ids(pieces, options.min_count)
+        prefixes = _prefixes(options, bundled, text.vocabulary, text.head)
+        ids, size = run.ids(None), len(text.vocabulary)
+        learned = split(ids, config.validation, config.test)[0]
+        check_length(len(learned), config.sampling, config.batch, config.steps)
+        model, runs_on = _model(size, config, device)
+        training = Training(ids, size, config, device=device, model=model)
         run.save_weights(model)
         run.save_checkpoint(*snapshot.take(training))
         provenance = {
-            "corpus": str(name),
-            "characters": str(len(ids)),
-            "ids": sha256,
+            "corpus": name,
+            "characters": str(text.length),
+            "ids": text.sha256,
+            "newlines": reading.newlines,
             "device": str(device),
             "fastcells": fastcells.__version__,
             "torch": torch.__version__,
         }
-        run.describe(config, vocabulary, provenance)
+        run.describe(config, text.vocabulary, provenance)
     except BaseException:
         with contextlib.suppress(OSError):
             run.discard()
         raise
-    return Job(run, training, vocabulary, prefixes, str(name), runs_on)
+    if text.rare:
+        warnings.warn(
+            f"{text.rare:,} characters are rarer than {options.min_count}: each is {UNKNOWN} now", stacklevel=1
+        )
+    return Job(run, training, text.vocabulary, prefixes, name, runs_on)
 
 
 def _resumed(options: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
@@ -131,8 +147,9 @@ def _resumed(options: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
     _alone(run, stack)
     config, vocabulary, provenance = run.description()
     given = _given(options)
-    if options.preset or options.out or options.chars:
-        raise InputError("--preset, --out and --chars are for a new run, and not for --resume")
+    for option in ("corpus", "bundled", "preset", "out", "chars"):
+        if getattr(options, option):
+            raise InputError(f"--resume goes on with a run as it was begun: {option} is for a new one")
     for option, value in given.items():
         if option not in CHANGEABLE and value != getattr(config, option):
             raise InputError(
@@ -146,7 +163,7 @@ def _resumed(options: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
     if isinstance(threads, int) and threads > 0:  # sums depend on them, in their last bits
         torch.set_num_threads(threads)
     device = device_of(options.device)
-    ids = run.ids(provenance.get("ids", ""), len(vocabulary))
+    ids = run.ids(provenance.get("ids", ""))
     model, runs_on = _model(len(vocabulary), config, device)
     training = Training(ids, len(vocabulary), config, device=device, model=model)
     try:
@@ -162,7 +179,9 @@ def _resumed(options: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
 
 def _introduce(job: Job, progress: Progress) -> None:
     training, model = job.training, job.training.model
-    progress.say(f"corpus {job.name}: {len(training.ids):,} characters, {len(job.vocabulary):,} distinct")
+    parts = [len(training.ids), len(training.validation), len(training.test)]
+    words = f", of which {parts[1]:,} for validation and {parts[2]:,} for the test" if sum(parts[1:]) else ""
+    progress.say(f"corpus {job.name}: {sum(parts):,} characters{words}, {len(job.vocabulary):,} distinct")
     parameters = sum(p.numel() for p in model.parameters())
     progress.say(f"model {model.layer}, {parameters:,} parameters; runs on {job.runs_on}")
     if training.place.step:
@@ -187,8 +206,15 @@ def _prefixes(options: argparse.Namespace, bundled: str | None, vocabulary: Voca
         usual = BUNDLED_PREFIXES[bundled] if bundled else [(head.split() or [head])[0][:8]]
         prefixes = [p for p in usual if set(p) <= set(vocabulary.characters)] or [head[0]]
     for prefix in prefixes:
-        encode_prefix(vocabulary, prefix)  # what is wrong with it is said now, not after the first epochs
+        encode_prefix(
+            vocabulary, prefix, unknown=options.unknown
+        )  # what is wrong with it is said now, not after the first epochs
     return prefixes
+
+
+def reading_of(options: argparse.Namespace) -> Reading:
+    """How the command line wants files to be read."""
+    return Reading(options.encoding, options.newlines, options.control)
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from fastcells.charlm.divergence import Watch
 from fastcells.charlm.epoch import Diverged, Epoch
+from fastcells.charlm.evaluate import mean_loss, split
+from fastcells.charlm.idfile import release
 from fastcells.charlm.model import CharLM, State, detach, dtype_of
 from fastcells.charlm.optimizer import build_optimizer
 from fastcells.charlm.place import Place
@@ -23,6 +25,7 @@ from fastcells.charlm.sampling import Ids, batches, batches_per_epoch, check_len
 from fastcells.charlm.schedule import share
 
 ON_DEVICE = 1 << 28  # characters
+RELEASED = 4  # steps between two times that pages of mapped ids are given back
 CHECKED = 50  # steps between two looks at the loss; on a GPU each look waits for it
 
 
@@ -53,9 +56,11 @@ class Training:
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(device)
         self.model = (model or CharLM(vocabulary, config)).to(device, dtype_of(config))
-        check_length(len(ids), config.sampling, config.batch, config.steps)
-        self.ids = _near(ids, self.device)
-        self.per_epoch = batches_per_epoch(len(ids), config.sampling, config.batch, config.steps)
+        learned, *measured = split(ids, config.validation, config.test)
+        check_length(len(learned), config.sampling, config.batch, config.steps)
+        self.ids = _near(learned, self.device)
+        self.validation, self.test = measured
+        self.per_epoch = batches_per_epoch(len(learned), config.sampling, config.batch, config.steps)
         self.total = config.epochs * self.per_epoch
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.parameters, config)
@@ -76,36 +81,47 @@ class Training:
         on_step: Callable[[int], None] = lambda tokens: None,
         on_epoch: Callable[[CharLM, Epoch], None] = lambda model, epoch: None,
         stop: Callable[[], bool] = lambda: False,
+        on_evaluation: Callable[[float], None] = lambda loss: None,
     ) -> bool:
-        """Train until the last epoch is done. Returns False if `stop`, asked after each step, said to stop before.
+        """Train until all is done. Returns False if `stop`, asked after each step, said to stop before.
 
         on_step gets the number of characters that a step learned from, on_epoch the model and what the epoch
-        measured. Whenever they are called, `snapshot` is a state to go on from.
+        measured, on_evaluation the loss of the validation text where it is looked at within an epoch. Whenever they
+        are called, `snapshot` is a state to go on from.
 
         Raises:
             Diverged: a loss or weight is not finite, or the loss stays far above what it was.
         """
         began = time.perf_counter() - self.place.seconds
         self.model.train()
-        while self.place.epoch < self.config.epochs:
+        while not self.done():
             self.shuffle_start = self.shuffle.get_state()
             config = self.config
             sizes = config.sampling, config.batch, config.steps
             for x, y in batches(self.ids, *sizes, self.shuffle, first=self.place.done):
                 self._step(x, y)
                 self.place.seconds = time.perf_counter() - began
-                epoch = self._end_of_epoch() if self.place.done == self.per_epoch else None
-                if epoch is not None:
-                    on_epoch(self.model, epoch)
+                ends = self.place.done == self.per_epoch
+                if ends:
+                    on_epoch(self.model, self._end_of_epoch())
                     self.model.train()
+                elif config.evaluate and self.place.step % config.evaluate == 0:
+                    on_evaluation(self._evaluated())
                 on_step(y.numel())
-                if stop() and self.place.epoch < config.epochs:
-                    return False
-                if epoch is not None:
+                if self.done():
                     break
-        if self.place.best_loss is not None and self.watch.far(self.place.best_loss):
+                if stop():
+                    return False
+                if ends:
+                    break
+        if self.place.best_loss is not None and not len(self.validation) and self.watch.far(self.place.best_loss):
             raise self._diverged(self.place.best_loss)  # it never was as good as guessing
         return True
+
+    def done(self) -> bool:
+        """Whether the last epoch is over, or validation has not become better for too long."""
+        patience = self.config.patience
+        return self.place.epoch >= self.config.epochs or (patience is not None and self.place.waited >= patience)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the model's weights."""
@@ -137,6 +153,8 @@ class Training:
         self.loss += loss.detach() * y.numel()
         self.unseen += loss.detach()
         place.step, place.done, place.tokens = place.step + 1, place.done + 1, place.tokens + y.numel()
+        if place.step % RELEASED == 0:
+            release(self.ids)
         if place.step - place.checked >= CHECKED or place.done == self.per_epoch:
             self._look()
 
@@ -154,13 +172,28 @@ class Training:
         self.model.load_state_dict(self.first if self.best is None else self.best)
         return Diverged(self.model, number, loss, self.place.best_epoch)
 
+    def _evaluated(self) -> float:
+        """The loss of the validation text, now."""
+        loss = mean_loss(self.model, self.validation, self.config.batch, self.config.steps)
+        self._measured(loss)
+        return loss
+
+    def _measured(self, loss: float) -> None:
+        """Keep the weights if they are the best so far."""
+        place = self.place
+        place.waited += 1
+        if math.isfinite(loss) and (place.best_loss is None or loss < place.best_loss):
+            self.best, place.best_loss, place.waited = self.weights(), loss, 0
+            place.best_epoch, place.best_step = place.epoch + 1, place.step
+
     def _end_of_epoch(self) -> Epoch:
         place = self.place
         mean = self.loss.item() / place.tokens
         speed = place.tokens / (place.seconds - place.epoch_start)
-        epoch = Epoch(place.epoch + 1, mean, speed, place.seconds)
-        if place.best_loss is None or mean < place.best_loss:
-            self.best, place.best_loss, place.best_epoch = self.weights(), mean, epoch.number
+        valid = self._evaluated() if len(self.validation) else None
+        epoch = Epoch(place.epoch + 1, mean, speed, place.seconds, valid, self.rate)
+        if valid is None:
+            self._measured(mean)
         self.loss.zero_()
         self.state = None
         self.place = replace(place, epoch=epoch.number, done=0, tokens=0, epoch_start=place.seconds)
