@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -68,8 +69,8 @@ def open_ids(path: Path, sha256: str | None) -> np.ndarray:
             if sha256 is not None and digest.hexdigest() != sha256:
                 raise ValueError("its hash is not that of the run")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    except (ValueError, TypeError, KeyError, SyntaxError, OverflowError, TokenError) as error:  # of a header
+        raise InputError(f"{path} is damaged: {(str(error) or type(error).__name__).splitlines()[0]}") from error
     ids: np.ndarray = np.frombuffer(mapped, dtype, offset=start)
     return ids
 

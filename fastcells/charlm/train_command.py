@@ -16,6 +16,7 @@ import torch
 import fastcells
 from fastcells.charlm import picture, presets, snapshot
 from fastcells.charlm.allocator import keep_freed_memory
+from fastcells.charlm.checkpoint import model_of
 from fastcells.charlm.corpus import bundled_pieces, corpus_pieces
 from fastcells.charlm.decode import Reading
 from fastcells.charlm.device import device_of
@@ -26,7 +27,7 @@ from fastcells.charlm.generate import encode_prefix
 from fastcells.charlm.model import CharLM, dtype_of
 from fastcells.charlm.progress import Progress, Sample
 from fastcells.charlm.runfolder import CHECKPOINT, RunFolder
-from fastcells.charlm.sampling import check_length
+from fastcells.charlm.sampling import Ids, check_length
 from fastcells.charlm.stop import StopRequest
 from fastcells.charlm.training import Training
 from fastcells.charlm.vocabulary import UNKNOWN, Vocabulary
@@ -114,8 +115,7 @@ def _begun(options: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
         text = run.save_ids(pieces, options.min_count)
         prefixes = _prefixes(options, bundled, text.vocabulary, text.head)
         ids, size = run.ids(None), len(text.vocabulary)
-        learned = split(ids, config.validation, config.test)[0]
-        check_length(len(learned), config.sampling, config.batch, config.steps)
+        _check_length(ids, config)
         model, runs_on = _model(size, config, device)
         training = Training(ids, size, config, device=device, model=model)
         run.save_weights(model)
@@ -155,21 +155,27 @@ def _resumed(options: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
             raise InputError(
                 f"--{option.replace('_', '-')} cannot be changed by --resume; what can is " + ", ".join(CHANGEABLE)
             )
-    if given:
-        config = replace(config, **given)
-        run.describe(config, vocabulary, provenance)
+    config = replace(config, **given)
     tensors, values = run.checkpoint()
+    weights = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
+    try:
+        model_of(weights, len(vocabulary), config)
+    except InputError as error:
+        raise InputError(f"{run.path / CHECKPOINT} {error}") from error
     threads = values.get("threads")
-    if isinstance(threads, int) and threads > 0:  # sums depend on them, in their last bits
+    if isinstance(threads, int) and 0 < threads <= (os.cpu_count() or 1):  # sums depend on them, in their last bits
         torch.set_num_threads(threads)
     device = device_of(options.device)
     ids = run.ids(provenance.get("ids", ""))
+    _check_length(ids, config)
     model, runs_on = _model(len(vocabulary), config, device)
     training = Training(ids, len(vocabulary), config, device=device, model=model)
     try:
         snapshot.restore(training, tensors, values)
     except InputError as error:
         raise InputError(f"{run.path / CHECKPOINT}: {error}") from error
+    if given:
+        run.describe(config, vocabulary, provenance)
     run.go_back_to(training.place)
     name = provenance.get("corpus", "")
     bundled = name if name in BUNDLED_PREFIXES else None
@@ -186,6 +192,11 @@ def _introduce(job: Job, progress: Progress) -> None:
     progress.say(f"model {model.layer}, {parameters:,} parameters; runs on {job.runs_on}")
     if training.place.step:
         progress.say(f"goes on after step {training.place.step:,} of {training.total:,}")
+
+
+def _check_length(ids: Ids, config: presets.Config) -> None:
+    """Raise InputError if what is to be learned does not fill one batch."""
+    check_length(len(split(ids, config.validation, config.test)[0]), config.sampling, config.batch, config.steps)
 
 
 def _model(vocabulary: int, config: presets.Config, device: torch.device) -> tuple[CharLM, str]:
