@@ -64,8 +64,11 @@ def _model(t: argparse._ArgumentGroup) -> None:
     t.add_argument("--layers", type=_positive, metavar="N")
     t.add_argument("--hidden", type=_positive, metavar="N", help="size of the hidden state")
     t.add_argument("--bidirectional", action=argparse.BooleanOptionalAction)
+    t.add_argument("--tied", action=argparse.BooleanOptionalAction, help="embed characters by the output's weights")
+    t.add_argument("--dropout", type=float, metavar="P", help="between layers")
     t.add_argument("--init", choices=presets.INITS, help="torch: uniform; d2l: N(0, 0.01), biases 0")
-    t.add_argument("--dtype", choices=presets.DTYPES)
+    t.add_argument("--dtype", choices=presets.DTYPES, help="16 bits have master weights in float32")
+    t.add_argument("--compile", action=argparse.BooleanOptionalAction, help="the model by torch.compile")
     t.add_argument("--impl", choices=IMPLEMENTATIONS, help="implementation of the recurrent layer")
 
 
@@ -78,6 +81,8 @@ def _training(t: argparse._ArgumentGroup) -> None:
     )
     t.add_argument("--warmup", type=int, metavar="STEPS", help="steps in which the learning rate rises from 0")
     t.add_argument("--clip", type=_clip, metavar="NORM", help="largest gradient norm, or none")
+    t.add_argument("--weight-decay", type=float, metavar="X", help="of weights, not of biases")
+    t.add_argument("--accumulate", type=_positive, metavar="N", help="batches of one step, one after the other")
     t.add_argument("--sampling", choices=SAMPLING)
     t.add_argument("--epochs", type=_positive, metavar="N")
     t.add_argument("--steps", type=_positive, metavar="T", help="time steps of a batch")
@@ -89,6 +94,9 @@ def _training(t: argparse._ArgumentGroup) -> None:
 
 def _run(t: argparse._ArgumentGroup) -> None:
     t.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
+    t.add_argument(
+        "--threads", type=_positive, metavar="N", help="of the CPU (default: as many as there are idle cores)"
+    )
     t.add_argument("--out", metavar="RUN", help="folder to write (default runs/PRESET-NUMBER)")
     t.add_argument(
         "--save-every", type=_minutes, default=2.0, metavar="MIN", help="minutes (default 2); also at a stop"

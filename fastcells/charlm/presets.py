@@ -13,7 +13,7 @@ from fastcells.dispatch import IMPLEMENTATIONS
 CELLS = ("rnn", "gru", "lstm")
 NONLINEARITIES = ("tanh", "relu")
 INITS = ("torch", "d2l")
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = ("adam", "adamw", "sgd")
 LOSSES = ("mean", "sum")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -28,7 +28,9 @@ class Config:
     warmup: steps in which it rises to `lr`. report: epochs
     between two reports. validation, test: shares of the text, at its end, that are not learned but measured.
     evaluate: steps between two looks at the validation text, None for the ends of epochs. patience: stop after so many
-    looks without a better one, None to go on to the end.
+    looks without a better one, None to go on to the end. dropout: between layers. tied: characters are embedded, by the
+    output's weights. weight_decay: of weights, not of biases. accumulate: batches of one step, one after the other.
+    compile: the model by torch.compile.
     """
 
     cell: str = "gru"
@@ -37,6 +39,8 @@ class Config:
     layers: int = 1
     hidden: int = 256
     bidirectional: bool = False
+    tied: bool = False
+    dropout: float = 0.0
     init: str = "torch"
     optimizer: str = "adam"
     loss: str = "mean"
@@ -44,6 +48,8 @@ class Config:
     schedule: str = "cosine"
     warmup: int = 0
     clip: float | None = None
+    weight_decay: float = 0.0
+    accumulate: int = 1
     sampling: str = "consecutive"
     epochs: int = 160
     report: int = 40
@@ -55,10 +61,11 @@ class Config:
     patience: int | None = None
     seed: int = 0
     dtype: str = "float32"
+    compile: bool = False
     impl: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden", "epochs", "report", "steps", "batch", "evaluate", "patience"):
+        for name in ("layers", "hidden", "epochs", "report", "steps", "batch", "accumulate", "evaluate", "patience"):
             value = getattr(self, name)
             if value is None and name in ("evaluate", "patience"):
                 continue
@@ -66,6 +73,13 @@ class Config:
                 raise InputError(f"{name} must be a positive integer, got {value!r}")
         if not isinstance(self.warmup, int) or isinstance(self.warmup, bool) or self.warmup < 0:
             raise InputError(f"warmup must be a number of steps, 0 or more, got {self.warmup!r}")
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise InputError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+        if self.dropout and self.layers == 1:
+            raise InputError(f"dropout {self.dropout} lies between layers, and there is one: set layers")
+        decay = self.weight_decay
+        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < math.inf:
+            raise InputError(f"weight_decay must be 0 or above and finite, got {decay!r}")
         for name in ("validation", "test"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 0.5:
@@ -78,7 +92,7 @@ class Config:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise InputError(f"{name} must be positive and finite, got {value!r}")
-        for name in ("reset_after", "bidirectional"):
+        for name in ("reset_after", "bidirectional", "tied", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**64:

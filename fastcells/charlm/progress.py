@@ -20,6 +20,7 @@ from fastcells.charlm.model import CharLM
 from fastcells.charlm.runfolder import RunFolder
 from fastcells.charlm.saver import Saver
 from fastcells.charlm.terminal import printable, say
+from fastcells.charlm.threads import Threads
 from fastcells.charlm.training import Training
 from fastcells.charlm.vocabulary import Vocabulary
 
@@ -49,12 +50,13 @@ class Progress:
         run: RunFolder,
         training: Training,
         sample: Sample,
+        threads: Threads,
         *,
         save_every: float = 120.0,
         report_every: float = 60.0,
     ) -> None:
         self.run, self.training, self.config = run, training, training.config
-        self.sample, self.valid = sample, math.nan
+        self.sample, self.threads, self.valid = sample, threads, math.nan
         self.saver = Saver(run, training, save_every, self.warn)
         self.report_every, self.reported, self.tokens = report_every, time.monotonic(), 0
         characters = self.config.batch * self.config.steps
@@ -76,6 +78,7 @@ class Progress:
             self.bar.update(tokens)
         if time.monotonic() - self.reported >= self.report_every:
             self._report_time()
+        self.threads.look_if_due()
         self.saver.save_if_due()
 
     def epoch(self, model: CharLM, epoch: Epoch) -> None:

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from fastcells.charlm import snapshot
 from fastcells.charlm.runfolder import CHECKPOINT, RunFolder
 from fastcells.charlm.training import Training
@@ -78,7 +76,7 @@ class Saver:
         best = self.training.place.best_epoch
         if checkpoint:
             tensors, values = snapshot.take(self.training)
-            run.save_checkpoint(tensors, {**values, "threads": torch.get_num_threads()})
+            run.save_checkpoint(tensors, values)
             self.kept_step = self.training.place.step
         if self.kept_epoch != best or best == 0:
             run.save_weights(self.training.kept())

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fastcells.charlm.divergence import Watch
 from fastcells.charlm.errors import InputError
-from fastcells.charlm.optimizer import restore_state, state_tensors
 from fastcells.charlm.place import Place, numbers_of
 from fastcells.charlm.training import Training
 
@@ -21,7 +20,7 @@ def take(training: Training) -> Snapshot:
     """Weights, the best ones, the optimizer's state, the carried state, sums, random states; the place in the data."""
     tensors = {f"model.{name}": tensor for name, tensor in training.model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in (training.best or {}).items()}
-    tensors |= {f"optimizer.{name}": tensor for name, tensor in state_tensors(training.optimizer).items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in training.optimizer.state().items()}
     if training.state is not None:
         states = training.state if isinstance(training.state, tuple) else (training.state,)
         tensors |= {f"state.{i}": tensor for i, tensor in enumerate(states)}
@@ -60,7 +59,7 @@ def _restore(training: Training, tensors: Mapping[str, Tensor], values: Mapping[
         training.model.load_state_dict(parts["best"])  # the same checks
         training.best = training.weights()
         training.model.load_state_dict(parts["model"])
-    restore_state(training.optimizer, parts["optimizer"])
+    training.optimizer.restore(parts["optimizer"])
     states = [parts["state"][str(i)].to(training.parameters[0]) for i in range(len(parts["state"]))]
     training.state = None if not states else states[0] if len(states) == 1 else (states[0], states[1])
     training.loss.copy_(parts["loss"]["epoch"])

@@ -29,6 +29,7 @@ from fastcells.charlm.progress import Progress, Sample
 from fastcells.charlm.runfolder import CHECKPOINT, RunFolder
 from fastcells.charlm.sampling import Ids, check_length
 from fastcells.charlm.stop import StopRequest
+from fastcells.charlm.threads import Threads
 from fastcells.charlm.training import Training
 from fastcells.charlm.vocabulary import UNKNOWN, Vocabulary
 from fastcells.dispatch import explain
@@ -56,16 +57,17 @@ def train_command(options: argparse.Namespace) -> int:
         picture.check_matplotlib()
     with contextlib.ExitStack() as stack:
         job = _resumed(options, stack) if options.resume else _begun(options, stack)
+        threads = Threads(options.threads)
         stop = StopRequest()
         stack.enter_context(stop.listening())
-        return _train(job, options, stop)
+        return _train(job, options, stop, threads)
 
 
-def _train(job: Job, options: argparse.Namespace, stop: StopRequest) -> int:
+def _train(job: Job, options: argparse.Namespace, stop: StopRequest, threads: Threads) -> int:
     times = {"save_every": options.save_every * 60, "report_every": options.report_every * 60}
     sample = Sample(job.vocabulary, job.prefixes, options.length, options.unknown)
-    progress = Progress(job.run, job.training, sample, **times)
-    _introduce(job, progress)
+    progress = Progress(job.run, job.training, sample, threads, **times)
+    _introduce(job, progress, threads)
     status = 0
     try:
         if not job.training.run(progress.step, progress.epoch, lambda: stop.asked, progress.evaluation):
@@ -80,6 +82,10 @@ def _train(job: Job, options: argparse.Namespace, stop: StopRequest) -> int:
         kept = "the start" if progress.saver.kept_step is None else f"step {progress.saver.kept_step}"
         progress.error(f"stopped at once; {job.run.path} holds the checkpoint of {kept}")
         return 130
+    except RuntimeError as error:  # out of memory, a compiler that is missing: not the user's text, and all is kept
+        status = 1
+        progress.error(str(error).splitlines()[0])
+        path = progress.finish(checkpoint=False)
     finally:
         progress.close()
     if options.plot and job.training.place.epoch and path is not None:
@@ -162,9 +168,6 @@ def _resumed(options: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
         model_of(weights, len(vocabulary), config)
     except InputError as error:
         raise InputError(f"{run.path / CHECKPOINT} {error}") from error
-    threads = values.get("threads")
-    if isinstance(threads, int) and 0 < threads <= (os.cpu_count() or 1):  # sums depend on them, in their last bits
-        torch.set_num_threads(threads)
     device = device_of(options.device)
     ids = run.ids(provenance.get("ids", ""))
     _check_length(ids, config)
@@ -183,13 +186,19 @@ def _resumed(options: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
     return Job(run, training, vocabulary, prefixes, name, runs_on)
 
 
-def _introduce(job: Job, progress: Progress) -> None:
+def _introduce(job: Job, progress: Progress, threads: Threads) -> None:
     training, model = job.training, job.training.model
     parts = [len(training.ids), len(training.validation), len(training.test)]
     words = f", of which {parts[1]:,} for validation and {parts[2]:,} for the test" if sum(parts[1:]) else ""
     progress.say(f"corpus {job.name}: {sum(parts):,} characters{words}, {len(job.vocabulary):,} distinct")
     parameters = sum(p.numel() for p in model.parameters())
     progress.say(f"model {model.layer}, {parameters:,} parameters; runs on {job.runs_on}")
+    if training.device.type == "cpu":
+        number, most = torch.get_num_threads(), threads.most
+        busy = (
+            ": other processes keep the rest busy, and --threads sets it" if threads.follows and number < most else ""
+        )
+        progress.say(f"threads {number} of {most}{busy}")
     if training.place.step:
         progress.say(f"goes on after step {training.place.step:,} of {training.total:,}")
 

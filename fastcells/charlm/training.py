@@ -7,10 +7,11 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fastcells.charlm.divergence import Watch
@@ -18,7 +19,7 @@ from fastcells.charlm.epoch import Diverged, Epoch
 from fastcells.charlm.evaluate import mean_loss, split
 from fastcells.charlm.idfile import release
 from fastcells.charlm.model import CharLM, State, detach, dtype_of
-from fastcells.charlm.optimizer import build_optimizer
+from fastcells.charlm.optimizer import Optimizer
 from fastcells.charlm.place import Place
 from fastcells.charlm.presets import Config
 from fastcells.charlm.sampling import Ids, batches, batches_per_epoch, check_length
@@ -60,10 +61,12 @@ class Training:
         check_length(len(learned), config.sampling, config.batch, config.steps)
         self.ids = _near(learned, self.device)
         self.validation, self.test = measured
-        self.per_epoch = batches_per_epoch(len(learned), config.sampling, config.batch, config.steps)
+        of_epoch = batches_per_epoch(len(learned), config.sampling, config.batch, config.steps)
+        self.per_epoch = -(-of_epoch // config.accumulate)  # steps
         self.total = config.epochs * self.per_epoch
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(self.parameters, config)
+        self.optimizer = Optimizer(self.parameters, config, self.device)
+        self.forward = torch.compile(self.model) if config.compile else self.model
         self.shuffle = torch.Generator().manual_seed(config.seed)
         self.shuffle_start = self.shuffle.get_state()  # when the epoch under way began
         self.place = Place()
@@ -98,8 +101,9 @@ class Training:
             self.shuffle_start = self.shuffle.get_state()
             config = self.config
             sizes = config.sampling, config.batch, config.steps
-            for x, y in batches(self.ids, *sizes, self.shuffle, first=self.place.done):
-                self._step(x, y)
+            of_epoch = batches(self.ids, *sizes, self.shuffle, first=self.place.done * config.accumulate)
+            while pairs := list(islice(of_epoch, config.accumulate)):
+                tokens = self._step(pairs)
                 self.place.seconds = time.perf_counter() - began
                 ends = self.place.done == self.per_epoch
                 if ends:
@@ -107,7 +111,7 @@ class Training:
                     self.model.train()
                 elif config.evaluate and self.place.step % config.evaluate == 0:
                     on_evaluation(self._evaluated())
-                on_step(y.numel())
+                on_step(tokens)
                 if self.done():
                     break
                 if stop():
@@ -136,27 +140,27 @@ class Training:
         self.model.load_state_dict(self.kept())
         return self.model
 
-    def _step(self, x: Tensor, y: Tensor) -> None:
+    def _step(self, pairs: list[tuple[Tensor, Tensor]]) -> int:
+        """One update, by the gradients of one batch or several. Returns how many characters it learned from."""
         config, place = self.config, self.place
-        x, y = x.to(self.device), y.to(self.device)
-        logits, end = self.model(x, None if config.sampling == "random" else self.state)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
-        self.optimizer.zero_grad()
-        (loss * y.numel() if config.loss == "sum" else loss).backward()
-        if config.clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        tokens = 0
+        for x, y in pairs:
+            x, y = x.to(self.device), y.to(self.device)
+            logits, end = self.forward(x, None if config.sampling == "random" else self.state)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
+            self.optimizer.backward(loss * y.numel() if config.loss == "sum" else loss / len(pairs))
+            self.state = detach(end)
+            self.loss += loss.detach() * y.numel()
+            self.unseen += loss.detach() / len(pairs)
+            tokens += y.numel()
         self.rate = config.lr * share(config.schedule, config.warmup, place.step, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
-        self.optimizer.step()
-        self.state = detach(end)
-        self.loss += loss.detach() * y.numel()
-        self.unseen += loss.detach()
-        place.step, place.done, place.tokens = place.step + 1, place.done + 1, place.tokens + y.numel()
+        self.optimizer.step(self.rate)
+        place.step, place.done, place.tokens = place.step + 1, place.done + 1, place.tokens + tokens
         if place.step % RELEASED == 0:
             release(self.ids)
         if place.step - place.checked >= CHECKED or place.done == self.per_epoch:
             self._look()
+        return tokens
 
     def _look(self) -> None:
         """The loss since the last look: the one wait for the device."""

@@ -63,7 +63,8 @@ def test_same_seed_same_metrics(corpus: Path, tmp_path: Path) -> None:
     assert len(rows[0]) == 2
 
 
-def test_every_preset_value_can_be_overridden(corpus: Path, tmp_path: Path) -> None:
+def test_every_preset_value_can_be_overridden(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.compile", lambda model: model)  # half a minute
     given = {
         "cell": "rnn",
         "nonlinearity": "relu",
@@ -71,6 +72,8 @@ def test_every_preset_value_can_be_overridden(corpus: Path, tmp_path: Path) -> N
         "layers": 2,
         "hidden": 8,
         "bidirectional": True,
+        "tied": True,
+        "dropout": 0.5,
         "init": "d2l",
         "optimizer": "sgd",
         "loss": "sum",
@@ -78,6 +81,8 @@ def test_every_preset_value_can_be_overridden(corpus: Path, tmp_path: Path) -> N
         "schedule": "none",
         "warmup": 3,
         "clip": 0.25,
+        "weight_decay": 0.125,
+        "accumulate": 2,
         "sampling": "random",
         "epochs": 1,
         "report": 1,
@@ -89,6 +94,7 @@ def test_every_preset_value_can_be_overridden(corpus: Path, tmp_path: Path) -> N
         "patience": 9,
         "seed": 7,
         "dtype": "float64",
+        "compile": True,
         "impl": "torch",
     }
     assert set(given) == {f.name for f in fields(Config)}

@@ -62,10 +62,10 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], Non
     """Do something before a step of any training."""
     original = Training._step
 
-    def acting(self: Training, *args: object) -> None:
+    def acting(self: Training, *args: object) -> int:
         if self.place.step == step:
             action()
-        original(self, *args)
+        return original(self, *args)
 
     monkeypatch.setattr(Training, "_step", acting)
 
