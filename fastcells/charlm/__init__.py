@@ -1,11 +1,12 @@
 """A character language model: corpus, model, training, generation, run folders and the command line."""
 
 from fastcells.charlm.checkpoint import load
+from fastcells.charlm.choose import Choosing
 from fastcells.charlm.corpus import bundled_corpus, read_corpus
 from fastcells.charlm.decode import Reading
 from fastcells.charlm.epoch import Diverged, Epoch, Interrupted, perplexity
 from fastcells.charlm.errors import InputError
-from fastcells.charlm.generate import generate
+from fastcells.charlm.generate import generate, generate_batch, stream
 from fastcells.charlm.model import CharLM
 from fastcells.charlm.presets import PRESETS, Config, preset
 from fastcells.charlm.runfolder import RunFolder
@@ -16,6 +17,7 @@ from fastcells.charlm.vocabulary import Vocabulary
 __all__ = [
     "PRESETS",
     "CharLM",
+    "Choosing",
     "Config",
     "Diverged",
     "Epoch",
@@ -27,9 +29,11 @@ __all__ = [
     "Vocabulary",
     "bundled_corpus",
     "generate",
+    "generate_batch",
     "load",
     "perplexity",
     "preset",
     "read_corpus",
+    "stream",
     "train",
 ]

@@ -123,10 +123,16 @@ def _evaluate(e: argparse.ArgumentParser) -> None:
 
 def _generate(g: argparse.ArgumentParser) -> None:
     g.add_argument("run", metavar="RUN", help="folder that `fastcells train` wrote")
-    g.add_argument("--prefix", required=True, help="text to go on from")
+    g.add_argument("--prefix", action="append", help="text to go on from; may be repeated, all in one pass")
+    g.add_argument("--prefix-file", action="append", metavar="FILE", help="a file that holds it, or -")
+    g.add_argument("--samples", type=_positive, default=1, metavar="N", help="texts for each prefix (default 1)")
+    g.add_argument("--endless", action="store_true", help="character by character, until Ctrl-C or --stop")
+    g.add_argument("--stop", metavar="TEXT", help="end before this text")
     g.add_argument("--length", type=_positive, default=100, metavar="N", help="characters to add (default 100)")
-    g.add_argument("--temperature", type=float, help="0 takes the likeliest character (default, without --top-k)")
+    g.add_argument("--temperature", type=float, help="0 takes the likeliest character; 1 if it is to be drawn")
     g.add_argument("--top-k", type=_positive, metavar="K", help="draw among the K likeliest characters")
+    g.add_argument("--top-p", type=float, metavar="P", help="draw among the likeliest that have a share of P together")
+    g.add_argument("--min-p", type=float, metavar="P", help="draw among those P times as likely as the likeliest")
     g.add_argument("--seed", type=_seed, help="for the same text again")
     g.add_argument("--unknown", choices=WAYS, default="error", help="characters that the model never saw")
     g.add_argument("--impl", choices=IMPLEMENTATIONS, default="auto", help="implementation of the recurrent layer")
