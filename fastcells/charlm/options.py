@@ -108,7 +108,9 @@ def _run(t: argparse._ArgumentGroup) -> None:
     t.add_argument("--prefix", action="append", help="what the reports' generated lines start with; may be repeated")
     t.add_argument("--unknown", choices=WAYS, default="error", help="characters of a prefix that the text has not")
     t.add_argument("--length", type=_positive, default=50, metavar="N", help="characters to generate (default 50)")
-    t.add_argument("--plot", action="store_true", help="also write perplexity.png")
+    t.add_argument("--plot", action="store_true", help="also write the curves, as perplexity.png")
+    t.add_argument("--tensorboard", action="store_true", help="also write events, to RUN/tensorboard")
+    t.add_argument("--summary", action="store_true", help="list the model's weights")
 
 
 def _evaluate(e: argparse.ArgumentParser) -> None:

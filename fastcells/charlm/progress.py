@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from fastcells.charlm.epoch import Epoch, perplexity
 from fastcells.charlm.evaluate import bits, mean_loss
+from fastcells.charlm.extras import Writer
 from fastcells.charlm.generate import generate
 from fastcells.charlm.model import CharLM
 from fastcells.charlm.runfolder import RunFolder
@@ -52,12 +53,14 @@ class Progress:
         sample: Sample,
         threads: Threads,
         *,
+        writer: Writer | None = None,
         save_every: float = 120.0,
         report_every: float = 60.0,
     ) -> None:
         self.run, self.training, self.config = run, training, training.config
         self.sample, self.threads, self.valid = sample, threads, math.nan
         self.saver = Saver(run, training, save_every, self.warn)
+        self.writer = writer
         self.report_every, self.reported, self.tokens = report_every, time.monotonic(), 0
         characters = self.config.batch * self.config.steps
         quiet = sys.stderr is None or not sys.stderr.isatty()
@@ -84,6 +87,12 @@ class Progress:
     def epoch(self, model: CharLM, epoch: Epoch) -> None:
         """After each epoch: metrics; at a report, perplexity and generated lines."""
         self._write(lambda: self.run.add_metrics(epoch))
+        if self.writer is not None:
+            curves = {"loss/training": epoch.loss, "loss/validation": epoch.valid, "learning rate": epoch.rate}
+            curves["tokens per second"] = epoch.tokens_per_second
+            for name, value in curves.items():
+                if value is not None:
+                    self.writer.add_scalar(name, value, self.training.place.step)
         measured = f"perplexity {epoch.perplexity:8.3f}"
         postfix = {"epoch": str(epoch.number), "perplexity": f"{epoch.perplexity:.3f}"}
         if epoch.valid is not None:
@@ -127,6 +136,8 @@ class Progress:
         """End the progress bar."""
         with contextlib.suppress(OSError):
             self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
 
     def say(self, line: str) -> None:
         """A line on standard output and in the log."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import fastcells
-from fastcells.charlm import picture, presets, snapshot
+from fastcells.charlm import presets, snapshot
 from fastcells.charlm.allocator import keep_freed_memory
 from fastcells.charlm.checkpoint import model_of
 from fastcells.charlm.corpus import bundled_pieces, corpus_pieces
@@ -23,6 +23,7 @@ from fastcells.charlm.device import device_of
 from fastcells.charlm.epoch import Diverged
 from fastcells.charlm.errors import InputError
 from fastcells.charlm.evaluate import split
+from fastcells.charlm.extras import board, need
 from fastcells.charlm.generate import encode_prefix
 from fastcells.charlm.model import CharLM, dtype_of
 from fastcells.charlm.progress import Progress, Sample
@@ -54,7 +55,9 @@ def train_command(options: argparse.Namespace) -> int:
     """Train, and return the exit status."""
     keep_freed_memory()
     if options.plot:
-        picture.check_matplotlib()
+        need("--plot", "matplotlib", "fastcells[plot]")
+    if options.tensorboard:
+        need("--tensorboard", "tensorboard", "tensorboard")
     with contextlib.ExitStack() as stack:
         job = _resumed(options, stack) if options.resume else _begun(options, stack)
         threads = Threads(options.threads)
@@ -66,8 +69,9 @@ def train_command(options: argparse.Namespace) -> int:
 def _train(job: Job, options: argparse.Namespace, stop: StopRequest, threads: Threads) -> int:
     times = {"save_every": options.save_every * 60, "report_every": options.report_every * 60}
     sample = Sample(job.vocabulary, job.prefixes, options.length, options.unknown)
-    progress = Progress(job.run, job.training, sample, threads, **times)
-    _introduce(job, progress, threads)
+    writer = board(job.run.path / "tensorboard") if options.tensorboard else None
+    progress = Progress(job.run, job.training, sample, threads, writer=writer, **times)
+    _introduce(job, progress, threads, options.summary)
     status = 0
     try:
         if not job.training.run(progress.step, progress.epoch, lambda: stop.asked, progress.evaluation):
@@ -88,7 +92,9 @@ def _train(job: Job, options: argparse.Namespace, stop: StopRequest, threads: Th
         path = progress.finish(checkpoint=False)
     finally:
         progress.close()
-    if options.plot and job.training.place.epoch and path is not None:
+    if options.plot and job.training.place.epoch and path == job.run.path:
+        from fastcells.charlm import picture
+
         picture.draw(job.run)
     if path != job.run.path:
         return status or 1
@@ -186,13 +192,16 @@ def _resumed(options: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
     return Job(run, training, vocabulary, prefixes, name, runs_on)
 
 
-def _introduce(job: Job, progress: Progress, threads: Threads) -> None:
+def _introduce(job: Job, progress: Progress, threads: Threads, summarized: bool) -> None:
     training, model = job.training, job.training.model
     parts = [len(training.ids), len(training.validation), len(training.test)]
     words = f", of which {parts[1]:,} for validation and {parts[2]:,} for the test" if sum(parts[1:]) else ""
     progress.say(f"corpus {job.name}: {sum(parts):,} characters{words}, {len(job.vocabulary):,} distinct")
     parameters = sum(p.numel() for p in model.parameters())
     progress.say(f"model {model.layer}, {parameters:,} parameters; runs on {job.runs_on}")
+    if summarized:
+        for name, p in model.named_parameters():
+            progress.say(f"  {name:24} {' x '.join(map(str, p.shape)):>14} {p.numel():>12,}")
     if training.device.type == "cpu":
         number, most = torch.get_num_threads(), threads.most
         busy = (
