@@ -63,7 +63,8 @@ class Progress:
         self.writer = writer
         self.report_every, self.reported, self.tokens = report_every, time.monotonic(), 0
         characters = self.config.batch * self.config.steps
-        quiet = sys.stderr is None or not sys.stderr.isatty()
+        self.shows = training.world.leads
+        quiet = not self.shows or sys.stderr is None or not sys.stderr.isatty()
         self.bar = tqdm(
             total=training.total * characters,
             initial=training.place.step * characters,
@@ -126,7 +127,7 @@ class Progress:
                 when = f"step {place.best_step}"
             self.say(f"best {measured} {perplexity(place.best_loss):.3f}, after {when}: its weights are kept")
             self._sample()
-        if len(self.training.test):
+        if len(self.training.test) and self.shows:
             loss = mean_loss(self.training.model, self.training.test, self.config.batch, self.config.steps)
             self.say(f"test perplexity {perplexity(loss):.3f}, {bits(loss):.3f} bits a character")
         self.say("saved nowhere" if path is None else f"saved in {path}")
@@ -141,18 +142,21 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line on standard output and in the log."""
-        say(line)
-        self._log(line)
+        if self.shows:
+            say(line)
+            self._log(line)
 
     def warn(self, line: str) -> None:
         """A warning on standard error and in the log."""
-        say(f"fastcells: warning: {line}", file=sys.stderr)
-        self._log(f"warning: {line}")
+        if self.shows:
+            say(f"fastcells: warning: {line}", file=sys.stderr)
+            self._log(f"warning: {line}")
 
     def error(self, line: str) -> None:
         """What ended the run, on standard error and in the log."""
-        say(f"fastcells: error: {line}", file=sys.stderr)
-        self._log(f"error: {line}")
+        if self.shows:
+            say(f"fastcells: error: {line}", file=sys.stderr)
+            self._log(f"error: {line}")
 
     def _report_time(self, measured: str = "") -> None:
         training, place = self.training, self.training.place
@@ -167,7 +171,7 @@ class Progress:
             f"step {place.step:,}/{training.total:,}  epoch {place.epoch + place.done / training.per_epoch:.2f}  "
             f"perplexity {perplexity(training.recent):.3f}{measured}  {speed:,.0f} tokens/s  {place.seconds:.0f} s"
         )
-        if self.bar.disable:
+        if self.bar.disable and self.shows:
             say(line)
         self._log(line)
 
@@ -178,7 +182,8 @@ class Progress:
     def _write(self, action: Callable[[], None]) -> None:
         """Write to a file of the run that grows; what fails waits there, and that is said once."""
         try:
-            action()
+            if self.shows:
+                action()
         except OSError as error:
             if not self.dumb:
                 self.dumb = True
@@ -188,5 +193,5 @@ class Progress:
             self.dumb = False
 
     def _sample(self) -> None:
-        for line in self.sample.lines(self.training.model):
+        for line in self.sample.lines(self.training.model) if self.shows else []:
             self.say(f"  - {line}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -134,8 +135,8 @@ class RunFolder:
 
     def go_back_to(self, place: Place) -> None:
         """Drop what was measured after `place`: it is about to be measured again."""
-        self.by_epoch.keep(lambda row: row["epoch"] <= place.epoch)
-        self.by_time.keep(lambda row: row["step"] <= place.step)
+        self.by_epoch.keep(lambda row: row.get("epoch", math.inf) <= place.epoch)
+        self.by_time.keep(lambda row: row.get("step", math.inf) <= place.step)
 
     def save_weights(self, weights: CharLM | Mapping[str, Tensor]) -> None:
         """Write a model's weights, whole or not at all. Raises OSError."""

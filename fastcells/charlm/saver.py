@@ -27,11 +27,13 @@ class Saver:
         self.next = time.monotonic() + every
         self.kept_step: int | None = None  # of the last checkpoint
         self.kept_epoch: int | None = None  # whose weights are kept
+        self.taken: snapshot.Snapshot | None = None
         self.failure: str | None = None  # what is said of the last attempt, if it failed
 
     def save_if_due(self) -> None:
-        """Save if the time has come. What goes wrong is shown, not raised."""
-        if time.monotonic() >= self.next:
+        """Save if the time has come. What goes wrong is shown, not raised. All processes have to ask."""
+        world = self.training.world
+        if world.any(world.leads and time.monotonic() >= self.next, self.training.device):
             self.save()
 
     def save(self) -> bool:
@@ -75,11 +77,13 @@ class Saver:
     def _write(self, run: RunFolder, *, checkpoint: bool = True) -> None:
         best = self.training.place.best_epoch
         if checkpoint:
-            tensors, values = snapshot.take(self.training)
-            run.save_checkpoint(tensors, values)
+            self.taken = snapshot.take(self.training)
+            if self.training.world.leads:
+                run.save_checkpoint(*self.taken)
             self.kept_step = self.training.place.step
         if self.kept_epoch != best or best == 0:
-            run.save_weights(self.training.kept())
+            if self.training.world.leads:
+                run.save_weights(self.training.kept())
             self.kept_epoch = best
 
     def _write_elsewhere(self, run: RunFolder) -> None:
@@ -88,7 +92,8 @@ class Saver:
         run.save_weights(self.training.kept())
         run.describe(*self.run.described)
         with contextlib.suppress(OSError):
-            self._write(run)
+            if self.taken is not None:
+                run.save_checkpoint(*self.taken)
 
     def _named(self, error: OSError) -> str:
         return str(error.filename or self.run.path / CHECKPOINT)

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from fastcells.charlm.divergence import Watch
 from fastcells.charlm.epoch import Diverged, Epoch
+from fastcells.charlm.errors import InputError
 from fastcells.charlm.evaluate import mean_loss, split
 from fastcells.charlm.idfile import release
 from fastcells.charlm.model import CharLM, State, detach, dtype_of
@@ -24,6 +26,7 @@ from fastcells.charlm.place import Place
 from fastcells.charlm.presets import Config
 from fastcells.charlm.sampling import Ids, batches, batches_per_epoch, check_length
 from fastcells.charlm.schedule import share
+from fastcells.charlm.world import World
 
 ON_DEVICE = 1 << 28  # characters
 RELEASED = 4  # steps between two times that pages of mapped ids are given back
@@ -33,7 +36,8 @@ CHECKED = 50  # steps between two looks at the loss; on a GPU each look waits fo
 class Training:
     """A model that learns from ids [N] by `config`; `run` goes on until the end, or until it is told to stop.
 
-    model: continue with an existing model. Seeds torch's global generator with config.seed.
+    model: continue with an existing model. world: the processes that train together, each with its rows of a batch.
+    Seeds torch's global generator with config.seed.
 
     Raises:
         InputError: the corpus does not fill one batch.
@@ -47,6 +51,7 @@ class Training:
         *,
         device: torch.device | str = "cpu",
         model: CharLM | None = None,
+        world: World | None = None,
     ) -> None:
         if config.bidirectional:
             warnings.warn(
@@ -55,7 +60,9 @@ class Training:
                 stacklevel=3,
             )
         torch.manual_seed(config.seed)
-        self.config, self.device = config, torch.device(device)
+        self.config, self.device, self.world = config, torch.device(device), world or World()
+        if config.batch % self.world.size:
+            raise InputError(f"a batch of {config.batch} rows does not divide among {self.world.size} processes")
         self.model = (model or CharLM(vocabulary, config)).to(device, dtype_of(config))
         learned, *measured = split(ids, config.validation, config.test)
         check_length(len(learned), config.sampling, config.batch, config.steps)
@@ -66,7 +73,8 @@ class Training:
         self.total = config.epochs * self.per_epoch
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = Optimizer(self.parameters, config, self.device)
-        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.forward: Callable[..., tuple[Tensor, State]] = torch.compile(self.model) if config.compile else self.model
+        torch.manual_seed(config.seed + self.world.rank)  # for the dropout of each process's rows
         self.shuffle = torch.Generator().manual_seed(config.seed)
         self.shuffle_start = self.shuffle.get_state()  # when the epoch under way began
         self.place = Place()
@@ -95,6 +103,8 @@ class Training:
         Raises:
             Diverged: a loss or weight is not finite, or the loss stays far above what it was.
         """
+        if self.world.size > 1 and not isinstance(self.forward, DistributedDataParallel):
+            self.forward = DistributedDataParallel(self.forward)
         began = time.perf_counter() - self.place.seconds
         self.model.train()
         while not self.done():
@@ -145,14 +155,16 @@ class Training:
         config, place = self.config, self.place
         tokens = 0
         for x, y in pairs:
-            x, y = x.to(self.device), y.to(self.device)
+            x, y = (self.world.rows(ids).to(self.device) for ids in (x, y))
             logits, end = self.forward(x, None if config.sampling == "random" else self.state)
             loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
-            self.optimizer.backward(loss * y.numel() if config.loss == "sum" else loss / len(pairs))
+            # DistributedDataParallel takes the mean over the processes.
+            scale = y.numel() * self.world.size if config.loss == "sum" else 1 / len(pairs)
+            self.optimizer.backward(loss * scale)
             self.state = detach(end)
             self.loss += loss.detach() * y.numel()
             self.unseen += loss.detach() / len(pairs)
-            tokens += y.numel()
+            tokens += y.numel() * self.world.size
         self.rate = config.lr * share(config.schedule, config.warmup, place.step, self.total)
         self.optimizer.step(self.rate)
         place.step, place.done, place.tokens = place.step + 1, place.done + 1, place.tokens + tokens
@@ -165,7 +177,7 @@ class Training:
     def _look(self) -> None:
         """The loss since the last look: the one wait for the device."""
         steps = self.place.step - self.place.checked
-        self.recent = self.unseen.item() / steps
+        self.recent = self.world.total(self.unseen).item() / steps / self.world.size
         if self.watch.see(self.recent, steps, self.total) or not all(p.isfinite().all() for p in self.parameters):
             raise self._diverged(self.recent)
         self.unseen.zero_()
@@ -179,6 +191,10 @@ class Training:
     def _evaluated(self) -> float:
         """The loss of the validation text, now."""
         loss = mean_loss(self.model, self.validation, self.config.batch, self.config.steps)
+        if self.world.size > 1:  # all have to decide alike
+            loss = self.world.total(
+                torch.tensor(loss / self.world.size, dtype=torch.float64, device=self.device)
+            ).item()
         self._measured(loss)
         return loss
 
@@ -192,7 +208,7 @@ class Training:
 
     def _end_of_epoch(self) -> Epoch:
         place = self.place
-        mean = self.loss.item() / place.tokens
+        mean = self.world.total(self.loss).item() / place.tokens
         speed = place.tokens / (place.seconds - place.epoch_start)
         valid = self._evaluated() if len(self.validation) else None
         epoch = Epoch(place.epoch + 1, mean, speed, place.seconds, valid, self.rate)
