@@ -61,6 +61,14 @@ def test_preset_table() -> None:
         assert perplexities == ", ".join(shown(float(row["perplexity"])) for row in MEASURED[name])
 
 
+def test_table_of_corpora() -> None:
+    with (ROOT / "bench/results/corpus-cpu.csv").open() as file:
+        rows = [
+            (row["text_mb"], f"{float(row['seconds']):.1f}", f"{float(row['mb']):.0f}") for row in csv.DictReader(file)
+        ]
+    assert re.findall(r"^\| (\d+) \| ([\d.]+) \| (\d+) \|$", README, re.M) == rows
+
+
 def test_commands_parse() -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if "fastcells " in line]
     assert len(lines) >= 5
