@@ -91,6 +91,28 @@ class FullDisk:
         self.full = False
 
 
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_once_ends_after_the_step_and_twice_at_once(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for times, step, saved in ((1, 21, 21), (2, 20, 0)):
+        run = tmp_path / f"run-{times}"
+        with monkeypatch.context() as patch:
+            at_step(patch, 20, lambda times=times: [interrupt() for _ in range(times)])
+            assert main(["train", str(corpus), "--out", str(run), *SMALL]) == 130
+        captured = capfd.readouterr()
+        assert "stopping after this step, and saving; once more to stop at once" in captured.err
+        if times == 1:
+            assert f"interrupted after step {step} of {STEPS}" in captured.err and "saved in" in captured.out
+        else:
+            assert f"stopped at once; {run} holds the checkpoint of the start" in captured.err
+        assert RunFolder(run).checkpoint()[1]["place"]["step"] == saved
+        load(run)
+
+
 SAVE_ALWAYS = ["--save-every", "0"]
 
 

@@ -191,6 +191,21 @@ def test_the_command_line_goes_on(
     assert "goes on after" in (b.path / "log.txt").read_text()
 
 
+def test_what_was_measured_after_the_checkpoint_is_measured_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kill leaves it: rows of later epochs, the last one cut off."""
+    run = tmp_path / "run"
+    assert interrupted(corpus, run, 20, monkeypatch) == 130
+    with (run / "metrics.csv").open("a") as file:
+        file.write("2,9.0,9.0,,,,0.01,1.0,1.0\n3,9.0,9")
+    (run / "progress.csv").write_text("seconds,step,epoch,loss\n1,10,0,1.0\n1,30,1,1.0\n")
+    assert main(["train", "--resume", str(run), "--device", "cpu"]) == 0
+    rows = RunFolder(run).metrics()
+    assert [row["epoch"] for row in rows] == [1, 2, 3] and all(row["loss"] < 9 for row in rows)
+    assert "\n1,30" not in (run / "progress.csv").read_text()
+
+
 def test_a_finished_run_goes_on_with_more_epochs(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
