@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from fastcells.charlm.epoch import Epoch, Interrupted
 from fastcells.charlm.model import CharLM
 from fastcells.charlm.presets import Config
+from fastcells.charlm.sampling import Ids
 from fastcells.charlm.training import Training
 
 
 def train(
-    ids: Tensor,
+    ids: Ids,
     vocabulary: int,
     config: Config,
     *,
@@ -25,7 +25,7 @@ def train(
 ) -> CharLM:
     """Train a character language model on ids [N] and return it, with the weights of its best epoch.
 
-    vocabulary: number of distinct characters. on_step gets the number of characters that a step learned from,
+    ids: a tensor, or an array, which may be mapped from a file. vocabulary: number of distinct characters. on_step gets the number of characters that a step learned from,
     on_epoch the model and what the epoch measured. Seeds torch's global generator with config.seed, so that the
     same seed on the same device gives the same losses. `model` continues with an existing model.
 

@@ -41,6 +41,7 @@ def losses(run: Path) -> list[float]:
     return [row["loss"] for row in RunFolder(run).metrics()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", ["--kills 3 --each 3", "--signal SIGINT --kills 2 --each 2 --times 2"])
 def test_killed_runs_go_on(arguments: str) -> None:
     """A handful; `make kill` has more."""

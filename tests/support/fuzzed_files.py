@@ -177,6 +177,7 @@ def command() -> None:
             made = ["train", str(base / "corpus.txt"), "--out", str(base / "run"), "--epochs", "2", *SMALL]
             assert main([*made, "--report-every", "0"]) == 0
         stack.enter_context(mock.patch("fastcells.charlm.train_command.StopRequest", StopAtOnce))
+        stack.enter_context(mock.patch("torch.compile", lambda model: model))  # a wish of a configuration, of a minute
         for seed in range(options.seed, options.seed + options.count):
             try:
                 outcome = trial(seed, base, Path(name, "trial"))
