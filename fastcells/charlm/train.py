@@ -25,9 +25,10 @@ def train(
 ) -> CharLM:
     """Train a character language model on ids [N] and return it, with the weights of its best epoch.
 
-    ids: a tensor, or an array, which may be mapped from a file. vocabulary: number of distinct characters. on_step gets the number of characters that a step learned from,
-    on_epoch the model and what the epoch measured. Seeds torch's global generator with config.seed, so that the
-    same seed on the same device gives the same losses. `model` continues with an existing model.
+    ids: a tensor, or an array, which may be mapped from a file. vocabulary: number of distinct characters. on_step gets
+    the number of characters that a step learned from, on_epoch the model and what the epoch measured. Seeds torch's
+    global generator with config.seed, so that the same seed on the same device gives the same losses. `model` continues
+    with an existing model.
 
     Raises:
         InputError: the corpus does not fill one batch. Diverged: a loss or weight is not finite, or the loss stays

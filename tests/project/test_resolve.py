@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("uv", reason="uv, of the dev extra, is what resolves")
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = "charset-normalizer numpy safetensors tqdm expecttest matplotlib pytest pytest-benchmark pytest-xdist setuptools wheel build"
-PACKAGES += " mypy ruff uv"
+PACKAGES = "charset-normalizer numpy safetensors tqdm expecttest matplotlib pytest pytest-benchmark pytest-xdist"
+PACKAGES += " setuptools wheel build mypy ruff uv"
 
 
 def wheel(index: Path, name: str, version: str, *requires: str) -> None:
