@@ -6,7 +6,8 @@ STAMP := $(VENV)/installed
 # A file is one process's, so that what its tests share is built once. Files start in the order of their paths.
 PROCESSES := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test test-fast test-on product soak bench bench-full check compile ptx cycles resolve gpu clean
+.PHONY: train test test-fast test-on product soak bench bench-full check compile corpus fuzz kill ptx cycles resolve gpu
+.PHONY: clean
 
 train: $(STAMP)  ## learn the bundled lyrics: progress, perplexity, generated lines
 	$(BIN)/fastcells train $(ARGS)
@@ -44,6 +45,16 @@ check: $(STAMP)  ## format, lint and types
 
 compile: $(STAMP)  ## every Triton kernel for sm_80, sm_90 and sm_100, without a GPU
 	$(BIN)/python -m bench.compile $(ARGS)
+
+corpus: $(STAMP)  ## start-up and memory of training on generated texts of 1 MB to 1 GB: minutes, 5 GB of disk
+	$(BIN)/python -m bench.corpus --require 300 8 $(ARGS)
+
+fuzz: $(STAMP)  ## damaged runs, corpora and archives, 3,000 of them: a clear line each
+	$(BIN)/python -m tests.support.fuzzed_files --count 3000 $(ARGS)
+
+kill: $(STAMP)  ## training runs that are killed at random moments and resumed, beside uninterrupted ones: minutes
+	$(BIN)/python -m tests.support.killed_runs --kills 60 --each 6 $(ARGS)
+	$(BIN)/python -m tests.support.killed_runs --signal SIGINT --times 2 --kills 12 --each 4 $(ARGS)
 
 ptx: $(STAMP)  ## every compiled Triton kernel executed on the CPU against float64: minutes. ARGS=--sensitivity
 	$(BIN)/python -m bench.ptx $(ARGS)

@@ -65,7 +65,7 @@ setup(
     package_data={"fastcells": ["py.typed"], "fastcells.data": ["*.txt", "*.json"]},
     ext_modules=[CPU],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
-    install_requires=["torch>=2.11", "numpy", "safetensors", "tqdm", "filelock", "platformdirs"],
+    install_requires=["torch>=2.11", "charset-normalizer", "filelock", "numpy", "platformdirs", "safetensors", "tqdm"],
     extras_require={
         "test": TEST,
         "dev": [*TEST, "build", "mypy", "ruff", "uv"],

@@ -2,6 +2,10 @@
 
 import sys
 
-from fastcells.charlm.cli import main
+try:
+    from fastcells.charlm.cli import main
 
-sys.exit(main())
+    status = main()
+except KeyboardInterrupt:  # while torch is loaded, or when all is done
+    status = 130
+sys.exit(status)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastcells.charlm.presets import Config
 from fastcells.layers import GRU, LSTM, RNN
@@ -29,7 +30,8 @@ class Scores(nn.Linear):
 class CharLM(nn.Module):
     """`nn.Linear(nn.GRU(one_hot(ids)))`: scores for the character after each character.
 
-    The layer takes ids, so that the one-hot vectors of the lessons are never built.
+    The layer takes ids, so that the one-hot vectors of the lessons are never built. With `config.tied` it takes the
+    rows of the output's weights instead (Press and Wolf 2017).
     """
 
     def __init__(self, vocabulary: int, config: Config) -> None:
@@ -37,17 +39,21 @@ class CharLM(nn.Module):
         options: dict[str, Any] = {
             "num_layers": config.layers,
             "bidirectional": config.bidirectional,
+            "dropout": config.dropout,
             "batch_first": True,
             "impl": config.impl,
         }
+        outputs = config.hidden * (2 if config.bidirectional else 1)
+        inputs = outputs if config.tied else vocabulary
+        self.tied = config.tied
         self.layer: RNN | GRU | LSTM
         if config.cell == "rnn":
-            self.layer = RNN(vocabulary, config.hidden, nonlinearity=config.nonlinearity, **options)
+            self.layer = RNN(inputs, config.hidden, nonlinearity=config.nonlinearity, **options)
         elif config.cell == "gru":
-            self.layer = GRU(vocabulary, config.hidden, reset_after=config.reset_after, **options)
+            self.layer = GRU(inputs, config.hidden, reset_after=config.reset_after, **options)
         else:
-            self.layer = LSTM(vocabulary, config.hidden, **options)
-        self.output = Scores(config.hidden * (2 if config.bidirectional else 1), vocabulary, impl=config.impl)
+            self.layer = LSTM(inputs, config.hidden, **options)
+        self.output = Scores(outputs, vocabulary, impl=config.impl)
         if config.init == "d2l":
             self._init_d2l()
 
@@ -62,7 +68,7 @@ class CharLM(nn.Module):
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """ids: int [B, T]. Returns logits [B, T, V] and the state to go on from."""
-        hidden, state = self.layer(ids, state)
+        hidden, state = self.layer(F.embedding(ids, self.output.weight) if self.tied else ids, state)
         return self.output(hidden), state
 
 

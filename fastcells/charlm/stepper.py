@@ -32,7 +32,7 @@ class CStepper:
 
     def __init__(self, model: CharLM) -> None:
         layer = model.layer
-        self.output = model.output
+        self.output, self.tied = model.output, model.tied
         self.cell = layer._spec().name
         states = layer._spec().num_states
         zeros = layer.weight_hh_l0.new_zeros(layer.hidden_size)
@@ -44,7 +44,7 @@ class CStepper:
 
     def __call__(self, token: int) -> Tensor:
         """Scores [V] of the character after `token`."""
-        x: Tensor | int = token
+        x: Tensor | int = self.output.weight[token].detach() if self.tied else token
         for state, weights in zip(self.states, self.weights, strict=True):
             native.step_in_place(self.cell, x, state, weights)
             x = state[0]

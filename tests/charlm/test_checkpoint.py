@@ -43,7 +43,7 @@ def test_metrics(run: RunFolder) -> None:
 
 def test_no_pickle(run: RunFolder) -> None:
     names = sorted(p.name for p in run.path.iterdir())
-    assert names == ["config.json", "metrics.csv", "vocabulary.json", "weights.safetensors"]
+    assert names == ["config.json", "vocabulary.json", "weights.safetensors"]
 
 
 def test_existing_folder_is_left_alone(tmp_path: Path) -> None:
@@ -136,7 +136,8 @@ def test_an_interrupted_save_keeps_the_old_weights(run: RunFolder, monkeypatch: 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("fastcells.charlm.checkpoint.save_file", fail)
+    monkeypatch.setattr("fastcells.charlm.files.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         run.save_weights(CharLM(len(VOCABULARY), CONFIG).double())
     assert (run.path / "weights.safetensors").read_bytes() == before
+    assert not list(run.path.glob("*.partial"))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -65,7 +63,8 @@ def test_same_seed_same_metrics(corpus: Path, tmp_path: Path) -> None:
     assert len(rows[0]) == 2
 
 
-def test_every_preset_value_can_be_overridden(corpus: Path, tmp_path: Path) -> None:
+def test_every_preset_value_can_be_overridden(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.compile", lambda model: model)  # half a minute
     given = {
         "cell": "rnn",
         "nonlinearity": "relu",
@@ -73,17 +72,29 @@ def test_every_preset_value_can_be_overridden(corpus: Path, tmp_path: Path) -> N
         "layers": 2,
         "hidden": 8,
         "bidirectional": True,
+        "tied": True,
+        "dropout": 0.5,
         "init": "d2l",
         "optimizer": "sgd",
+        "loss": "sum",
         "lr": 0.5,
+        "schedule": "none",
+        "warmup": 3,
         "clip": 0.25,
+        "weight_decay": 0.125,
+        "accumulate": 2,
         "sampling": "random",
         "epochs": 1,
         "report": 1,
         "steps": 5,
         "batch": 2,
+        "validation": 0.25,
+        "test": 0.125,
+        "evaluate": 3,
+        "patience": 9,
         "seed": 7,
         "dtype": "float64",
+        "compile": True,
         "impl": "torch",
     }
     assert set(given) == {f.name for f in fields(Config)}
@@ -148,26 +159,9 @@ def test_progress_bar_on_a_terminal(corpus: Path, tmp_path: Path, monkeypatch: p
 
 def test_nan_loss_keeps_the_last_good_weights(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--optimizer", "sgd", "--lr", "1e38", "--out", str(tmp_path / "run"), *SMALL]
-    assert main(["train", str(corpus), *arguments]) == 1
+    assert main(["train", str(corpus), *arguments]) == 3
     assert "training diverged in epoch 1" in capsys.readouterr().err
     assert main(["generate", str(tmp_path / "run"), "--prefix", "we"]) == 0
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-@pytest.mark.slow
-def test_a_signal_keeps_what_was_learned(name: str, corpus: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "fastcells", "train", str(corpus), "--out", str(run), *SMALL]
-    command[command.index("--epochs") + 1] = "1000000"
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 60
-    while time.time() < deadline and not ((run / "metrics.csv").exists() and len(RunFolder(run).metrics()) > 2):
-        time.sleep(0.1)
-    os.kill(process.pid, getattr(signal, name))
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 1, err
-    assert "interrupted" in err and "saved in" in out
-    assert main(["generate", str(run), "--prefix", "we"]) == 0
 
 
 def command(*arguments: str) -> list[str]:
@@ -192,18 +186,6 @@ def test_a_reader_who_goes_does_not_end_the_training(corpus: Path, tmp_path: Pat
     process.stdout.close()
     assert process.wait(60) == 0
     assert main(["generate", str(run), "--prefix", "we"]) == 0
-
-
-def test_interrupt_before_the_first_epoch_leaves_nothing(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("fastcells.charlm.cli.train", interrupt)
-    assert main(["train", str(corpus), "--out", str(tmp_path / "run"), *SMALL]) == 1
-    assert "nothing is kept" in capsys.readouterr().out
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -34,14 +34,11 @@ def test_zip_with_one_text(tmp_path: Path) -> None:
     assert read_corpus(path) == "词 曲"
 
 
-@pytest.mark.parametrize(("names", "found"), [((), "found 0: none"), (("a.txt", "b.txt"), "found 2: a.txt, b.txt")])
-def test_zip_with_no_or_several_texts(tmp_path: Path, names: tuple[str, ...], found: str) -> None:
+def test_zip_without_a_text(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("image.png", b"")
-        for name in names:
-            archive.writestr(name, "x")
-    with pytest.raises(InputError, match=f"exactly one .txt file, {found}"):
+    with pytest.raises(InputError, match=r"a\.zip holds no \.txt file; it holds image\.png"):
         read_corpus(path)
 
 
@@ -62,8 +59,8 @@ def test_missing_file(tmp_path: Path) -> None:
         read_corpus(tmp_path / "nothing.txt")
 
 
-def test_folder_instead_of_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is a folder"):
+def test_folder_without_a_text(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is a folder without a \.txt file; a glob finds others"):
         read_corpus(tmp_path)
 
 

@@ -90,7 +90,7 @@ def test_unknown_character_in_the_prefix(model: CharLM) -> None:
     [
         ({"prefix": ""}, "the prefix '' has no character that the model knows"),
         ({"prefix": "xyz", "unknown": "skip"}, "the prefix 'xyz' has no character that the model knows"),
-        ({"unknown": "ignore"}, "unknown must be 'error' or 'skip', got 'ignore'"),
+        ({"unknown": "ignore"}, "unknown must be 'error', 'skip' or 'replace', got 'ignore'"),
         ({"length": -1}, "length must not be negative, got -1"),
         ({"temperature": -0.5}, "temperature must be 0 or above, got -0.5"),
         ({"temperature": float("nan")}, "temperature must be 0 or above, got nan"),

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcells.charlm import PRESETS, CharLM, Config, Diverged, InputError, Vocabulary, perplexity, preset, train
-from fastcells.charlm.train import Epoch
+from fastcells.charlm.epoch import Epoch
 
 TEXT = "the quick brown fox jumps over the lazy dog and the dog looks at the fox " * 12
 VOCABULARY = Vocabulary(TEXT)
@@ -42,8 +42,13 @@ def test_every_preset_runs_and_repeats_itself_exactly(name: str) -> None:
 
 
 def test_presets_are_the_lessons() -> None:
+    assert [n for n, c in PRESETS.items() if c.schedule != "none"] == ["gru"]
+    assert [n for n, c in PRESETS.items() if c.loss == "sum"] == ["rnn-first-random", "rnn-first-consecutive"]
+    assert [n for n, c in PRESETS.items() if c.epochs == 200] == ["rnn-first-random", "rnn-first-consecutive"]
     table = {name: (c.cell, c.layers, c.hidden, c.init, c.optimizer, c.lr, c.clip) for name, c in PRESETS.items()}
     assert table == {
+        "rnn-first-random": ("rnn", 1, 256, "d2l", "sgd", 0.2, 5.0),
+        "rnn-first-consecutive": ("rnn", 1, 256, "d2l", "sgd", 0.2, 5.0),
         "rnn-scratch": ("rnn", 1, 256, "d2l", "sgd", 1e2, 1e-2),
         "gru-scratch": ("gru", 1, 256, "d2l", "sgd", 1e2, 1e-2),
         "lstm-scratch": ("lstm", 1, 256, "d2l", "sgd", 1e2, 1e-2),
@@ -56,16 +61,20 @@ def test_presets_are_the_lessons() -> None:
         "gru-bidirectional": ("gru", 1, 128, "torch", "adam", 1e-2, None),
     }
     assert all((c.steps, c.batch) == (35, 32) for c in PRESETS.values())
-    assert [n for n, c in PRESETS.items() if c.sampling == "random"] == ["rnn-scratch"]
+    assert [n for n, c in PRESETS.items() if c.sampling == "random"] == ["rnn-first-random", "rnn-scratch"]
     assert [n for n, c in PRESETS.items() if c.epochs == 250] == ["rnn-scratch", "rnn-deep-scratch", "rnn"]
     assert [n for n, c in PRESETS.items() if c.bidirectional] == ["gru-bidirectional"]
     assert [n for n, c in PRESETS.items() if c.nonlinearity == "relu"] == ["rnn-deep-scratch"]
 
 
+@pytest.mark.parametrize("loss", ["mean", "sum"])
+@pytest.mark.parametrize("schedule", ["none", "cosine"])
 @pytest.mark.parametrize("sampling", ["random", "consecutive"])
-def test_against_a_loop_in_plain_torch(sampling: str) -> None:
+def test_against_a_loop_in_plain_torch(sampling: str, schedule: str, loss: str) -> None:
     """The same model on explicit one-hots, nn.GRU, SGD and the lesson's clipping, written out here."""
-    V, config = len(VOCABULARY), Config(sampling=sampling, optimizer="sgd", lr=1.0, clip=0.1, dtype="float64", **SMALL)
+    options = {"sampling": sampling, "schedule": schedule, "loss": loss, "lr": 1.0 if loss == "mean" else 0.01}
+    config = Config(optimizer="sgd", clip=0.1 if loss == "mean" else 5.0, dtype="float64", **options, **SMALL)
+    V, rates, reduction = len(VOCABULARY), torch.optim.SGD([torch.zeros(1)], config.lr), loss
     torch.manual_seed(config.seed)
     start = CharLM(V, config).double()
     gru, output = nn.GRU(V, 24).double(), nn.Linear(24, V).double()
@@ -73,6 +82,8 @@ def test_against_a_loop_in_plain_torch(sampling: str) -> None:
     output.load_state_dict(start.output.state_dict())
     parameters = [*gru.parameters(), *output.parameters()]
     shuffle = torch.Generator().manual_seed(config.seed)
+    steps = config.epochs * (((len(IDS) - 1) // 9 // 8) if sampling == "random" else (len(IDS) // 8 - 1) // 9)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(rates, steps)
     expected = []
     for _ in range(config.epochs):
         total, count, h = 0.0, 0, None
@@ -85,14 +96,21 @@ def test_against_a_loop_in_plain_torch(sampling: str) -> None:
         for window in windows:
             x, y = (torch.stack([IDS[a + d : b + d] for a, b in window]).t() for d in (0, 1))
             hidden, h = gru(F.one_hot(x, V).double(), None if sampling == "random" else h)
-            loss = F.cross_entropy(output(hidden).reshape(-1, V), y.reshape(-1))
+            loss = F.cross_entropy(output(hidden).reshape(-1, V), y.reshape(-1), reduction=reduction)
             gradients = torch.autograd.grad(loss, parameters)
             norm = sum((g**2).sum() for g in gradients) ** 0.5
             with torch.no_grad():
                 for p, g in zip(parameters, gradients, strict=True):
-                    p -= config.lr * g * min(1.0, config.clip / (norm.item() + 1e-6))
+                    p -= (
+                        (decay.get_last_lr()[0] if schedule == "cosine" else config.lr)
+                        * g
+                        * min(1.0, config.clip / (norm.item() + 1e-6))
+                    )
             h = h.detach()
-            total, count = total + loss.item() * y.numel(), count + y.numel()
+            rates.step()  # of nothing: a schedule asks for it
+            decay.step()
+            total += loss.item() * (y.numel() if reduction == "mean" else 1)
+            count += y.numel()
         expected.append(total / count)
     # The losses go through float32 in `train`: 2^-24 is its rounding, 40 the number of updates that carry it on.
     assert losses(config) == pytest.approx(expected, rel=40 * 2**-24)

@@ -12,7 +12,7 @@ import pytest
 from bench.measure.results_file import read
 from bench.report import section, update
 from fastcells.charlm import PRESETS
-from fastcells.charlm.cli import _parser
+from fastcells.charlm.options import parser
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -44,22 +44,30 @@ def shown(perplexity: float) -> str:
 
 def test_preset_table() -> None:
     presets = README.split("## The character language model")[1]  # another table has as many columns
-    rows = re.findall(r"^\| `([a-z-]+)`(?: \(default\))? \|((?:[^|\n]+\|){8})$", presets, re.M)
+    rows = re.findall(r"^\| `([a-z-]+)`(?: \(default\))? \|((?:[^|\n]+\|){9})$", presets, re.M)
     assert [name for name, _ in rows] == list(PRESETS)
     for name, rest in rows:
         config = PRESETS[name]
-        model, init, optimizer, lr, clip, sampling, epochs, perplexities = (
+        model, init, optimizer, lr, schedule, clip, sampling, epochs, perplexities = (
             cell.strip() for cell in rest.rstrip("|").split("|")
         )
         words = [f"{config.layers}-layer"] * (config.layers > 1) + ["bidirectional"] * config.bidirectional
         words += [config.cell.upper()] + [config.nonlinearity] * (config.cell == "rnn")
         words += ["reset-before"] * (not config.reset_after)
         assert model == " ".join(words) + (f", hidden {config.hidden}" if config.hidden != 256 else "")
-        given = (init, optimizer.lower(), sampling, int(epochs))
-        assert given == (config.init, config.optimizer, config.sampling, config.epochs)
+        given = (init, optimizer.lower(), schedule, sampling, int(epochs))
+        assert given == (config.init, config.optimizer, config.schedule, config.sampling, config.epochs)
         assert float(lr) == config.lr
         assert (None if clip == "none" else float(clip)) == config.clip
         assert perplexities == ", ".join(shown(float(row["perplexity"])) for row in MEASURED[name])
+
+
+def test_table_of_corpora() -> None:
+    with (ROOT / "bench/results/corpus-cpu.csv").open() as file:
+        rows = [
+            (row["text_mb"], f"{float(row['seconds']):.1f}", f"{float(row['mb']):.0f}") for row in csv.DictReader(file)
+        ]
+    assert re.findall(r"^\| (\d+) \| ([\d.]+) \| (\d+) \|$", README, re.M) == rows
 
 
 def test_commands_parse() -> None:
@@ -68,7 +76,7 @@ def test_commands_parse() -> None:
     for line in lines:
         words = shlex.split(line.split("| ")[-1], comments=True)
         if words[0] == "fastcells":
-            _parser().parse_args(words[1:])
+            parser().parse_args(words[1:])
 
 
 def test_the_tree_is_the_tree() -> None:
