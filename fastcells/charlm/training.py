@@ -192,9 +192,8 @@ class Training:
         """The loss of the validation text, now."""
         loss = mean_loss(self.model, self.validation, self.config.batch, self.config.steps)
         if self.world.size > 1:  # all have to decide alike
-            loss = self.world.total(
-                torch.tensor(loss / self.world.size, dtype=torch.float64, device=self.device)
-            ).item()
+            mine = torch.tensor(loss / self.world.size, dtype=torch.float64, device=self.device)
+            loss = self.world.total(mine).item()
         self._measured(loss)
         return loss
 
@@ -209,7 +208,7 @@ class Training:
     def _end_of_epoch(self) -> Epoch:
         place = self.place
         mean = self.world.total(self.loss).item() / place.tokens
-        speed = place.tokens / (place.seconds - place.epoch_start)
+        speed = place.tokens / max(place.seconds - place.epoch_start, 1e-9)
         valid = self._evaluated() if len(self.validation) else None
         epoch = Epoch(place.epoch + 1, mean, speed, place.seconds, valid, self.rate)
         if valid is None:
