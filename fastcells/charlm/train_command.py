@@ -96,5 +96,7 @@ def _introduce(job: Job, progress: Progress, threads: Threads, summarized: bool)
         number, most = torch.get_num_threads(), threads.most
         words = ": others keep the rest busy; --threads sets it" if threads.follows and number < most else ""
         progress.say(f"threads {number} of {most}{words}")
-    if training.place.step:
+    if training.done():
+        progress.say(f"all {training.config.epochs} epochs are done, or patience is at its end: --epochs, --patience")
+    elif training.place.step:
         progress.say(f"goes on after step {training.place.step:,} of {training.total:,}")
