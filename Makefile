@@ -6,8 +6,12 @@ STAMP := $(VENV)/installed
 # A file is one process's, so that what its tests share is built once. Files start in the order of their paths.
 PROCESSES := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+<<<<<<< HEAD
 .PHONY: train test test-fast test-on product soak bench bench-full check compile corpus fuzz kill ptx cycles resolve gpu
 .PHONY: clean
+=======
+.PHONY: train test test-fast test-on soak bench bench-full check compile busy corpus fuzz kill ptx cycles resolve gpu clean
+>>>>>>> trainer
 
 train: $(STAMP)  ## learn the bundled lyrics: progress, perplexity, generated lines
 	$(BIN)/fastcells train $(ARGS)
@@ -45,6 +49,9 @@ check: $(STAMP)  ## format, lint and types
 
 compile: $(STAMP)  ## every Triton kernel for sm_80, sm_90 and sm_100, without a GPU
 	$(BIN)/python -m bench.compile $(ARGS)
+
+busy: $(STAMP)  ## training beside processes that spin, against one thread: a minute or two
+	$(BIN)/python -m bench.busy --require 1.2 $(ARGS)
 
 corpus: $(STAMP)  ## start-up and memory of training on generated texts of 1 MB to 1 GB: minutes, 5 GB of disk
 	$(BIN)/python -m bench.corpus --require 300 8 $(ARGS)

@@ -33,16 +33,17 @@ class Epoch:
 class Diverged(RuntimeError):
     """The loss or a weight is not finite, or the loss stays far above what it was.
 
-    `model` holds the weights of the best epoch, `good`, or the first ones if `good` is 0.
+    `model` holds the weights of the best epoch, `good`; if that is 0, those after a `step` at which all was well.
     """
 
-    def __init__(self, model: CharLM, epoch: int, loss: float, good: int) -> None:
-        kept = f"those after epoch {good}" if good else "the initial ones"
+    def __init__(self, model: CharLM, epoch: int, loss: float, good: int, step: int = 0) -> None:
+        kept = f"those after step {step}" if step else "the initial ones"
+        kept = f"those after epoch {good}" if good else kept
         super().__init__(
             f"training diverged in epoch {epoch} (loss {loss:.4g}): stopped; the weights kept are {kept}. "
             "Try a smaller --lr, --schedule cosine, a --warmup or a --clip"
         )
-        self.model, self.epoch, self.loss, self.good = model, epoch, loss, good
+        self.model, self.epoch, self.loss, self.good, self.step = model, epoch, loss, good, step
 
 
 class Interrupted(KeyboardInterrupt):

@@ -65,7 +65,7 @@ def prepare(options: argparse.Namespace, stack: contextlib.ExitStack, world: Wor
 
 
 def _begun(options: argparse.Namespace, stack: contextlib.ExitStack, world: World) -> Job:
-    """A new run, with its folder. What is wrong with the input is said before there is one."""
+    """A new run, with its folder; that is removed again if something is wrong with the input."""
     preset = options.preset or "gru"
     config = replace(presets.preset(preset), **_given(options))
     device = device_of(options.device)

@@ -26,7 +26,7 @@ class Saver:
         self.run, self.training, self.every, self.tell = run, training, every, tell
         self.next = time.monotonic() + every
         self.kept_step: int | None = None  # of the last checkpoint
-        self.kept_epoch: int | None = None  # whose weights are kept
+        self.kept_best: int | None = None  # the step whose weights are kept
         self.taken: snapshot.Snapshot | None = None
         self.failure: str | None = None  # what is said of the last attempt, if it failed
 
@@ -65,26 +65,28 @@ class Saver:
             return self.run.path
         except OSError as error:
             self.tell(f"{self._named(error)} cannot be written: {error.strerror or error}")
-        folder = Path(tempfile.mkdtemp(prefix="fastcells-"))
+        folder = None
         try:
+            folder = Path(tempfile.mkdtemp(prefix="fastcells-"))
             self._write_elsewhere(RunFolder(folder))
             return folder
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
             self.tell(f"nor can {self._named(error)}, in the system's temporary folder: {error.strerror or error}")
             return None
 
     def _write(self, run: RunFolder, *, checkpoint: bool = True) -> None:
-        best = self.training.place.best_epoch
+        best = self.training.place.best_step
         if checkpoint:
             self.taken = snapshot.take(self.training)
             if self.training.world.leads:
                 run.save_checkpoint(*self.taken)
             self.kept_step = self.training.place.step
-        if self.kept_epoch != best or best == 0:
+        if self.kept_best != best or best == 0:
             if self.training.world.leads:
                 run.save_weights(self.training.kept())
-            self.kept_epoch = best
+            self.kept_best = best
 
     def _write_elsewhere(self, run: RunFolder) -> None:
         """The weights first, and what they need; then what else can be written."""

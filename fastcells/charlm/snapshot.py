@@ -60,7 +60,7 @@ def _restore(training: Training, tensors: Mapping[str, Tensor], values: Mapping[
     if not (place.done < training.per_epoch and place.step == place.epoch * training.per_epoch + place.done):
         raise ValueError("its place does not lie in this corpus")
     training.model.load_state_dict(parts["model"])
-    training.first = training.weights()
+    training.first, training.first_step = training.weights(), place.step
     if parts["best"]:
         training.model.load_state_dict(parts["best"])  # the same checks
         training.best = training.weights()

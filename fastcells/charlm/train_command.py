@@ -94,9 +94,9 @@ def _introduce(job: Job, progress: Progress, threads: Threads, summarized: bool)
             progress.say(f"  {name:24} {' x '.join(map(str, p.shape)):>14} {p.numel():>12,}")
     if training.device.type == "cpu":
         number, most = torch.get_num_threads(), threads.most
-        busy = (
-            ": other processes keep the rest busy, and --threads sets it" if threads.follows and number < most else ""
-        )
-        progress.say(f"threads {number} of {most}{busy}")
-    if training.place.step:
+        words = ": others keep the rest busy; --threads sets it" if threads.follows and number < most else ""
+        progress.say(f"threads {number} of {most}{words}")
+    if training.done():
+        progress.say(f"all {training.config.epochs} epochs are done, or patience is at its end: --epochs, --patience")
+    elif training.place.step:
         progress.say(f"goes on after step {training.place.step:,} of {training.total:,}")

@@ -29,6 +29,7 @@ from fastcells.charlm.schedule import share
 from fastcells.charlm.world import World
 
 ON_DEVICE = 1 << 28  # characters
+REFRESHED = 1000  # steps between two copies of weights that are good as far as one knows
 RELEASED = 4  # steps between two times that pages of mapped ids are given back
 CHECKED = 50  # steps between two looks at the loss; on a GPU each look waits for it
 
@@ -84,7 +85,8 @@ class Training:
         self.unseen = torch.zeros_like(self.loss)  # of each step's mean, since the last look
         self.recent = math.nan  # the mean at the last look
         self.rate = 0.0  # the learning rate of the last step
-        self.first = self.weights()  # what is kept if no epoch is ever finished
+        self.first = self.weights()  # what is kept if it diverges before anything was measured
+        self.first_step = 0  # when these were the model's
         self.best: dict[str, Tensor] | None = None
 
     def run(
@@ -180,21 +182,23 @@ class Training:
         self.recent = self.world.total(self.unseen).item() / steps / self.world.size
         if self.watch.see(self.recent, steps, self.total) or not all(p.isfinite().all() for p in self.parameters):
             raise self._diverged(self.recent)
+        lowest = self.recent <= self.watch.lowest
+        if self.best is None and lowest and self.place.step - self.first_step >= REFRESHED:  # a long first epoch
+            self.first, self.first_step = self.weights(), self.place.step
         self.unseen.zero_()
         self.place.checked = self.place.step
 
     def _diverged(self, loss: float) -> Diverged:
         number = min(self.place.epoch + 1, self.config.epochs)
         self.model.load_state_dict(self.first if self.best is None else self.best)
-        return Diverged(self.model, number, loss, self.place.best_epoch)
+        return Diverged(self.model, number, loss, self.place.best_epoch, self.first_step)
 
     def _evaluated(self) -> float:
         """The loss of the validation text, now."""
         loss = mean_loss(self.model, self.validation, self.config.batch, self.config.steps)
         if self.world.size > 1:  # all have to decide alike
-            loss = self.world.total(
-                torch.tensor(loss / self.world.size, dtype=torch.float64, device=self.device)
-            ).item()
+            mine = torch.tensor(loss / self.world.size, dtype=torch.float64, device=self.device)
+            loss = self.world.total(mine).item()
         self._measured(loss)
         return loss
 
@@ -209,7 +213,7 @@ class Training:
     def _end_of_epoch(self) -> Epoch:
         place = self.place
         mean = self.world.total(self.loss).item() / place.tokens
-        speed = place.tokens / (place.seconds - place.epoch_start)
+        speed = place.tokens / max(place.seconds - place.epoch_start, 1e-9)
         valid = self._evaluated() if len(self.validation) else None
         epoch = Epoch(place.epoch + 1, mean, speed, place.seconds, valid, self.rate)
         if valid is None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fastcells.charlm import CharLM, Config, InputError, RunFolder, Training, Vocabulary, load, perplexity
 from fastcells.charlm.cli import main
 from fastcells.charlm.evaluate import bits, mean_loss, split
+from fastcells.charlm.saver import Saver
 from fastcells.charlm.snapshot import restore, take
 
 TEXT = "the quick brown fox jumps over the lazy dog and the dog looks at the fox " * 12
@@ -127,6 +128,23 @@ def test_what_a_run_says_of_its_parts(run: Path, capsys: pytest.CaptureFixture[s
     model, _, config = load(run)
     measured = mean_loss(model, split(IDS, 0.2, 0.1)[2], config.batch, config.steps)
     assert f"test perplexity {perplexity(measured):.3f}, {bits(measured):.3f} bits a character" in log
+
+
+def test_the_best_within_an_epoch_is_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved after each step: the file follows every look that finds better weights."""
+    kept: list[dict[str, torch.Tensor]] = []
+    finish = Saver.finish
+
+    def finishing(self: Saver, **options: bool) -> Path | None:
+        kept.append(RunFolder(self.run.path).weights())
+        kept.append(self.training.kept())
+        return finish(self, **options)
+
+    monkeypatch.setattr(Saver, "finish", finishing)
+    (tmp_path / "corpus.txt").write_text(TEXT)
+    arguments = ["--out", str(tmp_path / "run"), "--validation", "0.2", "--evaluate", "5", "--save-every", "0"]
+    assert main(["train", str(tmp_path / "corpus.txt"), *arguments, *ARGUMENTS]) == 0
+    assert all(torch.equal(tensor, kept[1][name]) for name, tensor in kept[0].items())
 
 
 def test_eval(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

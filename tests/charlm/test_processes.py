@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,13 +32,16 @@ def corpus(tmp_path: Path) -> Path:
 
 def started(*arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*TORCHRUN, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*TORCHRUN, *arguments], env=environment, start_new_session=True, **pipes)
 
 
 def output(process: subprocess.Popen[str], status: int = 0) -> str:
-    out, _ = process.communicate(timeout=200)
+    try:
+        out, _ = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # its workers too
+        raise
     assert process.returncode == status, out
     return out
 

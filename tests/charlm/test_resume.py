@@ -211,6 +211,10 @@ def test_a_finished_run_goes_on_with_more_epochs(
 ) -> None:
     run = tmp_path / "run"
     assert main(["train", str(corpus), "--out", str(run), "--epochs", "1", *ARGUMENTS]) == 0
+    before = (run / "weights.safetensors").read_bytes()
+    assert main(["train", "--resume", str(run), "--device", "cpu"]) == 0
+    assert "all 1 epochs are done" in capsys.readouterr().out
+    assert (run / "weights.safetensors").read_bytes() == before
     assert main(["train", "--resume", str(run), "--epochs", "2", "--device", "cpu"]) == 0
     assert [row["epoch"] for row in RunFolder(run).metrics()] == [1, 2]
     assert json.loads((run / "config.json").read_text())["epochs"] == 2

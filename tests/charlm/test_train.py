@@ -10,7 +10,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcells.charlm import PRESETS, CharLM, Config, Diverged, InputError, Vocabulary, perplexity, preset, train
+from fastcells.charlm import (
+    PRESETS,
+    CharLM,
+    Config,
+    Diverged,
+    InputError,
+    Training,
+    Vocabulary,
+    perplexity,
+    preset,
+    train,
+)
 from fastcells.charlm.epoch import Epoch
 
 TEXT = "the quick brown fox jumps over the lazy dog and the dog looks at the fox " * 12
@@ -150,6 +161,25 @@ def test_weights_that_overflow_in_the_first_epoch() -> None:
     with pytest.raises(Diverged, match="the weights kept are the initial ones") as caught:
         train(IDS, len(VOCABULARY), config)
     assert all(p.isfinite().all() for p in caught.value.model.parameters())
+
+
+def test_divergence_in_a_long_first_epoch_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcells.charlm.training.REFRESHED", 20)
+    monkeypatch.setattr("fastcells.charlm.training.CHECKED", 5)
+    training = Training(IDS, len(VOCABULARY), replace(preset("gru"), **{**SMALL, "batch": 2, "steps": 4}))
+    assert training.per_epoch > 100
+    weights: dict[int, torch.Tensor] = {}
+
+    def spoil(_: int) -> None:
+        weights[training.place.step] = training.model.output.weight.detach().clone()
+        if training.place.step == 70:
+            with torch.no_grad():
+                training.model.output.bias[0] = math.nan
+
+    with pytest.raises(Diverged, match=r"in epoch 1 .* the weights kept are those after step \d0\.") as caught:
+        training.run(on_step=spoil)
+    assert 20 <= caught.value.step <= 70
+    assert torch.equal(caught.value.model.output.weight, weights[caught.value.step])
 
 
 def test_perplexity() -> None:
