@@ -6,12 +6,8 @@ STAMP := $(VENV)/installed
 # A file is one process's, so that what its tests share is built once. Files start in the order of their paths.
 PROCESSES := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-<<<<<<< HEAD
-.PHONY: train test test-fast test-on product soak bench bench-full check compile corpus fuzz kill ptx cycles resolve gpu
-.PHONY: clean
-=======
-.PHONY: train test test-fast test-on soak bench bench-full check compile busy corpus fuzz kill ptx cycles resolve gpu clean
->>>>>>> trainer
+.PHONY: train test test-fast test-on product soak bench bench-full check compile busy corpus fuzz kill ptx cycles
+.PHONY: resolve gpu clean
 
 train: $(STAMP)  ## learn the bundled lyrics: progress, perplexity, generated lines
 	$(BIN)/fastcells train $(ARGS)

@@ -20,8 +20,8 @@ export PYTHONUNBUFFERED=1
 export FASTCELLS_CACHE_DIR="$out/cache"
 # Seconds for the tests, for cuDNN's table and for ours: a part that runs alone may take its time.
 case $part in
-  all) limits=(180 50 80) ;;
-  tests) limits=(400 0 0) ;;
+  all) limits=(170 50 80) ;;
+  tests) limits=(340 0 0) ;;
   table) limits=(0 140 320) ;;
   tune) limits=(0 0 0) ;;
   *) echo "PART is tests, table or tune, not $part" >&2 && exit 2 ;;
@@ -64,7 +64,7 @@ if [ "$part" = all ] || [ "$part" = tests ]; then
   # The package's own table of errors first: a kernel that is wrong or does not launch shows within a minute.
   limited 60 doctor "$python" -m fastcells doctor
   # shellcheck disable=SC2086
-  LINES_SHOWN=40 limited 90 verdicts "$python" -m fastcells tune --device "$device" $kinds
+  LINES_SHOWN=40 limited 60 verdicts "$python" -m fastcells tune --device "$device" $kinds
   # shellcheck disable=SC2086  # several files, and an option or none
   limited "${limits[0]}" tests "$python" -m pytest $tests
   # shellcheck disable=SC2086
