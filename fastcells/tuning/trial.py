@@ -8,14 +8,16 @@ in rounds, each round once forwards and once backwards, so that a slow moment of
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import statistics
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from fastcells.accuracy import allowed_error, relative_error
@@ -52,18 +54,29 @@ def candidates(call: Call) -> list[Choice]:
 def trial(call: Call, training: bool, choices: Sequence[Choice], clock: Clock) -> Verdict:
     """Check and time the candidates, torch's own being the first of them.
 
-    Runs in a thread of its own, where nothing that the caller has switched on is seen: autocast, grad mode, hooks on
-    saved tensors, modes that watch operators, the stream of a graph.
+    Nothing that the caller has switched on is seen: autocast, grad mode, hooks on saved tensors, modes that watch
+    operators. So most of it runs in a thread of its own; but not what is timed, since OpenMP gives another thread
+    another team, beside which neither spins as it does for the caller.
 
     Raises:
         RuntimeError: torch's own does not run either; MemoryError: there is not enough for a few steps.
     """
-    verdict = isolated(lambda: _trial(call, training, choices, clock))
+    runs, errors, out, steps = isolated(lambda: _right(call, training, choices, clock))
+    with undisturbed():
+        microseconds = {name: round(us, 1) for name, us in compare(runs, clock).items()}
+    date = datetime.date.today().isoformat()
+    verdict = Verdict(fastest(microseconds), date, steps, call.B, microseconds, errors, out)
     log.info("measured %s: %s", call.spec.name, verdict)
     return verdict
 
 
-def _trial(call: Call, training: bool, choices: Sequence[Choice], clock: Clock) -> Verdict:
+Runs = dict[str, Callable[[], object]]
+
+
+def _right(
+    call: Call, training: bool, choices: Sequence[Choice], clock: Clock
+) -> tuple[Runs, dict[str, float], dict[str, str], int]:
+    """What is to be timed, the errors, what is out and why, and T."""
     steps = _steps(call, training, TIMED, clock)
     checked = min(steps, _steps(call, training, CHECKED, clock))
     errors, out = _check(Problem(call, checked, training), choices, clock)
@@ -72,20 +85,34 @@ def _trial(call: Call, training: bool, choices: Sequence[Choice], clock: Clock) 
         others, still = _check(Problem(call, checked, training, SEED + 1), [choices[0], *again], clock)
         errors = {**others, **errors}
         out = {name: reason for name, reason in out.items() if name not in others} | still
-    right = {choice.name: choice for choice in choices if choice.name not in out}
     problem = Problem(call, steps, training)
-    runs: dict[str, Callable[[], object]] = {}
-    for name, choice in right.items():
+    runs: Runs = {}
+    for choice in choices:
+        if choice.name in out:
+            continue
         failure = _failure(choice.backend, clock, partial(problem.run, choice))
         if isinstance(failure, str):
-            out[name] = failure
+            out[choice.name] = failure
         else:
-            runs[name] = partial(problem.run, choice)
+            runs[choice.name] = partial(problem.run, choice)
     if BASELINE not in runs:
         raise RuntimeError(f"torch's own implementation does not run: {out[BASELINE]}")
-    microseconds = {name: round(us, 1) for name, us in compare(runs, clock).items()}
-    date = datetime.date.today().isoformat()
-    return Verdict(fastest(microseconds), date, steps, call.B, microseconds, errors, out)
+    return runs, errors, out, steps
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """As in a new thread, as far as what is timed goes: torch's modes and switches are off, and gradients are on."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(torch._C.DisableTorchFunction())
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:  # only those on top are called
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t))
+        yield
 
 
 def _check(problem: Problem, choices: Sequence[Choice], clock: Clock) -> tuple[dict[str, float], dict[str, str]]:
@@ -125,7 +152,7 @@ def _failure(backend: Backend, clock: Clock, run: Callable[[], list[Tensor]]) ->
     return results
 
 
-def compare(runs: dict[str, Callable[[], object]], clock: Clock) -> dict[str, float]:
+def compare(runs: Runs, clock: Clock) -> dict[str, float]:
     """Microseconds of a call of each, the median over rounds in turn."""
     first = {name: clock.microseconds(run, 1) for name, run in runs.items()}
     longest = HOPELESS * min(first.values())
