@@ -131,8 +131,9 @@ def main() -> int:
 
 
 def _write(name: str, rows: Sequence[Row]) -> Path:
-    """The rows of other Triton versions stay in the file."""
-    kept = [row for row in kept_rows(RESULTS / f"{name}.csv") if row["triton"] != triton.__version__]
+    """The rows of other Triton versions stay in the file, and those of cases that did not run."""
+    ran, path = {row["case"] for row in rows}, RESULTS / f"{name}.csv"
+    kept = [row for row in kept_rows(path) if row["triton"] != triton.__version__ or row["case"] not in ran]
     origin = provenance(torch.device("cpu"))
     return write_csv(name, [*kept, *({**row, **origin, "triton": triton.__version__} for row in rows)])
 
