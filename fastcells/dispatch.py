@@ -17,7 +17,6 @@ from fastcells.tuning import verdicts
 
 IMPLEMENTATIONS = ("auto", *BACKENDS)
 TORCH = BACKENDS["torch"]
-# Those that have one for some call.
 WITH_ADVANTAGE = [b for b in BACKENDS.values() if type(b).advantage is not Backend.advantage]
 
 

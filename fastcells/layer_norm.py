@@ -26,13 +26,18 @@ def _add_norms(layer: Layer) -> None:
     layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]
 
 
-def _reset_norms(layer: Layer) -> None:
-    for name, p in layer.named_parameters(recurse=False):
-        if name.startswith("norm_"):
-            nn.init.constant_(p, float("_weight_" in name))
+class _Normalised(Layer):
+    """What both layers share."""
+
+    def reset_parameters(self) -> None:
+        """As torch.nn's; gains become 1 and their biases 0."""
+        super().reset_parameters()
+        for name, p in self.named_parameters(recurse=False):
+            if name.startswith("norm_"):
+                nn.init.constant_(p, float("_weight_" in name))
 
 
-class LayerNormGRU(GRU):
+class LayerNormGRU(_Normalised, GRU):
     """The gated recurrent unit with layer normalisation (Ba et al. 2016).
 
     As `fastcells.GRU`, but for its parameters: in place of b_ih and b_hh each layer and direction has a gain and a bias
@@ -73,16 +78,11 @@ class LayerNormGRU(GRU):
         )
         _add_norms(self)
 
-    def reset_parameters(self) -> None:
-        """As torch.nn.GRU's; gains become 1 and their biases 0."""
-        super().reset_parameters()
-        _reset_norms(self)
-
     def _spec(self) -> CellSpec:
         return LAYER_NORM_GRU
 
 
-class LayerNormLSTM(LSTM):
+class LayerNormLSTM(_Normalised, LSTM):
     """The long short-term memory with layer normalisation (Ba et al. 2016).
 
     As `fastcells.LSTM`, but for its parameters: in place of b_ih and b_hh each layer and direction has a gain and a
@@ -126,11 +126,6 @@ class LayerNormLSTM(LSTM):
             learned_state=learned_state,
         )
         _add_norms(self)
-
-    def reset_parameters(self) -> None:
-        """As torch.nn.LSTM's; gains become 1 and their biases 0."""
-        super().reset_parameters()
-        _reset_norms(self)
 
     def _spec(self) -> CellSpec:
         return LAYER_NORM_LSTM

@@ -42,7 +42,7 @@ NO_RATES = Rates()
 
 
 def rates(**given: float) -> Rates:
-    """Raises ValueError unless each is a number from 0 to 1, and one that does not drop all is below 1."""
+    """What a constructor was given. ValueError unless each is a number from 0 to 1."""
     for name, p in given.items():
         if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
             raise ValueError(f"{name} should be a number in range [0, 1] representing the probability, got {p!r}")

@@ -31,22 +31,22 @@ def step(layer: Layer, input: Tensor, hx: Any) -> tuple[Tensor, Any]:
     ids = input.dtype in ID_DTYPES
     unbatched = input.dim() + ids == 1
     time = 1 if layer.batch_first and not unbatched else 0
-    if not in_c(layer, input, ids, 1 if unbatched else len(input), hx):
+    weights = layer._weights()
+    if not in_c(layer, weights, input, ids, 1 if unbatched else len(input), hx):
         out, last = layer(input.unsqueeze(time), hx)[:2]
         return out.squeeze(time), last
     x = input.unsqueeze(0) if unbatched else input
-    state = layer._initial_state(x.unsqueeze(time), None, None, ids, hx, unbatched, layer.weight_hh_l0)
+    state = layer._initial_state(x.unsqueeze(time), None, None, ids, hx, unbatched, weights[0])
     layer.check_forward_args(x.unsqueeze(time), state, None)
     if ids:
         check_range(input, layer.input_size)
-    out, new = c_step(layer, x, state if isinstance(state, tuple) else (state,))
+    out, new = c_step(layer, weights, x, state if isinstance(state, tuple) else (state,))
     last = new if isinstance(state, tuple) else new[0]
     return (out.squeeze(0), each_of(last, Tensor.squeeze, 1)) if unbatched else (out, last)
 
 
-def in_c(layer: Layer, x: Tensor, ids: bool, rows: int, hx: Any) -> bool:
+def in_c(layer: Layer, weights: list[Tensor], x: Tensor, ids: bool, rows: int, hx: Any) -> bool:
     """Whether C runs a step of this layer. x: [B, I] or ids [B]; rows: B; hx: as `step` was given it."""
-    weights = layer._weights()
     start = hx if isinstance(hx, tuple | list) else (hx,)
     if hx is None:
         start = initial_state.learned(layer) if layer.learned_state else ()
@@ -64,9 +64,9 @@ def in_c(layer: Layer, x: Tensor, ids: bool, rows: int, hx: Any) -> bool:
     return CPU.obstacle(Call("cpu", layer._spec(), ids, 1, 1, w_ih, w_hh)) is None
 
 
-def c_step(layer: Layer, x: Tensor, state: State) -> tuple[Tensor, State]:
+def c_step(layer: Layer, weights: list[Tensor], x: Tensor, state: State) -> tuple[Tensor, State]:
     """x: [1, I] or ids [1]. state: each [num_layers, 1, H]. Returns the output [1, H] and the new state."""
-    spec, weights = layer._spec(), layer._weights()
+    spec = layer._spec()
     new = tuple(s.detach().clone(memory_format=torch.contiguous_format) for s in state)
     h: Tensor | int = x[0] if x.is_floating_point() else int(x[0])
     for row in range(layer.num_layers):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import datetime
 import hashlib
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -13,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+
+from fastcells.tuning.machine import processor, version_of
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
@@ -25,7 +26,7 @@ def provenance(device: torch.device) -> dict[str, str]:
     """Device, threads, versions, commit and date of a run."""
     return {
         "kind": device.type,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "driver": _driver() if device.type == "cuda" else "",
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
@@ -93,30 +94,14 @@ def origin_line(origin: Mapping[str, str]) -> str:
     return ", ".join(f"{key} {value}" for key, value in origin.items() if value and key != "kind")
 
 
-def _processor() -> str:
-    """Its name, with family and model on x86: virtual machines call several generations by one name."""
-    try:
-        lines = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
-    except OSError:
-        lines = []
-    known = {key.strip(): value.strip() for key, value in reversed(lines)}  # of the first processor
-    if "model name" not in known:
-        return platform.processor() or platform.machine()
-    generation = f" family {known['cpu family']} model {known['model']}" if "cpu family" in known else ""
-    return known["model name"] + generation
-
-
 def _driver() -> str:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def _triton() -> str:
-    try:
-        version = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
-    return f"{version} interpreted" if os.environ.get("TRITON_INTERPRET") == "1" else version
+    version = version_of("triton")
+    return f"{version} interpreted" if version != "none" and os.environ.get("TRITON_INTERPRET") == "1" else version
 
 
 def _commit() -> str:

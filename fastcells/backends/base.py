@@ -17,11 +17,8 @@ from fastcells.token_ids import check_range, gather_rows
 NOTHING: frozenset[str] = frozenset()
 IN_ONE_CALL = ("aten", "one-hot")  # paths by which one operator of ATen's runs a whole stack, its projections included
 FOLDED = frozenset({"proj_size"})  # options of an LSTM that projection.py puts around a recurrence without them
-WAITING = (
-    "split",
-    "resident",
-    "both directions",
-)  # paths whose programs wait for each other, and so may give up: `KernelFault`
+# Paths whose programs wait for each other, and so may give up: `KernelFault`.
+WAITING = ("split", "resident", "both directions")
 ASKED_FOR = "asked for"  # the reason for what `impl=` names
 
 

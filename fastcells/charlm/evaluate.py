@@ -28,23 +28,19 @@ def mean_loss(model: CharLM, ids: Ids, batch: int, steps: int) -> float:
     device, training = model.output.weight.device, model.training
     batch = min(batch, len(ids) // LEAST)
     rows = ids[: len(ids) // batch * batch].reshape(batch, -1)
-    total, count, state = torch.zeros((), dtype=torch.float64, device=device), 0, None
+    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
+    state: State | None = None
     model.eval()
     try:
         for start in range(0, rows.shape[1] - 1, steps):
             window = as_tensor(rows[:, start : start + steps + 1]).to(device)
-            logits, state = _scores(model, window[:, :-1], state)
+            logits, state = model(window[:, :-1], state)
             loss = F.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten(), reduction="sum")
             total += loss
             count += window[:, 1:].numel()
     finally:
         model.train(training)
     return total.item() / count
-
-
-def _scores(model: CharLM, ids: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
-    logits, end = model(ids, state)
-    return logits, end
 
 
 def split(ids: Ids, validation: float, test: float) -> tuple[Ids, Ids, Ids]:

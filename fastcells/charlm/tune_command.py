@@ -13,9 +13,9 @@ from fastcells.tuning import command
 
 def tune_command(options: argparse.Namespace) -> int:
     """Print the table and return the exit status."""
-    if options.model is None:
-        return command.run(options, None)
-    device = device_of(options.device)
-    model, _, config = checkpoint.load(options.model, device)
-    ids = torch.zeros(config.steps, config.batch, dtype=torch.int64, device=device)
-    return command.run(options, (model.layer, ids))
+    device, model = device_of(options.device), None
+    if options.model is not None:
+        trained, _, config = checkpoint.load(options.model, device)
+        ids = torch.zeros(config.steps, config.batch, dtype=torch.int64, device=device)
+        model = (trained.layer, ids)
+    return command.run(options, device, model)

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastcells import layers
+from fastcells.command_line import positive
 from fastcells.stack import Layer
 from fastcells.tuning import verdicts
 from fastcells.tuning.tune import Tuned, tune
@@ -24,33 +25,41 @@ CELLS: dict[str, tuple[Callable[..., Layer], dict[str, Any]]] = {
     "lstm": (layers.LSTM, {}),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEFAULTS = {"cell": "gru", "hidden": 256, "batch": 32, "steps": 35, "dtype": "float32"}
 MODES = {"inference": False, "training": True}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `fastcells tune` takes."""
 
-    def several(name: str, default: list[Any], about: str, **options: Any) -> None:
-        parser.add_argument(name, action="append", help=f"{about} (default: {default[0]})", **options)
-        parser.set_defaults(**{name.removeprefix("--"): None, f"default_{name.removeprefix('--')}": default})
-
-    several("--cell", ["gru"], "may be given several times, as all of these", choices=tuple(CELLS))
-    several("--hidden", [256], "H", type=_positive)
-    several("--batch", [32], "B", type=_positive)
-    several("--steps", [35], "T", type=_positive)
-    several("--dtype", ["float32"], "of the weights", choices=tuple(DTYPES))
-    parser.add_argument("--input", type=_positive, help="number of features, or of tokens (default: as --hidden)")
+    takes: dict[str, dict[str, Any]] = {
+        "cell": {"choices": tuple(CELLS), "help": "may be given several times, as all that follow"},
+        "hidden": {"type": positive, "help": "H"},
+        "batch": {"type": positive, "help": "B"},
+        "steps": {"type": positive, "help": "T"},
+        "dtype": {"choices": tuple(DTYPES), "help": "of the weights"},
+    }
+    for name, options in takes.items():
+        about = f"{options.pop('help')} (default: {DEFAULTS[name]})"
+        parser.add_argument(f"--{name}", action="append", help=about, **options)
+    parser.add_argument("--input", type=positive, help="number of features, or of tokens (default: as --hidden)")
     parser.add_argument("--ids", action="store_true", help="token ids in place of dense features")
     parser.add_argument("--mode", choices=tuple(MODES), help="with or without a backward (default: both)")
     parser.add_argument("--model", metavar="RUN", help="in place of all these: the layer of a trained model")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
-    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
 
 
-def run(options: argparse.Namespace, model: tuple[Layer, Tensor] | None, say: Callable[[str], None] = print) -> int:
-    """Measure, print the table and where it is kept. model: the layer of --model and an example of its input."""
-    problems = [model] if model is not None else list(_problems(options))
+def run(
+    options: argparse.Namespace,
+    device: torch.device,
+    model: tuple[Layer, Tensor] | None,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Measure, print the table and where it is kept.
+
+    device: that of --device. model: the layer of --model and an example of its input.
+    """
+    problems = [model] if model is not None else list(_problems(options, device))
     mode = None if options.mode is None else MODES[options.mode]
     tuned = Tuned()
     with tqdm(total=len(problems) * (2 if mode is None else 1), unit="trial", leave=False, disable=None) as bar:
@@ -68,20 +77,12 @@ def run(options: argparse.Namespace, model: tuple[Layer, Tensor] | None, say: Ca
     return 0
 
 
-def _problems(options: argparse.Namespace) -> Iterator[tuple[Layer, Tensor]]:
-    names = ("cell", "hidden", "batch", "steps", "dtype")
-    given = (getattr(options, name) or getattr(options, f"default_{name}") for name in names)
+def _problems(options: argparse.Namespace, device: torch.device) -> Iterator[tuple[Layer, Tensor]]:
+    given = (getattr(options, name) or [default] for name, default in DEFAULTS.items())
     for cell, hidden, batch, steps, dtype in itertools.product(*given):
         make, how = CELLS[cell]
         inputs = options.input or hidden
-        layer = make(inputs, hidden, device=options.device, dtype=DTYPES[dtype], **how)
+        layer = make(inputs, hidden, device=device, dtype=DTYPES[dtype], **how)
         kind = torch.int64 if options.ids else DTYPES[dtype]
-        x = torch.zeros((), device=options.device, dtype=kind)
+        x = torch.zeros((), device=device, dtype=kind)
         yield layer, x.expand(steps, batch) if options.ids else x.expand(steps, batch, inputs)
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
-    return value

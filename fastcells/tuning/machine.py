@@ -45,7 +45,7 @@ def _driver() -> int:
 @cache
 def versions() -> str:
     """Of torch, triton and the kernels."""
-    return f"torch {torch.__version__}, triton {_version('triton')}, kernels {kernels_hash()}"
+    return f"torch {torch.__version__}, triton {version_of('triton')}, kernels {kernels_hash()}"
 
 
 @cache
@@ -80,7 +80,8 @@ def processor() -> str:
     return known["model name"] + generation
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Of an installed package; "none" where it is not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,9 +1,9 @@
 """A trial: every implementation that could run a call is checked against float64, and those that are right are timed.
 
 A candidate is right if each of its results has at most twice the error of torch's own in the same dtype
-(accuracy.py); where chains of steep slopes make that a matter of luck, it may show on other numbers. One that is wrong
-on both, raises or gives NaN is out, with its reason. Those that are left are timed side by side,
-in rounds, each round once forwards and once backwards, so that a slow moment of the machine hits all of them alike.
+(accuracy.py). Where chains of steep slopes make that a matter of luck, a second problem with other numbers decides. One
+that is wrong on both, raises or gives NaN is out, with its reason. Those that are left are timed side by side, every
+other round backwards, so that a slow moment of the machine hits all of them alike.
 """
 
 from __future__ import annotations

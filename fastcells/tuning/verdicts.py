@@ -32,6 +32,7 @@ A_THREAD = 2e4  # multiplications that a thread of a CPU does in a microsecond, 
 log = logging.getLogger("fastcells")
 
 NOT_YET = "not measured on this device yet, which the first call of this kind does"
+FOR_GOOD = "no trial of this kind pays on this device"
 FAULT = "its programs waited for each other in vain (KernelFault)"
 
 Report = Callable[[Kind, Verdict], None]
@@ -104,13 +105,12 @@ def _key(call: Call) -> tuple[object, ...]:
 
 def _look_up(call: Call, key: tuple[object, ...]) -> _Found | None:
     """As `measured`, for a kind that this process has not seen."""
-    w = call.w_hh
-    if w.device.type not in ("cpu", "cuda") or w.numel() == 0 or call.B == 0 or call.spec.extra:
+    if not _measurable(call):
         return None
     with _lock:
         if key in _found:
             return _found[key]
-        kind, where = kind_of(call), machine(w.device, torch.get_num_threads())
+        kind, where = kind_of(call), _machine(call)
         verdict = None if _tuning.get() is not None else _known(str(kind), where)
         if verdict is None:
             hindrance = _hindrance(call, kind, where)
@@ -120,12 +120,19 @@ def _look_up(call: Call, key: tuple[object, ...]) -> _Found | None:
                 _unmeasured.add(key)
                 return None
             verdict = _try(call, kind, where)
-        found = None if verdict is None else _as_found(call, verdict, w.device)
+        found = None if verdict is None else _as_found(call, verdict)
         _found[key] = found
         return found
 
 
-FOR_GOOD = "no trial of this kind pays on this device"
+def _measurable(call: Call) -> bool:
+    """Whether there is a device that can be timed, and something to compute of which a problem can be made up."""
+    w = call.w_hh
+    return w.device.type in ("cpu", "cuda") and w.numel() > 0 and call.B > 0 and not call.spec.extra
+
+
+def _machine(call: Call) -> Machine:
+    return machine(call.w_hh.device, torch.get_num_threads())
 
 
 def _hindrance(call: Call, kind: Kind, where: Machine) -> str | None:
@@ -137,7 +144,7 @@ def _hindrance(call: Call, kind: Kind, where: Machine) -> str | None:
         return FOR_GOOD
     if call.w_hh.is_cpu and (_microseconds(call, kind) < WORTH or memories.shipped(where.device) is not None):
         return FOR_GOOD
-    return None
+    return NOT_YET if _looking.get() else None
 
 
 def _forbidden(call: Call) -> str | None:
@@ -148,8 +155,6 @@ def _forbidden(call: Call) -> str | None:
         return None
     if os.environ.get("FASTCELLS_TUNE") == "0":
         return "FASTCELLS_TUNE=0"
-    if _looking.get():
-        return NOT_YET
     if torch.are_deterministic_algorithms_enabled():
         return "torch is to run deterministic algorithms only"
     return "torch.autograd looks for anomalies" if torch.is_anomaly_enabled() else None
@@ -163,14 +168,10 @@ def noted(call: Call, choice: Choice) -> Choice:
     """A choice by rule, whose reason tells who only looks that the first call will be measured."""
     if torch.compiler.is_compiling() or not _looking.get() or call.T < FEWEST_STEPS or _key(call) in _found:
         return choice
-    if call.w_hh.device.type not in ("cpu", "cuda") or call.w_hh.numel() == 0 or call.B == 0 or call.spec.extra:
+    if not _measurable(call):
         return choice
-    token = _looking.set(False)
-    try:
-        kind, where = kind_of(call), machine(call.w_hh.device, torch.get_num_threads())
-        pending = _known(str(kind), where) is None and _hindrance(call, kind, where) is None
-    finally:
-        _looking.reset(token)
+    kind, where = kind_of(call), _machine(call)
+    pending = _known(str(kind), where) is None and _hindrance(call, kind, where) is NOT_YET
     return replace(choice, reason=f"{choice.reason}; {NOT_YET}") if pending else choice
 
 
@@ -204,7 +205,7 @@ def _try(call: Call, kind: Kind, where: Machine) -> Verdict | None:
     return verdict
 
 
-def _as_found(call: Call, verdict: Verdict, device: torch.device) -> _Found:
+def _as_found(call: Call, verdict: Verdict) -> _Found:
     choices = {choice.name: choice for choice in _candidates(call)}
     choice = choices.get(verdict.chosen) or choices[BASELINE]
     times = verdict.microseconds
@@ -226,13 +227,13 @@ def memory() -> Memory:
     return _memory[0]
 
 
-def reset(to: Memory | None = None) -> None:
-    """Forget what this process knows, and use another file: after `forget`, and in tests."""
+def reset() -> None:
+    """Forget what this process knows, and which file it used: as a new process begins."""
     with _lock:
         _found.clear()
         _unmeasured.clear()
         _faulted.clear()
-        _memory[:] = [] if to is None else [to]
+        _memory.clear()
 
 
 @contextlib.contextmanager

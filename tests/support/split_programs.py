@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcells.kernels.triton import plan
+from fastcells.kernels.triton import exchange, plan
 from tests.support.accuracy import rms_error
 from tests.support.concurrent_programs import Concurrent, concurrent_programs
 from tests.support.shapes import Case, Shape
 
+EACH_EXCHANGE = pytest.mark.parametrize("name", exchange.EXCHANGES)
 BLOCKS = plan.Blocks(batch=16, hidden=16, inner=32, warps=4, stages=1, reason="small, for small H")
 
 

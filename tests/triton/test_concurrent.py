@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fastcells.backends.triton.operators import recurrence_forward
-from fastcells.kernels.triton import exchange, plan
+from fastcells.kernels.triton import plan
 from tests.support.concurrent_programs import concurrent_programs
 from tests.support.shapes import CELLS, EACH_CELL, Case
-from tests.support.split_programs import BLOCKS, excess, split
+from tests.support.split_programs import BLOCKS, EACH_EXCHANGE, excess, split
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,7 +21,6 @@ pytestmark = [
 ]
 
 RNN_TANH, RNN_RELU, GRU, RESET_BEFORE, LSTM = CELLS
-EACH_EXCHANGE = pytest.mark.parametrize("name", exchange.EXCHANGES)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -29,7 +29,6 @@ pytestmark = [
 ]
 
 RNN_TANH, RNN_RELU, GRU, RESET_BEFORE, LSTM = CELLS
-EACH_EXCHANGE = pytest.mark.parametrize("name", exchange.EXCHANGES)
 
 
 @triton.jit

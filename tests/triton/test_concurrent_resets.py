@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from fastcells.kernels.triton import exchange, launch_split
+from fastcells.kernels.triton import launch_split
 from tests.support.edited_kernels import edited
 from tests.support.resets import FAULTS, some_resets
 from tests.support.shapes import CELLS, EACH_CELL, Case
-from tests.support.split_programs import excess, split
+from tests.support.split_programs import EACH_EXCHANGE, excess, split
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,7 +21,6 @@ pytestmark = [
 ]
 
 RNN_TANH, RNN_RELU, GRU, RESET_BEFORE, LSTM = CELLS
-EACH_EXCHANGE = pytest.mark.parametrize("name", exchange.EXCHANGES)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -13,10 +13,11 @@ from torch import Tensor
 import fastcells
 from fastcells.backends.triton.operators import run_backward, run_forward
 from fastcells.errors import KernelFault
-from fastcells.kernels.triton import exchange, fault, launch, launch_split, plan
+from fastcells.kernels.triton import fault, launch, launch_split, plan
 from fastcells.kernels.triton.rules import RULES
 from tests.support.concurrent_programs import concurrent_programs
 from tests.support.shapes import CELLS, EACH_CELL, Case
+from tests.support.split_programs import EACH_EXCHANGE
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,7 +26,6 @@ pytestmark = [
 ]
 
 GRU = CELLS[2]
-EACH_EXCHANGE = pytest.mark.parametrize("name", exchange.EXCHANGES)
 CPU = torch.device("cpu")
 T, B, H = 3, 20, 40
 COLUMNS = 16  # of a program: there are 3 of them, and two batch tiles, which they do one after another

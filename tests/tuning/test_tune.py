@@ -126,6 +126,12 @@ def test_the_command_measures_prints_and_says_where_it_is_kept(
     assert exit.value.code == 2 and "must be a positive integer, got '-3'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("device", ["nonsense", *([] if torch.cuda.is_available() else ["cuda"])])
+def test_a_device_that_is_not_there_is_named(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "--hidden", "8", "--device", device]) == 2
+    assert capsys.readouterr().err.startswith(f"fastcells: error: --device {device}: ")
+
+
 def test_the_command_says_that_a_verdict_could_not_be_kept(
     clock: ToldClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
