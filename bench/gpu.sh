@@ -4,9 +4,10 @@
 # kernels that cuDNN ran) and ours; short tables last. Everything is also written under $OUT (default:
 # bench/results/gpu). Under nine minutes: every part has its limit.
 #
-#   PART=tests|table|tune      one part (default: tests and table)
+#   PART=check|time|stress|table|tune   one part (default: check, time, stress and table)
 #   DEVICE=cpu                 a rehearsal without a GPU: Triton's interpreter, tiny shapes, bench/results left alone
-#   TESTS="tests/triton"        which tests
+#   TESTS="tests/triton"       which tests
+#   SECONDS_EACH=150           what the parts "check" and "time" may take
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -15,17 +16,18 @@ out=${OUT:-bench/results/gpu}
 part=${PART:-all}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-export PYTHONUNBUFFERED=1
+export PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8  # the latter for tests with deterministic algorithms
 # What is measured on this device, by `fastcells tune` first, and what "auto" runs in all that follows.
 export FASTCELLS_CACHE_DIR="$out/cache"
-# Seconds for the tests, for cuDNN's table and for ours: a part that runs alone may take its time.
+each=${SECONDS_EACH:-150}
+# Seconds for cuDNN's table and for ours: a part that runs alone may take its time.
 case $part in
-  all) limits=(170 50 80) ;;
-  tests) limits=(340 0 0) ;;
-  table) limits=(0 140 320) ;;
-  tune) limits=(0 0 0) ;;
-  *) echo "PART is tests, table or tune, not $part" >&2 && exit 2 ;;
+  all) limits=(50 80) ;;
+  table) limits=(140 320) ;;
+  check | time | stress | tune) limits=(0 0) ;;
+  *) echo "PART is check, time, stress, table or tune, not $part" >&2 && exit 2 ;;
 esac
+does() { [ "$part" = all ] || [ "$part" = "$1" ]; }
 
 if [ "$device" = cpu ]; then
   export TRITON_INTERPRET=1
@@ -49,6 +51,7 @@ limited() {
   tail -n "${LINES_SHOWN:-12}" "$out/$name.log"
   echo "-- $name: exit status $code after $((SECONDS - start)) s"
   [ $code -eq 0 ] || status=1
+  return $code
 }
 
 "$python" - "$device" <<'PY' || exit 1
@@ -60,13 +63,33 @@ if sys.argv[1] == "cuda" and not torch.cuda.is_available():
 PY
 [ -n "${NO_INSTALL:-}" ] || "$python" -m pip install --quiet --no-deps --no-build-isolation -e . || exit 1
 
-if [ "$part" = all ] || [ "$part" = tests ]; then
-  # The package's own table of errors first: a kernel that is wrong or does not launch shows within a minute.
-  limited 60 doctor "$python" -m fastcells doctor
+if does check; then
+  # To compile takes longest, so all of these run at once, on every core: the package's own table of errors, the tests,
+  # and the grid of shapes that is timed below.
+  cores=$(nproc)
+  half=$(( (cores + 1) / 2 ))
+  set -m  # or what runs in the background would not hear the interrupt that ends it
+  limited "$((each + 15))" doctor "$python" -m fastcells doctor >"$out/doctor.txt" 2>&1 &
+  limited "$((each + 20))" device-check "$python" -m bench.device --part check --device "$device" --out "$out" \
+    --seconds "$each" --jobs "$half" $tiny >"$out/device-check.txt" 2>&1 &
+  # shellcheck disable=SC2086  # several files, and an option or none
+  limited "$each" tests env FASTCELLS_FAILURES="$out/failures.txt" "$python" -m pytest -p tests.support.failures \
+    -n "$half" --dist load -vv --tb=short $tests >"$out/tests.txt" 2>&1 &
+  for process in $(jobs -p); do wait "$process" || status=1; done
+  set +m
+  cat "$out"/{doctor,tests,device-check}.txt
+  # The run of the tests may have been cut off: what is known by then.
+  for word in PASSED FAILED SKIPPED; do echo "$word $(grep -c " $word " "$out/tests.log")"; done
+  grep -h '^E  ' "$out/failures.txt" 2>/dev/null | cut -c1-150 | sort | uniq -c | sort -rn | head -n 25
+fi
+if does time; then
+  # shellcheck disable=SC2086
+  LINES_SHOWN=80 limited "$((each + 15))" device "$python" -m bench.device --part time --device "$device" --out "$out" \
+    --seconds "$each" --rounds "$rounds" $tiny
+fi
+if does stress; then
   # shellcheck disable=SC2086
   LINES_SHOWN=40 limited 60 verdicts "$python" -m fastcells tune --device "$device" $kinds
-  # shellcheck disable=SC2086  # several files, and an option or none
-  limited "${limits[0]}" tests "$python" -m pytest $tests
   # shellcheck disable=SC2086
   limited 60 stress "$python" -m bench.stress --device "$device" --seconds 30 $tiny
 fi
@@ -74,12 +97,12 @@ if [ "$part" = tune ]; then
   # shellcheck disable=SC2086
   limited 400 tune "$python" -m bench.tune --device "$device" --rounds "$rounds" --seconds 360 --out "$out" $tiny
 fi
-if [ "$part" = all ] || [ "$part" = table ]; then
+if does table; then
   # shellcheck disable=SC2086
-  limited $((limits[1] + 15)) cudnn "$python" -m bench.cudnn --device "$device" --rounds "$rounds" \
-    --seconds "${limits[1]}" --out "$out" $tiny
+  limited $((limits[0] + 15)) cudnn "$python" -m bench.cudnn --device "$device" --rounds "$rounds" \
+    --seconds "${limits[0]}" --out "$out" $tiny
   # A timing that comes too late is dropped, not the others: pytest writes its JSON when it is interrupted, too.
-  limited "${limits[2]}" ours "$python" -m pytest bench --device "$device" --selection "$selection" --rounds "$rounds" \
+  limited "${limits[1]}" ours "$python" -m pytest bench --device "$device" --selection "$selection" --rounds "$rounds" \
     --contenders "$contenders" --benchmark-json="$out/ours.json" --benchmark-quiet
   LINES_SHOWN=80 limited 30 report "$python" -m bench.report "$out/ours.json" --out "$out" --no-readme
 fi

@@ -151,4 +151,4 @@ def rows_gradient(d_x: Tensor, ids: Tensor, size: int) -> Tensor:
     """
     known = torch.where((ids >= 0) & (ids < size), ids, size)
     rows = torch.ops.aten.embedding_dense_backward(d_x, known, size + 1, size, False)
-    return rows[:size].t()
+    return rows[:size].t().contiguous()  # as W_ih is, and as a gradient is kept anyway

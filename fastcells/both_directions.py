@@ -121,7 +121,12 @@ def _given_input(x: Tensor, weights: list[LayerWeights]) -> Given:
     if is_token_ids(x):
         check_range(x, w_ih[0].shape[1])
         return None, *w_ih, *b_ih
-    rows, w, bias = x.flatten(0, 1).expand(2, -1, -1), torch.stack(w_ih).mT, _stacked_or_none(b_ih)
+    rows, stacked, bias = x.flatten(0, 1).expand(2, -1, -1), torch.stack(w_ih), _stacked_or_none(b_ih)
+    if stacked.requires_grad:
+        stacked.register_hook(
+            Tensor.contiguous
+        )  # as a parameter's gradient is kept; the transposed one's is transposed
+    w = stacked.mT
     both = torch.bmm(rows, w) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, w)
     return both.unflatten(1, x.shape[:2]), None, None, None, None
 

@@ -10,6 +10,7 @@ import datetime
 import os
 import platform
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -173,7 +174,8 @@ def check(impl: str, cell: str, dtype: torch.dtype, device: torch.device, H: int
         return [_flat(outs), _flat(gradients)]
 
     exact = run(getattr(reference, form), torch.float64)
-    base = run(getattr(reference, form), dtype)
+    with _matmuls_as_ours():
+        base = run(getattr(reference, form), dtype)
     try:
         ours = run(getattr(functional, form), dtype, impl=impl)
     except CannotRun as error:
@@ -182,6 +184,17 @@ def check(impl: str, cell: str, dtype: torch.dtype, device: torch.device, H: int
     forward, backward = (relative_error(o, e) for o, e in zip(ours, exact, strict=True))
     limits = [allowed_error(relative_error(b, e), spec, dtype, device) for b, e in zip(base, exact, strict=True)]
     return Check(impl, label, name, forward, backward, limits[0], limits[1])
+
+
+@contextmanager
+def _matmuls_as_ours() -> Iterator[None]:
+    """The reference's float32 matmuls in TF32 where ours are: both follow a switch, and not the same one."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _flat(tensors: tuple[Tensor, ...]) -> Tensor:

@@ -8,27 +8,36 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+# Asked once: torch.compile of torch 2.11 traces no such question. Of a device of somebody else's it is asked each time.
+_HAS_AUTOCAST = {name: torch.amp.is_autocast_available(name) for name in ("cpu", "cuda", "xpu", "mps")}
+
+
+def _has_autocast(device: str) -> bool:
+    known = _HAS_AUTOCAST.get(device)
+    return torch.amp.is_autocast_available(device) if known is None else known
+
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast would compute a matmul of x in, or None where it is off. It leaves float64 alone."""
     if not torch._C._is_any_autocast_enabled():  # the question that costs the least
         return None
     device = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+    if x.dtype == torch.float64 or not _has_autocast(device):
         return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """A context in which operators on x's device keep their dtypes."""
-    if not torch.amp.is_autocast_available(x.device.type):
+    if not _has_autocast(x.device.type):
         return contextlib.nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 
 def compiling() -> bool:
     """Under torch.compile and not torch.export, which wants torch's own operators."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    # The flag itself: asked by `is_exporting` while it compiles, torch 2.11 always says yes.
+    return torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag
 
 
 def traced() -> bool:

@@ -22,7 +22,7 @@ from fastcells.call_options import NO_OPTIONS, NOTHING_GIVEN, CallOptions, Given
 from fastcells.cell_states import cell_states
 from fastcells.checks import check_input
 from fastcells.layer_shapes import LayerShapes, each_of
-from fastcells.modes import transformed
+from fastcells.modes import traced, transformed
 from fastcells.regularised import NO_RATES, Rates
 from fastcells.spec import CellSpec, RecurrentWeights, State
 from fastcells.token_ids import ID_DTYPES, check_range, is_token_ids, one_hot
@@ -103,7 +103,7 @@ class Layer(LayerShapes):
     ) -> Choice:
         """For one layer and direction, counted through the stack; for index 0 without options also the whole stack."""
         if self.proj_size:
-            options |= {"proj_size"}
+            options = options.union(("proj_size",))  # not `|=`, which torch.compile of torch 2.11 cannot trace
         ids = ids and index < self._directions
         first = index * len(weights) // len(self._all_weights)
         w_ih, w_hh = weights[first : first + 2]
@@ -315,18 +315,20 @@ class Layer(LayerShapes):
             return (packed.unpad(x, batch_sizes) if looked_through else pack_padded_sequence(x, lengths).data), final
         if not self.batch_first:
             return x, final
-        # In place, for the same reason; but what cuDNN and oneDNN's LSTM return, they have saved for their backward.
-        fresh = x.device.type == "cpu" and (self.bidirectional or self.mode != "LSTM" or bool(cells))
-        return (x.transpose_(0, 1) if fresh else x.transpose(0, 1)), final
+        if traced() or transformed():
+            return x.transpose(0, 1), final
+        # In place, for the same reason. Kernels may have saved it for their backward: the numbers are as they were.
+        with torch.autograd._unsafe_preserve_version_counter(x):  # type: ignore[attr-defined]
+            return x.transpose_(0, 1), final
 
     def _weights_of(self, index: int, weights: list[Tensor]) -> LayerWeights:
         """Those of one layer and direction, counted through the stack."""
         count = len(weights) // len(self._all_weights)
         w_ih, w_hh, *rest = weights[index * count : (index + 1) * count]
         b_ih, b_hh = rest[:2] if self.bias else (None, None)
-        rest = rest[2 if self.bias else 0 :]
-        w_hr = rest.pop(0) if self.proj_size else None
-        return LayerWeights(w_ih, b_ih, RecurrentWeights(w_hh, b_hh, w_hr, tuple(rest)))
+        more = rest[2 if self.bias else 0 :]
+        w_hr, more = (more[0], more[1:]) if self.proj_size else (None, more)
+        return LayerWeights(w_ih, b_ih, RecurrentWeights(w_hh, b_hh, w_hr, tuple(more)))
 
     def _spec(self) -> CellSpec:
         """The cell's definition."""

@@ -16,6 +16,9 @@ if not torch.cuda.is_available():
 os.environ["FASTCELLS_TUNE"] = "0"
 os.environ["FASTCELLS_CACHE_DIR"] = tempfile.mkdtemp(prefix="fastcells-tests-")
 
+# cuBLAS is asked for, before it starts, what torch.use_deterministic_algorithms needs of it (`poisoned_memory`).
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 # The shapes here are tiny: a second thread costs more than it gives, most of all when the machine is busy.
 torch.set_num_threads(1)
 
@@ -37,6 +40,27 @@ def pytest_xdist_auto_num_workers() -> int | None:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(20261121)
+
+
+@pytest.fixture(autouse=True)
+def default_device() -> Iterator[None]:
+    """FASTCELLS_TEST_DEVICE=cuda has the tests that name no device make all tensors there, and compare without TF32.
+
+    FASTCELLS_TEST_IMPL then names what the idiom tests run in place of the kernels in C.
+    """
+    name = os.environ.get("FASTCELLS_TEST_DEVICE")
+    if name is None:
+        yield
+        return
+    pack = torch._VF._pack_padded_sequence
+    with (
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        torch.device(name),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        # Lengths are the host's to know, in torch.nn.utils.rnn, whatever the device.
+        patch.setattr(torch._VF, "_pack_padded_sequence", lambda x, n, first: pack(x, n.cpu(), first))
+        yield
 
 
 @pytest.fixture(scope="session")

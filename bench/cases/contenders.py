@@ -27,6 +27,7 @@ def torch_nn(task: Task) -> Model:
     if task.case.mode == "cell step":
         return _cell(task, _torch_cell(task))
     layer = copy.deepcopy(task.layer)
+    layer.flatten_parameters()  # a copy's are not, and cuDNN would gather them at each call
     return Model(lambda x: _data(layer(task.one_hot(x))[0]), list(layer.parameters()), layer)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.metadata
 import platform
+import sys
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +41,14 @@ def _gpu(device: torch.device) -> Machine:
 
 
 def _driver() -> int:
-    return int(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]  # not in a CPU build
+    """The CUDA version that the driver knows, 13000 for 13.0; 0 where it cannot be asked, as under ROCm."""
+    version = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver.cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return 0
+    return version.value
 
 
 @cache

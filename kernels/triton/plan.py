@@ -217,7 +217,7 @@ def split_plans(
                 f"exchange h; {form.warps} warps and {form.batch} rows each, by the model's cycles"
             )
             blocks = Blocks(form.batch, form.columns, inner, form.warps, 1, reason)
-            registers = form.polled[gates == 4 and backward]
+            registers = form.polled[int(gates == 4 and backward)]
             room = (limit - weights) // tile - 1  # one more tile is converted
             # Who has not to wait gains nothing; with three products the parts of a second tile spill.
             room = room if exchange == "poll" and precision != "tf32x3" else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastcells
 from fastcells import reference
+
+# Of the kernels in C: "gluon" or "triton" on a GPU, as tests/conftest.py says.
+INSTEAD = os.environ.get("FASTCELLS_TEST_IMPL", "")
+PATHS = {"gluon": "resident", "triton": "sequence", "triton-step": "step"}
 
 
 class ResetBefore(nn.GRU):
@@ -40,6 +45,11 @@ class Subject:
     H: int = 8
     dtype: torch.dtype = torch.float32
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path == "cpu" and INSTEAD:
+            object.__setattr__(self, "impl", INSTEAD)
+            object.__setattr__(self, "path", PATHS[INSTEAD])
 
     def __str__(self) -> str:
         dtype = "" if self.dtype == torch.float32 else f"-{self.dtype}".replace("torch.", "")

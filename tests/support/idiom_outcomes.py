@@ -50,6 +50,16 @@ def trained(module: nn.Module, given: Given) -> Any:
 # -- what came of it --------------------------------------------------------------------------------------------------
 
 
+# What torch.nn cannot do for reasons of its kernels, while ours can; on a CPU the first alone.
+THEIR_LIMITS = (
+    "Can't detach views in-place",
+    "cudnn RNN backward can only be called in training mode",
+    "the derivative for '_cudnn_rnn_backward' is not implemented",
+    "hx is not contiguous",
+    "Cannot access data pointer of Tensor that doesn't have storage",  # cuDNN's weights under torch.func
+)
+
+
 @dataclass
 class Raised:
     error: Exception
@@ -69,6 +79,12 @@ def outcome(idiom: Callable[[Any, Given], Any], subject: Subject, ours: bool, **
 
 def assert_same(ours: Any, theirs: Any, views: bool = True) -> None:
     """The same error type; or the same values, and tensors that the caller can use in the same ways."""
+    if (
+        isinstance(theirs, Raised)
+        and not isinstance(ours, Raised)
+        and any(x in str(theirs.error) for x in THEIR_LIMITS)
+    ):
+        return
     if isinstance(theirs, Raised) or isinstance(ours, Raised):
         assert isinstance(ours, Raised), f"torch.nn raises {theirs!r}, ours does not"
         assert isinstance(theirs, Raised), f"ours raises {ours!r}, torch.nn does not"

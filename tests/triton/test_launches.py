@@ -60,7 +60,7 @@ def forward_launches(name: str, path: str, T: int, *, tokens: bool, given: bool,
     x: Tensor = torch.randint(I, (T, B), device=device) if tokens else torch.randn(T, B, I, device=device)
     hx = torch.zeros(1, B, H, device=device) if given else None
     launches = Launches()
-    fault.fault_word(device)  # made once for a device, not for a launch
+    fault.fault_word(x.device)  # made once for a device, not for a launch
     with pytest.MonkeyPatch.context() as patch:
         # What is within the operator counts.
         patch.setattr(operators, "recurrence_forward", operators.recurrence_forward._init_fn)

@@ -87,7 +87,7 @@ def test_tf32_against_torchs(case: Case, impl: str, device: torch.device) -> Non
     truth = run(case, args, torch.float64, d, impl="torch")
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
         theirs, ours = (run(case, args, torch.float32, d, impl=i) for i in ("torch", impl))
-    eps = 2.0**-11  # TF32 keeps 10 bits behind the leading one
+    eps = 2.0**-10  # TF32 keeps 10 bits behind the leading one; of small RNNs cuDNN computes float32
     for exact, base, mine in zip(truth, theirs, ours, strict=True):
         assert rms_error(mine, exact) <= 2 * rms_error(base, exact) + eps
 
@@ -128,7 +128,9 @@ def test_second_derivatives(case: Case, impl: str, device: torch.device) -> None
         first = torch.autograd.grad(out, leaves, d, create_graph=True)
         return torch.autograd.grad(sum((g**2).sum() for g in first), leaves)
 
-    for a, b in zip(second(impl), second("torch"), strict=True):
+    with torch.backends.cudnn.flags(enabled=False):  # cuDNN has no second derivative
+        expected = second("torch")
+    for a, b in zip(second(impl), expected, strict=True):
         # The first pass differs by float32 rounding only; 1e-4 is far from the 39% of a missing second order.
         assert error(a, b) <= 1e-4 * max(1.0, b.abs().max().item())
 
@@ -185,6 +187,7 @@ def test_what_cannot_run_raises(impl: str, device: torch.device, monkeypatch: py
         gru(torch.float64)
     if impl == "triton":
         monkeypatch.setattr(backend, "gpu", lambda _: plan.Device(90, 132))
+        monkeypatch.setattr(backend, "matmul_precision", lambda *_: "tf32")
         with pytest.raises(
             RuntimeError, match=r"cannot run: H=1024: .* weights need 400 KB of shared memory .* 227 KB"
         ):

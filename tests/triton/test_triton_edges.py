@@ -69,6 +69,7 @@ def stop_at(choose: Callable[..., fastcells.Choice], *call: Any) -> None:
 def test_the_batch_counts_for_the_split(kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """GRU, H=256, on an H100: 4 groups of 32 programs run at once, 16 groups of 8, or 33 of 4; any batch runs."""
     monkeypatch.setattr(backend, "gpu", lambda _: plan.Device(90, 132))
+    monkeypatch.setattr(backend, "matmul_precision", lambda *_: "tf32")
 
     def run(B: int) -> str:
         x = torch.zeros(1, B, INPUT, device=device)

@@ -5,6 +5,7 @@ Three-way, as test_triton.py; the split kernels' are in test_concurrent_resets.p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,13 @@ SHAPES = [(1, 3, 7), (2, 5, 24), (5, 17, 7), (6, 3, 40)]  # T, B, H
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 RESET_BEFORE, LSTM = CELLS[3:]
 EACH_IMPL = pytest.mark.parametrize("impl", ["triton", "triton-step"])
+
+
+@pytest.fixture(autouse=True)
+def on_the_device(device: torch.device) -> Iterator[None]:
+    """Every tensor that a test makes."""
+    with device:
+        yield
 
 
 def excess(case: Case, shape: tuple[int, int, int], dtype: torch.dtype, impl: str, **options: Any) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import cache
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from fastcells.backends.base import (
     Trace,
     h_and_c,
 )
-from fastcells.backends.triton.backend import CELLS, TRITON, gpu, matmul_precision
+from fastcells.backends.triton.backend import CELLS, INSTALLED, TRITON, gpu, matmul_precision
 from fastcells.kernels.gluon.plan import Resident, pays, resident_plan
 from fastcells.modes import traced
 from fastcells.spec import CellSpec, State
@@ -51,7 +50,7 @@ class GluonBackend(KernelBackend):
     takes_ids = True
 
     def obstacle(self, call: Call) -> str | None:
-        if find_spec("triton") is None:
+        if not INSTALLED:
             return "triton is not installed"
         if torch.version.hip is not None:
             return "the kernels are written in NVIDIA's instructions"

@@ -32,6 +32,7 @@ from fastcells.modes import traced
 from fastcells.spec import SPECS, CellSpec, State
 
 MOST_CANDIDATES = 3  # of a trial: each is compiled, forward and backward, which takes seconds
+INSTALLED = find_spec("triton") is not None  # asked once: torch.compile traces no question to the file system
 CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})  # those with a rule in kernels/triton
 
 
@@ -57,7 +58,7 @@ class TritonBackend(KernelBackend):
 
     def obstacle(self, call: Call) -> str | None:
         w_hh = call.w_hh
-        if find_spec("triton") is None:
+        if not INSTALLED:
             return "triton is not installed"
         if not w_hh.is_cuda and not (w_hh.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
             return f"the weights are on {w_hh.device}: a GPU is needed, or TRITON_INTERPRET=1 for the interpreter"
