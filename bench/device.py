@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import faulthandler
-import itertools
 import json
 import os
 import subprocess
@@ -23,12 +22,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from queue import Empty, Queue
 
 import torch
 
-from bench.cases.case import CELLS, Case
+from bench.cases.case import CELLS, Case, lesson
 from bench.cases.model import Skipped
 from bench.cases.task import matmul_precision
 from bench.measure.duel import Row, prepare
@@ -41,27 +41,43 @@ SHAPES = ((32, 256), (32, 512), (32, 128), (128, 256), (8, 256), (32, 1024), (1,
 IMPLEMENTATIONS = ("gluon", "triton")
 MODES = ("forward", "forward+backward")
 STEPS = 128
+MORE_SHAPES = ((16, 768), (32, 384), (32, 192))
+# What else decides: float16, which cuDNN has persistent kernels for; float32 without TF32; both directions; few steps.
+OTHERS = [
+    *(Case("", "forward", T=STEPS, B=B, I=H, H=H, dtype="float16") for B, H in ((32, 256), (16, 768), (32, 128))),
+    *(Case("", "forward", T=STEPS, B=32, I=H, H=H, precision="strict") for H in (256, 512)),
+    *(Case("", "forward", T=STEPS, B=32, I=256, H=256, dtype=d, precision=p, bidirectional=True) for d, p in FORMATS),
+    *(Case("", "forward", T=35, B=32, I=256, H=256, dtype=d, precision=p) for d, p in FORMATS),
+]
 LATE = 15  # seconds that a case has which is under way when the time is over
 HANGS = 60  # seconds of one case, compilation included, after which its process is ended
+
+COLUMNS = ("cell", "mode", "dtype", "precision", "bidirectional", "ids", "T", "B", "H", "graph")
 
 Job = tuple[Case, str]
 
 
 def jobs(tiny: bool) -> list[Job]:
-    """The grid, the shapes that matter most first. A case's mode is set when it runs."""
+    """The language model's step, then a grid, what matters most first; `modes` says what is done with each."""
     if tiny:
         return [(Case("GRU", "forward", T=3, B=2, I=8, H=8, precision="strict"), impl) for impl in ("torch", "triton")]
-    return [
-        (Case(cell, "forward", T=STEPS, B=B, I=H, H=H, dtype=dtype, precision=precision), impl)
-        for (B, H), (dtype, precision), cell, impl in itertools.product(SHAPES, FORMATS, CELLS, IMPLEMENTATIONS)
-    ]
+    sizes = product((*SHAPES, *MORE_SHAPES), FORMATS)
+    grid = [Case("", "forward", T=STEPS, B=B, I=H, H=H, dtype=d, precision=p) for (B, H), (d, p) in sizes]
+    lessons = [replace(lesson(""), dtype=d, precision=p) for d, p in FORMATS]
+    cases = product([*lessons, *grid, *OTHERS], CELLS, IMPLEMENTATIONS)
+    return [(replace(case, cell=cell), impl) for case, cell, impl in cases]
+
+
+def modes(case: Case) -> tuple[str, ...]:
+    """What is checked and timed: without gradients, and with them."""
+    return (case.mode,) if case.mode == "training step" else MODES
 
 
 def verdict(job: Job, device: torch.device) -> str:
     """Both modes against torch.nn: "right", "declined: ...", or what is wrong."""
     case, impl = job
     try:
-        for mode in MODES:
+        for mode in modes(case):
             with matmul_precision(case):
                 prepare(replace(case, mode=mode), f"fastcells-{impl}", device)
     except Skipped as reason:
@@ -134,7 +150,7 @@ def timed(job: Job, device: torch.device, rounds: int) -> Iterator[Row]:
     case, impl = job
     first = SHAPES[0] == (case.B, case.H)
     graphs = (False,) if device.type == "cpu" else (True, False) if first else (True,)
-    for mode, graph in itertools.product(MODES, graphs):
+    for mode, graph in product(modes(case), graphs):
         one = replace(case, mode=mode, graph=graph)
         with matmul_precision(one):
             duel = prepare(one, f"fastcells-{impl}", device)
@@ -142,7 +158,7 @@ def timed(job: Job, device: torch.device, rounds: int) -> Iterator[Row]:
             samples = compare(runs, rounds=rounds, inner=calls_per_measurement(list(runs.values())))
         ours, theirs = summary(samples["ours"]).median, summary(samples["nn"]).median
         yield {
-            **{name: getattr(one, name) for name in ("cell", "mode", "dtype", "precision", "T", "B", "H", "graph")},
+            **{name: getattr(one, name) for name in COLUMNS},
             "impl": impl,
             "path": "" if duel.choice is None else duel.choice.path,
             "ms": ours,

@@ -27,6 +27,8 @@ from fastcells.regularised import NO_RATES, Rates
 from fastcells.spec import CellSpec, RecurrentWeights, State
 from fastcells.token_ids import ID_DTYPES, check_range, is_token_ids, one_hot
 
+unsafe_view = torch.ops.aten._unsafe_view.default
+
 
 class Layer(LayerShapes):
     """A stack of layers and directions; a subclass says what one direction of one layer computes.
@@ -308,8 +310,12 @@ class Layer(LayerShapes):
                 cells = [cell_states(x, *one) for one in zip(outs, starts, each, steps, strict=True)]
             x = out
             last += own_ends
-        # Stacked even if there is but one: a view could not be detached in place.
-        final = tuple(torch.stack(s) for s in zip(*last, strict=True))
+        final: State
+        if len(last) == 1 and choices[0].backend.owns_last and not (traced() or self.proj_size):
+            final = tuple(unsafe_view(s, (1, *s.shape)) for s in last[0])  # unsafe: no view, and nobody else has s
+        else:
+            # Stacked even if there is but one: a view could not be detached in place.
+            final = tuple(torch.stack(s) for s in zip(*last, strict=True))
         x = torch.cat([x, *cells], -1) if cells else x
         if batch_sizes is not None and lengths is not None:
             return (packed.unpad(x, batch_sizes) if looked_through else pack_padded_sequence(x, lengths).data), final

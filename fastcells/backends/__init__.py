@@ -7,4 +7,4 @@ from fastcells.backends.torch.backend import TORCH
 from fastcells.backends.triton.backend import TRITON, TRITON_STEP
 
 # "auto" takes the first that has an advantage for a call, and torch's where none has.
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TORCH, CPU, TRITON, TRITON_STEP, GLUON)}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TORCH, CPU, GLUON, TRITON, TRITON_STEP)}

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcells.modes import autocast_dtype
+from fastcells.modes import autocast_dtype, traced
 from fastcells.spec import CellSpec, RecurrentWeights, State
 from fastcells.token_ids import check_range, gather_rows
 
 NOTHING: frozenset[str] = frozenset()
 IN_ONE_CALL = ("aten", "one-hot")  # paths by which one operator of ATen's runs a whole stack, its projections included
 FOLDED = frozenset({"proj_size"})  # options of an LSTM that projection.py puts around a recurrence without them
+FEW_ELEMENTS = 1 << 22  # of an input projection whose bias may take another pass over it on a GPU
 # Paths whose programs wait for each other, and so may give up: `KernelFault`.
 WAITING = ("split", "resident", "both directions")
 ASKED_FOR = "asked for"  # the reason for what `impl=` names
@@ -176,6 +177,8 @@ class Backend(ABC):
     dtypes: frozenset[torch.dtype] = frozenset()
     devices: frozenset[str] = NOTHING  # types of devices on which it is there for its speed, and takes part in trials
     takes_ids = False  # whether `forward` reads rows of W_ih by token ids itself
+    # Whether final states are tensors of their own that nothing else holds.
+    owns_last = False
     # Whether a caller who asked for this backend may get `CellSpec.step` in a plain loop instead, where torch's
     # operators are looked through.
     may_unroll = False
@@ -279,6 +282,14 @@ class Backend(ABC):
 
 class KernelBackend(Backend):
     """Kernels of our own. `Trace.saved`: the states c, and what `CellSpec.saved` names; None where a cell has none."""
+
+    def project(self, choice: Choice, x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
+        small = x.is_cuda and b_ih is not None and x.dim() == 3 and x.shape[0] * x.shape[1] * len(w_ih) <= FEW_ELEMENTS
+        if not small or not x.is_floating_point() or traced():
+            return super().project(choice, x, w_ih, b_ih)
+        # With the bias in one call, cuBLASLt looks for the best of its kernels each time, for longer than they run.
+        assert b_ih is not None
+        return torch.mm(x.flatten(0, 1), w_ih.t()).add_(b_ih).view(*x.shape[:2], -1)
 
     def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
         if spec.name != "gru_reset_before":

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -20,35 +20,36 @@ from fastcells.kernels.gluon.forward import forward_kernel
 from fastcells.kernels.gluon.plan import Resident
 from fastcells.kernels.gluon.rules import RULES
 from fastcells.kernels.triton import fault
-from fastcells.kernels.triton.launch import Arguments, Backward, BackwardPass, Forward, ForwardPass, Pass
-from fastcells.kernels.triton.mailbox import fill_with_sentinel, first_elements
+from fastcells.kernels.triton.launch import Arguments, Backward, BackwardPass, Forward, ForwardPass, Pass, cdiv
+from fastcells.kernels.triton.mailbox import elements
 
 LINE = 128  # bytes of a cache line
 
 
 class Mailboxes:
-    """One tensor, so that one launch fills it: mailboxes of one shape, and behind them the word of who gave up."""
+    """One tensor, so that one launch makes it: the word of who gave up, and in lines behind it mailboxes of a shape."""
 
     def __init__(self, number: int, shape: tuple[int, ...], H: int, like: Tensor) -> None:
         """shape: of a mailbox, rows of which are as wide as the operands; past column H they hold zeros."""
-        self._shape, self._each = shape, triton.cdiv(math.prod(shape), LINE) * LINE  # 16 divides each address
-        memory = like.new_empty(number * self._each + LINE)
-        fill_with_sentinel(memory)
-        self._memory = memory
-        self.given_up = memory.view(torch.int32)[-1:]
+        self._shape, self._like, size = shape, like, like.element_size()
+        self._each = cdiv(math.prod(shape) * size, LINE) * LINE // size  # elements: 16 divides each address
+        words = (LINE + number * self._each * size) // 4
+        # Every bit is set: what a reader waits to see overwritten.
+        self.given_up = torch.full((words,), -1, dtype=torch.int32, device=like.device)
         if shape[-1] > H:
             for i in range(number):
                 self[i][..., H:].zero_()
 
     def __getitem__(self, i: int) -> Tensor:
-        return first_elements(self._memory[i * self._each :], self._shape)
+        first = LINE // self._like.element_size() + i * self._each
+        return elements(self.given_up, first, self._shape, self._like)
 
 
 def gluon_forward(forward: ForwardPass, plan: Resident) -> Forward:
     """The whole sequence, split over programs that exchange the state each step."""
     device, what = forward.w.device, f"gluon_forward of {forward.rule.spec.name}"
     fault.raise_fault(device, what)
-    forward = replace(forward, rule=RULES[forward.rule.spec.name])
+    forward = with_own_rule(forward)
     T, (*D, B, H) = forward.x.steps, forward.state[0].shape
     second = forward.rule.reset_hidden is not None
     mailboxes = Mailboxes(2 if second else 1, (*D, T, B, plan.width), H, like=forward.w)
@@ -70,7 +71,7 @@ def gluon_backward(backward: BackwardPass, plan: Resident) -> Backward:
     """The adjoint of `gluon_forward`, split in the same way; the programs exchange the gates' gradients."""
     device, what = backward.w.device, f"gluon_backward of {backward.rule.spec.name}"
     fault.raise_fault(device, what)
-    backward = replace(backward, rule=RULES[backward.rule.spec.name])
+    backward = with_own_rule(backward)
     (*planes, H), gates = backward.d_hidden.shape, backward.rule.spec.num_gates
     mailboxes = Mailboxes(1, (*planes, gates, plan.width), H, like=backward.d_hidden)
     wide = plan.width > H
@@ -85,6 +86,15 @@ def gluon_backward(backward: BackwardPass, plan: Resident) -> Backward:
     return out
 
 
+P = TypeVar("P", ForwardPass, BackwardPass)
+
+
+def with_own_rule(given: P) -> P:
+    """A pass with the rule that the Gluon kernels have for its cell, and not plain Triton's."""
+    rule = RULES[given.rule.spec.name]
+    return given if given.rule is rule else replace(given, rule=rule)
+
+
 def _zeros(given: Pass, width: int) -> Tensor | None:
     """What a row reads that starts from zeros, where there are any."""
     return None if given.resets is None else given.w.new_zeros(width)
@@ -94,7 +104,7 @@ def _grid(plan: Resident, given: Pass) -> tuple[int, int, int]:
     """Column tiles, groups of programs, never more of them than batch tiles, and directions."""
     *D, B, H = given.state[0].shape
     assert plan.directions == math.prod(D), "the plan says what runs at once"
-    return triton.cdiv(H, plan.hidden), min(plan.groups, triton.cdiv(B, plan.batch)), plan.directions
+    return cdiv(H, plan.hidden), min(plan.groups, cdiv(B, plan.batch)), plan.directions
 
 
 def _arguments(plan: Resident, given: Pass, mailboxes: Mailboxes) -> Arguments:

@@ -119,7 +119,9 @@ def resident_plan(
     return min(fitting, key=lambda fit: (fit[0], fit[1].cycles))[1]
 
 
-def pays(each: tuple[Resident, Resident], both: list[Resident | str]) -> tuple[Resident, Resident] | None:
+def pays(
+    each: tuple[Resident, Resident], both: tuple[Resident | str, Resident | str]
+) -> tuple[Resident, Resident] | None:
     """The plans for both directions at once, where they save a tenth of the cycles of two directions in turn.
 
     each, both: a forward and a backward pass.

@@ -6,7 +6,6 @@ Two launches, whatever T and B: one fills the mailbox or clears the counters.
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from fastcells.kernels.triton import fault
@@ -19,6 +18,7 @@ from fastcells.kernels.triton.launch import (
     ForwardPass,
     Pass,
     block_arguments,
+    cdiv,
     elements_in_a_word,
     num_tiles,
 )
@@ -37,7 +37,7 @@ def split_forward(forward: ForwardPass, split: Split) -> Forward:
     T, (B, H) = forward.x.steps, forward.state[0].shape
     # One tensor for both mailboxes of a cell with a second product, so that one launch fills it. 16 divides the
     # address of either, whatever T and B: for another Triton would compile another kernel.
-    size = triton.cdiv(T * B * H, 8) * 8
+    size = cdiv(T * B * H, 8) * 8
     second = forward.rule.reset_hidden is not None
     mailboxes = _mailbox(EXCHANGES[split.exchange], (2 if second else 1, size), like=forward.w)
     out = forward.results(hidden=first_elements(mailboxes[0], (T, B, H)))
@@ -93,7 +93,7 @@ def _arguments(split: Split, given: Pass) -> Arguments:
         "fault_ptr": fault.fault_word(given.w.device),
         "patience": fault.PATIENCE,
         "BLOCK_K": blocks.inner,
-        "INNER": triton.cdiv(H, blocks.inner),
+        "INNER": cdiv(H, blocks.inner),
         # What a second product keeps meanwhile leaves less room.
         "AT_ONCE": split.polled if given.rule.reset_hidden is None else max(1, split.polled * 3 // 4),
         "TIE": blocks.warps == 1,

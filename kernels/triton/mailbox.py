@@ -15,5 +15,10 @@ def fill_with_sentinel(memory: Tensor) -> None:
 
 def first_elements(memory: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The first elements of a flat tensor, but no view to autograd: what a user gets may be changed in place."""
-    view, part = memory[: math.prod(shape)].view(shape), memory.new_empty(0)
-    return part.set_(memory.untyped_storage(), view.storage_offset(), view.shape, view.stride())
+    return elements(memory, int(memory.storage_offset()), shape, like=memory)
+
+
+def elements(memory: Tensor, first: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """What lies in a storage, in like's dtype and from its element `first` on: no view, as `first_elements`."""
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    return like.new_empty(0).set_(memory.untyped_storage(), first, shape, strides)

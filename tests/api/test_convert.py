@@ -281,12 +281,12 @@ def test_explain_points_to_convert(kind: str) -> None:
 def test_impl_is_checked(kind: str) -> None:
     ours = PAIRS[kind][1]
     assert ours(I, H, impl="torch").impl == "torch"
-    with pytest.raises(ValueError, match=r"'auto', 'torch', 'cpu', 'triton', 'triton-step', 'gluon', got 'nonsense'"):
+    with pytest.raises(ValueError, match=r"'auto', 'torch', 'cpu', 'gluon', 'triton', 'triton-step', got 'nonsense'"):
         ours(I, H, impl="nonsense")
     late = ours(I, H)
     late.impl = "nonsense"
     for call in (late, lambda x: fastcells.explain(late, x)):
         with pytest.raises(
-            ValueError, match=r"'auto', 'torch', 'cpu', 'triton', 'triton-step', 'gluon', got 'nonsense'"
+            ValueError, match=r"'auto', 'torch', 'cpu', 'gluon', 'triton', 'triton-step', got 'nonsense'"
         ):
             call(some(kind))

@@ -1,4 +1,4 @@
-"""When impl="gluon" runs: where it is named, on a card that it fits, and otherwise never, with a reason."""
+"""When impl="gluon" runs: where it is named, on a card that it fits, or where it was measured; else never, and why."""
 
 from __future__ import annotations
 
@@ -53,10 +53,21 @@ def test_on_a_cpu_it_declines_with_a_reason() -> None:
             run(torch.zeros(3, 2, 5))
 
 
-def test_auto_never_takes_it(card: None) -> None:
-    assert GLUON not in WITH_ADVANTAGE
+def test_auto_takes_it_where_it_was_measured(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert WITH_ADVANTAGE.index(GLUON) < WITH_ADVANTAGE.index(BACKENDS["triton"])
+    assert "on an H200" in str(GLUON.advantage(call()))
+    for H, dtype in ((64, torch.bfloat16), (192, torch.float32), (1025, torch.bfloat16)):
+        assert GLUON.advantage(call(H, dtype)) is None
+    assert GLUON.advantage(call()._replace(T=4)) is None
+    assert GLUON.advantage(call()._replace(B=129)) is None
+    assert GLUON.advantage(call(1024)._replace(B=64)) is None
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        assert "on an H200" in str(GLUON.advantage(call(256, torch.float32)))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        assert GLUON.advantage(call(256, torch.float32)) is None, "with three products for one it was not measured"
+    assert "one launch instead of a dozen" in str(GLUON.advantage(call(64)._replace(token_ids=True)))
+    monkeypatch.setattr(backend, "gpu", lambda device: Device(100, 148))
     assert GLUON.advantage(call()) is None
-    assert GLUON.obstacle(call()) is None
 
 
 def test_a_choice_says_how_it_runs(card: None) -> None:
@@ -79,8 +90,8 @@ def test_options(card: None) -> None:
 
 
 def test_both_directions_are_one_choice_where_they_run_at_once(card: None) -> None:
-    one = GLUON.choose(call(), ASKED_FOR)
-    both = GLUON.both(one, GLUON.choose(call(), ASKED_FOR))
+    one = GLUON.choose(call(directions=2), ASKED_FOR)
+    both = GLUON.both(one, GLUON.choose(call(directions=2), ASKED_FOR))
     assert both is not None
     assert both.directions == 2
     assert [plan.directions for plan in (both.plan.forward, both.plan.backward)] == [2, 2]

@@ -7,7 +7,11 @@ import re
 from typing import Any
 
 import pytest
+import torch
 
+from fastcells.backends.base import Call
+from fastcells.backends.triton import backend
+from fastcells.backends.triton.backend import TRITON
 from fastcells.kernels.triton.plan import (
     SHARED_MEMORY,
     Blocks,
@@ -18,6 +22,7 @@ from fastcells.kernels.triton.plan import (
     split_plan,
     step_blocks,
 )
+from fastcells.spec import GRU_RESET_AFTER
 
 H100, A100, SMALL = Device(90, 132), Device(80, 108), Device(89, 24)
 
@@ -171,3 +176,23 @@ def test_one_program_has_few_rows_while_all_run_at_once() -> None:
             assert isinstance(blocks, Blocks) and blocks.batch == batch, (B, backward)
     three_products = sequence_plan(64, 8, 3, 4, H100, precision="tf32x3")
     assert isinstance(three_products, Blocks) and three_products.batch == 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planned_backward", [False, True])
+@pytest.mark.parametrize("H", [24, 256, 1024])
+def test_torch_compile_traces_it(H: int, planned_backward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does where a layer on a GPU is compiled, with T and B that may be any number."""
+
+    def planned(x: torch.Tensor) -> torch.Tensor:
+        call = Call("triton", GRU_RESET_AFTER, False, *x.shape[:2], w, w)
+        found = TRITON._plan(call, backward=planned_backward)
+        return x + (0.0 if isinstance(found, str) else 1.0)
+
+    monkeypatch.setattr(backend, "gpu", lambda device: Device(90, 132))
+    monkeypatch.setattr(backend, "matmul_precision", lambda *_: "tf32")
+    w, x = torch.nn.Parameter(torch.zeros(3 * H, H)), torch.zeros(3, 5)
+    torch._dynamo.reset()
+    compiled = torch.compile(planned, backend="eager", fullgraph=True, dynamic=True)
+    for B in (5, 6, 300):
+        assert torch.equal(compiled(x[:, :1].expand(3, B)), planned(x[:, :1].expand(3, B)))

@@ -104,10 +104,10 @@ def test_blocks_of_every_kind_and_both_families_are_candidates(card: None) -> No
     names = [choice.name for choice in candidates(call())]
     assert names[0] == "torch"
     assert names[1:] == [
+        "gluon resident 8x16x4 8x16x4",
         "triton split 8x8x1 8x16x2",
         "triton split 8x16x2 8x32x4",
         "triton split 8x32x4 8x8x1",
-        "gluon resident 8x16x4 8x16x4",
     ]
     small = [choice.name for choice in candidates(call(H=64))]
     assert "triton sequence 8x64x8 8x64x8" in small and any("split" in name for name in small)
@@ -172,6 +172,10 @@ def test_the_clock_of_a_gpu_takes_events_on_the_stream_that_is_current(monkeypat
     assert timer.microseconds(run, 4) == 1000.0
     timer.wait()
     assert asked == [CUDA, "waited"]
+    slept: list[int] = []
+    monkeypatch.setattr(torch.cuda, "_sleep", slept.append)
+    assert timer.device_microseconds(run, 400.0) == 1000.0
+    assert len(slept) == 3 and min(slept) >= 2 * 400 * 2000, "the device waits for what the host launches"
     assert timer.capturing() and timer.free_memory() == 7
     assert isinstance(clock.clock_of(torch.device("cpu")), clock.CpuClock)
 

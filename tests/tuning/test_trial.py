@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from fastcells.errors import KernelFault
 from fastcells.spec import SPECS
 from fastcells.tuning.memory import Verdict
 from fastcells.tuning.problem import Problem
-from fastcells.tuning.trial import CHECKED, TIMED, _steps, candidates, compare, trial
+from fastcells.tuning.trial import CHECKED, TIMED, _steps, candidates, compare, settled, trial
 from tests.support.both_stand_in import BothStandIn
 from tests.support.trials import StandIn, ToldClock, call_of
 
@@ -35,6 +37,25 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(backends.BACKENDS, "cpu", BACKENDS["cpu"])
     monkeypatch.setattr(BACKENDS["cpu"], "devices", frozenset())
     return add
+
+
+@pytest.mark.parametrize(
+    ("times", "device", "chosen"),
+    [
+        ((100, 102, 110), (60, 30, 20), "c"),  # the host takes as long with each
+        ((100, 102, 110), (60, 59, 58), "a"),  # noise
+        ((100, 102, 130), (60, 30, 20), "b"),  # c keeps the host longer
+        ((100, 102, 110), (95, 30, 20), "a"),  # not the host decides
+        ((100, 102, 110), (None, 30, 20), "a"),
+    ],
+)
+def test_what_keeps_the_host_as_long_is_settled_by_the_device(
+    times: tuple[float, ...], device: tuple[float | None, ...], chosen: str
+) -> None:
+    clock = ToldClock({})
+    clock.device = {name: us for name, us in zip("abc", device, strict=True) if us is not None}
+    runs = {name: partial(print, SimpleNamespace(name=name)) for name in "abc"}
+    assert settled(runs, dict(zip("abc", times, strict=True)), clock) == chosen
 
 
 def tried(call: Call, clock: ToldClock, training: bool = True) -> Verdict:

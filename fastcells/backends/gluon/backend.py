@@ -1,7 +1,7 @@
 """When the Gluon kernels run a recurrence: where they are asked for by name, on a card that they fit.
 
-`"auto"` takes them only after a trial on the user's own device. They go beyond plain Triton, with inline assembly, and
-have run on no GPU yet: only the machine of tests/ptx has executed them.
+`"auto"` takes them where they were measured (policy.py), or after a trial on the user's own device. They go beyond
+plain Triton, with inline assembly.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,6 +24,8 @@ from fastcells.backends.base import (
     Trace,
     h_and_c,
 )
+from fastcells.backends.gluon import policy
+from fastcells.backends.torch.backend import TORCH
 from fastcells.backends.triton.backend import CELLS, INSTALLED, TRITON, gpu, matmul_precision
 from fastcells.kernels.gluon.plan import Resident, pays, resident_plan
 from fastcells.modes import traced
@@ -48,6 +50,7 @@ class GluonBackend(KernelBackend):
     dtypes = frozenset({torch.float32, torch.float16, torch.bfloat16})
     devices = frozenset({"cuda"})
     takes_ids = True
+    owns_last = True
 
     def obstacle(self, call: Call) -> str | None:
         if not INSTALLED:
@@ -62,23 +65,35 @@ class GluonBackend(KernelBackend):
         if obstacle is None and traced():
             obstacle = "it has no operator that torch.compile could see; 'triton' has"
         if obstacle is None:
-            plans = (self._plan(call, backward=backward) for backward in (False, True))
-            reason = next((plan for plan in plans if isinstance(plan, str)), None)
+            reason = next((plan for plan in self._plans(call) if isinstance(plan, str)), None)
             obstacle = reason and f"{reason}; 'triton' runs more shapes, 'triton-step' all"
         return obstacle
 
+    def advantage(self, call: Call) -> str | None:
+        w, dtype = call.w_hh, str(call.dtype).removeprefix("torch.")
+        if not w.is_cuda or torch.version.hip is not None or "proj_size" in call.options or traced():
+            return None
+        card = gpu(w.device)
+        if card is None or card.capability != policy.CAPABILITY:
+            return None
+        if dtype == "float32" and matmul_precision(call.dtype, w.device) != "tf32":
+            return None  # with three products for one they were not measured
+        aten = TORCH.choose(call, "").path == "aten"
+        return policy.advantage(call.spec.name, call.T, call.B, call.H, dtype, aten=aten)
+
     def choose(self, call: Call, reason: str) -> Choice:
-        forward, backward = (self._plan(call, backward=backward) for backward in (False, True))
+        forward, backward = self._plans(call)
         assert not isinstance(forward, str) and not isinstance(backward, str), "the obstacle was not asked for"
-        both = [self._plan(call, backward=backward, directions=2) for backward in (False, True)]
-        precision = matmul_precision(call.dtype, call.w_hh.device)
-        plans = Plans(forward, backward, precision, pays((forward, backward), both))
+        precision, both = matmul_precision(call.dtype, call.w_hh.device), None
+        if call.directions == 2:
+            both = pays((forward, backward), self._plans(call, directions=2))
+        plans = Plans(forward, backward, precision, both)
         return Choice(self.name, "resident", f"{reason}; {forward.reason}", plans, self, f"{forward} {backward}")
 
     def candidates(self, call: Call) -> list[Choice]:
         choice = self.choose(call, ASKED_FOR)
         in_turn = replace(choice, plan=choice.plan._replace(both=None))
-        both = [self._plan(call, backward=backward, directions=2) for backward in (False, True)]
+        both = self._plans(call, directions=2)
         if call.directions == 1 or isinstance(both[0], str) or isinstance(both[1], str):
             return [in_turn]
         plans, variant = choice.plan._replace(both=(both[0], both[1])), f"at once {both[0]} {both[1]}"
@@ -97,28 +112,22 @@ class GluonBackend(KernelBackend):
         both = plans._replace(forward=at_once, backward=plans.both[1], both=None)
         return Choice(self.name, "both directions", f"{forward.reason}; {how}", both, self, directions=2)
 
-    def _plan(self, call: Call, *, backward: bool, directions: int = 1) -> Resident | str:
-        """How a pass is launched, or the reason why it cannot be."""
+    def _plans(self, call: Call, directions: int = 1) -> tuple[Resident | str, Resident | str]:
+        """How a forward and a backward pass are launched, or the reason why they cannot be."""
         if directions == 2 and call.options - {"lengths"}:
-            return "a projection and resets are one direction's"
-        device = gpu(call.w_hh.device)
+            return ("a projection and resets are one direction's",) * 2
+        dtype, w = call.dtype, call.w_hh
+        device = gpu(w.device)
         assert device is not None, "asked for a CPU"
-        precision = matmul_precision(call.dtype, call.w_hh.device)
-        return resident_plan(
-            call.H,
-            call.B,
-            call.spec.num_gates,
-            call.dtype.itemsize,
-            device,
-            precision=precision,
-            backward=backward,
-            two_products=call.spec.name == "gru_reset_before",
-            directions=directions,
-        )
+        sizes = call.H, call.B, call.spec.num_gates, dtype.itemsize, device
+        precision, two = matmul_precision(dtype, w.device), call.spec.name == "gru_reset_before"
+        options: dict[str, Any] = {"precision": precision, "two_products": two, "directions": directions}
+        return resident_plan(*sizes, **options), resident_plan(*sizes, **options, backward=True)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         from fastcells.backends.triton import operators
         from fastcells.kernels.gluon.launch import gluon_forward
+        from fastcells.kernels.gluon.rules import RULES
 
         (x, ids, b_ih), state, (w_hh, b_hh, *_), (reverse, lengths, resets, *_) = inputs
         plans: Plans = choice.plan
@@ -127,9 +136,8 @@ class GluonBackend(KernelBackend):
             x, *h_and_c(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih, resets
         )
         with torch.cuda.device_of(w_hh):
-            out = gluon_forward(
-                operators.contiguous_forward(operators.forward_pass(given, plans.precision)), plans.forward
-            )
+            forward = operators.forward_pass(given, plans.precision, RULES)
+            out = gluon_forward(operators.contiguous_forward(forward), plans.forward)
         return Trace(out.hidden, out.last, (out.cells, out.saved))
 
     def backward(
@@ -158,6 +166,7 @@ class GluonBackend(KernelBackend):
     ) -> Gradients:
         from fastcells.backends.triton import operators
         from fastcells.kernels.gluon.launch import gluon_backward
+        from fastcells.kernels.gluon.rules import RULES
 
         _, state, (w_hh, *_), (reverse, lengths, resets, *_) = inputs
         cells, saved = trace.saved
@@ -167,9 +176,8 @@ class GluonBackend(KernelBackend):
             trace.hidden, cells, saved, lengths, spec.name, choice.path, reverse, resets,
         )  # fmt: skip
         with torch.cuda.device_of(w_hh):
-            out = gluon_backward(
-                operators.contiguous_backward(operators.backward_pass(given, plans.precision)), plans.backward
-            )
+            backward = operators.backward_pass(given, plans.precision, RULES)
+            out = gluon_backward(operators.contiguous_backward(backward), plans.backward)
         return Gradients(out.d_x.flatten(-2), out.d_gates.flatten(-2), out.d_state)
 
 

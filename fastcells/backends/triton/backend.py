@@ -8,8 +8,10 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections.abc import Callable
+from functools import cache, lru_cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +33,7 @@ from fastcells.kernels.triton import plan
 from fastcells.modes import traced
 from fastcells.spec import SPECS, CellSpec, State
 
+FEW, MANY = 32, 128  # rows: what decides under torch.compile is whether there are many, not how many
 MOST_CANDIDATES = 3  # of a trial: each is compiled, forward and backward, which takes seconds
 INSTALLED = find_spec("triton") is not None  # asked once: torch.compile traces no question to the file system
 CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})  # those with a rule in kernels/triton
@@ -52,6 +55,7 @@ class TritonBackend(KernelBackend):
     dtypes = frozenset({torch.float32, torch.float16, torch.bfloat16})
     devices = frozenset({"cuda"})
     takes_ids = True
+    owns_last = True
 
     def __init__(self, name: str) -> None:
         self.name = name  # "triton", one launch for the sequence, or "triton-step", one for each step
@@ -127,7 +131,10 @@ class TritonBackend(KernelBackend):
         """How a pass is launched, or the reason why it cannot be."""
         path = "step" if self.name == "triton-step" else "sequence"
         size, device = call.dtype.itemsize, call.w_hh.device
-        return plan_for(call.spec.name, path, call.B, call.H, size, gpu(device), _precision(call), backward)
+        B: int = call.B
+        if torch.compiler.is_compiling():  # B may be any number, and the operators look up the plan for the one it is
+            B = FEW if B <= MANY else 4096
+        return plan_for(call.spec.name, path, B, call.H, size, gpu(device), _precision(call), backward)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         from fastcells.backends.triton import operators
@@ -190,8 +197,18 @@ def plan_for(
     """
     if path == "step":
         return plan.step_blocks(item_size)
-    gates = SPECS[cell].num_gates
-    return plan.sequence_plan(H, B, gates, item_size, device, precision=precision, backward=backward)
+    choose = plan.sequence_plan if torch.compiler.is_compiling() else _planned
+    return choose(H, B, SPECS[cell].num_gates, item_size, device, precision=precision, backward=backward)
+
+
+def _planned(*given: Any, **options: Any) -> plan.Plan | str:
+    """`plan.sequence_plan`, asked once: it takes as long as a launch."""
+    return _kept(plan.sequence_plan, given, tuple(options.items()))
+
+
+@lru_cache(4096)
+def _kept(choose: Callable[..., plan.Plan | str], given: tuple[Any, ...], options: Any) -> plan.Plan | str:
+    return choose(*given, **dict(options))
 
 
 def _path(found: plan.Plan) -> str:
@@ -208,8 +225,15 @@ def gpu(device: torch.device) -> plan.Device | None:
     """What the plan has to know of it; None for the CPU, where the interpreter runs."""
     if device.type != "cuda":
         return None
+    return _of_properties(device) if torch.compiler.is_compiling() else _of_a_device(device)
+
+
+def _of_properties(device: torch.device) -> plan.Device:
     properties = torch.cuda.get_device_properties(device)
     return plan.Device(10 * properties.major + properties.minor, properties.multi_processor_count)
+
+
+_of_a_device = cache(_of_properties)
 
 
 def matmul_precision(dtype: torch.dtype, device: torch.device) -> str:

@@ -8,7 +8,7 @@ say) is passed to them as None and returned empty. They know nothing of autograd
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
 
@@ -20,6 +20,7 @@ from fastcells.backends.triton.backend import gpu, matmul_precision, plan_for
 from fastcells.kernels.triton import launch_sequence, launch_split, launch_step
 from fastcells.kernels.triton import plan as plans
 from fastcells.kernels.triton.launch import Backward, BackwardPass, Forward, ForwardPass, StepInput
+from fastcells.kernels.triton.rule import UpdateRule
 from fastcells.kernels.triton.rules import RULES
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def contiguous_forward(given: ForwardPass) -> ForwardPass:
     """As launchers take it. RuntimeError if tensors differ in dtype or device."""
     initial = {f"{name}0": s for name, s in zip(given.rule.spec.states, given.state, strict=True)}
     check_alike(x_proj=given.x.x, **initial, w_hh=given.w, b_hh=given.b, b_ih=given.x.bias)
+    if all(map(_is_contiguous, (*given.state, given.w, *given.x, given.b, given.resets))):
+        return given  # as it is almost always: to make another takes as long as a launch
     return replace(
         given,
         state=tuple(_contiguous(s) for s in given.state),
@@ -56,6 +59,8 @@ def run_backward(given: BackwardPass, plan: plans.Plan) -> Backward:
 
 def contiguous_backward(given: BackwardPass) -> BackwardPass:
     """As launchers take it."""
+    if all(map(_is_contiguous, (*given.state, given.w, given.d_hidden, *given.d_last, given.resets))):
+        return given
     return replace(
         given,
         state=tuple(_contiguous(s) for s in given.state),
@@ -144,15 +149,17 @@ def _operator(
     return operator
 
 
-def forward_pass(a: ForwardArguments, precision: str) -> ForwardPass:
+def forward_pass(a: ForwardArguments, precision: str, rules: Mapping[str, UpdateRule] = RULES) -> ForwardPass:
+    """As launchers take it. rules: of the kernels that will run."""
     x, state = StepInput(a.x, a.ids, a.b_ih), _given(a.h0, a.c0)
-    common = (RULES[a.rule], state, a.w, a.lengths, a.reverse, precision)
+    common = (rules[a.rule], state, a.w, a.lengths, a.reverse, precision)
     return ForwardPass(*common, x, a.b, a.save, resets=_flags(a.resets))
 
 
-def backward_pass(a: BackwardArguments, precision: str) -> BackwardPass:
+def backward_pass(a: BackwardArguments, precision: str, rules: Mapping[str, UpdateRule] = RULES) -> BackwardPass:
+    """As launchers take it. rules: of the kernels that will run."""
     forward, state, d_last = Forward(a.hidden, a.cells, a.saved, ()), _given(a.h0, a.c0), _given(a.d_h_n, a.d_c_n)
-    common = (RULES[a.rule], state, a.w, a.lengths, a.reverse, precision)
+    common = (rules[a.rule], state, a.w, a.lengths, a.reverse, precision)
     return BackwardPass(*common, forward, a.d_hidden, d_last, resets=_flags(a.resets))
 
 
@@ -215,14 +222,17 @@ def _tensors(first: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
     return first, *(first.new_empty(0) if t is None else t for t in others)
 
 
-def _contiguous(tensor: Tensor) -> Tensor:
+def _is_contiguous(tensor: Tensor | None) -> bool:
     """Contiguous, and at an address that 16 divides, as all tensors but slices are.
 
     For other addresses Triton compiles other kernels; and a layer's slice of a stacked state would be at either kind,
     depending on B.
     """
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+    return tensor is None or (tensor.is_contiguous() and tensor.data_ptr() % 16 == 0)
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    return tensor if _is_contiguous(tensor) else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _contiguous_or_none(tensor: Tensor | None) -> Tensor | None:

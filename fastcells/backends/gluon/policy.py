@@ -1,0 +1,32 @@
+"""When a GPU's `"auto"` takes the Gluon kernels before a trial has timed them there: what was measured on an H200.
+
+bench/results/gpu/device.csv: three cells, B 1 to 128, H 64 to 1024, T=128, bfloat16 and float32 with TF32, in CUDA
+graphs, beside cuDNN in the same run.
+"""
+
+from __future__ import annotations
+
+CAPABILITY = 90  # of the card that was measured
+FEWEST_STEPS = 8  # fewer do not pay for what a launch of ours costs the host
+LARGEST = 1024  # H that was measured, with up to MANY_ROWS
+MANY_ROWS, WIDE = 128, 512  # more rows than 32 were measured with up to WIDE columns
+# The largest H for which cuDNN keeps a float32 recurrence on the chip, which is as fast as ours or faster.
+ON_CHIP = {"gru": 192, "lstm": 192, "rnn_tanh": 384, "rnn_relu": 384}
+# Up to this H a single program of plain Triton's holds the weights of 16 bits, and is faster than several.
+ONE_PROGRAM = {"gru": 64, "rnn_tanh": 128, "rnn_relu": 128}
+
+
+def advantage(cell: str, steps: int, batch: int, H: int, dtype: str, *, aten: bool) -> str | None:
+    """Why the Gluon kernels are the fastest for a call on a card of CAPABILITY, or None where they are not.
+
+    aten: whether the alternative is cuDNN; otherwise it is a loop over torch's operators.
+    """
+    if steps < FEWEST_STEPS or H > LARGEST or batch > MANY_ROWS or (batch > 32 and H > WIDE):
+        return None
+    if not aten:
+        return "one launch instead of a dozen each step, torch having no fused recurrence for this case"
+    if dtype == "bfloat16" and ONE_PROGRAM.get(cell, 0) < H:
+        return "1.4 to 6.8 times as fast as cuDNN on an H200, in CUDA graphs"
+    if dtype == "float32" and ON_CHIP.get(cell, LARGEST) < H:
+        return "1.3 to 9 times as fast as cuDNN on an H200, in CUDA graphs"
+    return None
