@@ -68,7 +68,7 @@ cycles: $(STAMP)  ## cycles of each Triton kernel's time step, modelled from its
 resolve: $(STAMP)  ## whether the pins go together on Python 3.10 to 3.13, by metadata alone: nothing is installed
 	.ci/resolve $(BIN)/python
 
-gpu:  ## on a machine with an NVIDIA GPU, torch and triton already there; results under $$OUT; PART=tests|table|tune
+gpu:  ## on a machine with an NVIDIA GPU, torch and triton there; results under $$OUT; PART=check|time|stress|table|tune
 	bash bench/gpu.sh
 
 clean:

@@ -15,5 +15,5 @@ measure/  how it is measured
   downstream_swap.py  another package's code, with our classes in torch.nn's place
 
 The commands are the modules here: `pytest bench` and `python -m bench.report`; bench.charlm, layers, presets, matmul,
-soak, compile, roofline, downstream; and for a GPU bench.cudnn, stress and tune, which gpu.sh runs.
+soak, compile, roofline, downstream; and for a GPU bench.device, cudnn, stress and tune, which gpu.sh runs.
 """

@@ -95,8 +95,11 @@ def one_hot(ids: Tensor, input_size: int, like: Tensor) -> Tensor:
     """`F.one_hot(ids, input_size).to(like.dtype)`: [*ids.shape, input_size], of like's dtype and device.
 
     Raises:
-        IndexError: as `check_range`, without a look at the ids beforehand.
+        IndexError: as `check_range`, without a look at the ids beforehand. On another device than the CPU an id outside
+        `[0, input_size)` is an all-zero row, as `gather_rows` has it: an error there would end the process's CUDA.
     """
+    if ids.device.type != "cpu":
+        return (ids.unsqueeze(-1) == torch.arange(input_size, device=ids.device)).to(like.dtype)
     zeros = like.new_zeros(*ids.shape, input_size)
     try:
         return zeros.scatter_(-1, ids.long().unsqueeze(-1), 1)

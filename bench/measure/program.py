@@ -154,6 +154,17 @@ def _their_writer(task: Task, model: Model) -> Callable[[int], Tensor]:
     return write
 
 
+@dataclass(frozen=True)
+class Replay:
+    """A recorded graph, with what it recorded: tensors that only `run` holds, an optimizer's, are written at replay."""
+
+    graph: torch.cuda.CUDAGraph
+    run: Callable[[], object]
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
 def _graphed(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """`run` recorded once and replayed."""
     if device.type != "cuda":
@@ -167,4 +178,4 @@ def _graphed(run: Callable[[], object], device: torch.device) -> Callable[[], ob
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+    return Replay(graph, run)

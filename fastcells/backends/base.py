@@ -289,7 +289,7 @@ class KernelBackend(Backend):
             return super().project(choice, x, w_ih, b_ih)
         # With the bias in one call, cuBLASLt looks for the best of its kernels each time, for longer than they run.
         assert b_ih is not None
-        return torch.mm(x.flatten(0, 1), w_ih.t()).add_(b_ih).view(*x.shape[:2], -1)
+        return torch.mm(x.flatten(0, 1), w_ih.t()).add_(b_ih).view(*x.shape[:2], len(w_ih))
 
     def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
         if spec.name != "gru_reset_before":

@@ -1,6 +1,6 @@
 """Which blocks for which shape: pure Python, without a GPU and without triton.
 
-No row has been timed yet. What decides so far is what fits (registers, shared memory), read off the compiler with
+What decides is what fits (registers, shared memory), read off the compiler with
 `python -m bench.compile`; the figures are in bench/results/compile.csv. Among the forms of a split kernel, cycles of
 its time loop decide, modelled from the same machine code. `sequence_plans` gives a trial on the device the others too.
 """

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.measure import device_section
 from bench.measure.results_file import read
 from bench.report import section, update
 from fastcells.charlm import PRESETS
@@ -109,5 +110,14 @@ def test_speed_section_is_generated() -> None:
 
 
 def test_no_speed_is_typed() -> None:
-    typed = re.sub(r"<!-- bench: .*?<!-- /bench -->", "", README, flags=re.S)
+    typed = re.sub(r"<!-- (bench|gpu): .*?<!-- /\1 -->", "", README, flags=re.S)
     assert not re.search(r"\d\s*(x\b|times as fast|ms\b)", typed)
+
+
+def test_gpu_section_is_generated() -> None:
+    path, shown_rows = re.findall(r"<!-- gpu: (\S+) -->\n(.*?)<!-- /gpu -->", README, re.S)[0]
+    with (ROOT / path).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert device_section.update(README, rows, path) == README
+    assert "| graph | bfloat16 | 256 | 32 |" in shown_rows and "NVIDIA" in shown_rows
+    assert sum(float(row["ratio"]) < 1 for row in rows if row["impl"] == "gluon") > 3, "what is slower is shown, too"

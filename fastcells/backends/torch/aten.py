@@ -44,7 +44,7 @@ def aten(
         # cuDNN differentiates only what ran as if for training, which means no more than that without dropout.
         dropout, training = 0.0, torch.is_grad_enabled()
     if not x.is_cpu:  # which cuDNN does not ask for, it demands
-        x, state = x.contiguous(), tuple(s.contiguous() for s in state)
+        x, state, weights = x.contiguous(), tuple(s.contiguous() for s in state), [w.contiguous() for w in weights]
     hx = state if len(state) > 1 else state[0]
     stack = (hx, weights, has_biases, num_layers, dropout, training, bidirectional)
     arguments = (x, *stack, batch_first) if batch_sizes is None else (x, batch_sizes, *stack)

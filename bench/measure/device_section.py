@@ -1,0 +1,47 @@
+"""The README's table of what a GPU measured, made from a file that `python -m bench.device` wrote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from bench.cases.case import CELLS
+
+MODES = ("forward", "forward+backward")
+BEGIN, END = "<!-- gpu: {} -->", "<!-- /gpu -->"
+
+Row = Mapping[str, str]
+
+
+def section(rows: Sequence[Row], impl: str = "gluon") -> str:
+    """torch.nn's time over ours, forward and with the backward: as CUDA graphs, then called from Python."""
+    origin = rows[0]
+    found: dict[tuple[str, ...], dict[tuple[str, str], float]] = {}
+    for row in rows:
+        if row["impl"] == impl:
+            dtype = row["dtype"] + (f" ({row['precision'].upper()})" if row["precision"] else "")
+            key = ("graph" if row["graph"] == "True" else "Python", dtype, row["H"], row["B"])
+            found.setdefault(key, {})[row["cell"], row["mode"]] = float(row["ratio"])
+    (steps,) = {row["T"] for row in rows}
+    lines = [f"| launched by | dtype | H | B | {' | '.join(CELLS)} |", "|---|---|---|---|---|---|---|"]
+    for key in sorted(found, key=lambda key: (key[0] == "Python", key[1], *map(int, key[2:]))):
+        ratios = found[key]
+        cells = [" / ".join(_shown(ratios.get((cell, mode))) for mode in MODES) for cell in CELLS]
+        lines.append(f"| {' | '.join([*key, *cells])} |")
+    about = (
+        f"{origin['device']}, torch {origin['torch']}, Triton {origin['triton']}, driver {origin['driver']}, commit "
+        f'{origin["commit"]}, {origin["date"]}; T={steps}, `impl="{impl}"`, the median over {origin["rounds"]} rounds '
+        "side by side. A CUDA graph shows the GPU's time; called from Python, the host's launches decide on that "
+        "machine, whose processor is slow."
+    )
+    return "\n".join([*lines, "", about, ""])
+
+
+def update(text: str, rows: Sequence[Row], path: str) -> str:
+    """The text with its section made anew."""
+    begin = BEGIN.format(path)
+    return re.sub(rf"{re.escape(begin)}\n.*?{re.escape(END)}", f"{begin}\n{section(rows)}{END}", text, flags=re.S)
+
+
+def _shown(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.1f}" if ratio >= 1.05 else f"{ratio:.2f}"
