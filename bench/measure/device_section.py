@@ -24,7 +24,7 @@ def section(rows: Sequence[Row], impl: str = "gluon") -> str:
             found.setdefault(key, {})[row["cell"], row["mode"]] = float(row["ratio"])
     (steps,) = {row["T"] for row in rows}
     lines = [f"| launched by | dtype | H | B | {' | '.join(CELLS)} |", "|---|---|---|---|---|---|---|"]
-    for key in sorted(found, key=lambda key: (key[0] == "Python", key[1], *map(int, key[2:]))):
+    for key in sorted(found, key=_order):
         ratios = found[key]
         cells = [" / ".join(_shown(ratios.get((cell, mode))) for mode in MODES) for cell in CELLS]
         lines.append(f"| {' | '.join([*key, *cells])} |")
@@ -41,6 +41,11 @@ def update(text: str, rows: Sequence[Row], path: str) -> str:
     """The text with its section made anew."""
     begin = BEGIN.format(path)
     return re.sub(rf"{re.escape(begin)}\n.*?{re.escape(END)}", f"{begin}\n{section(rows)}{END}", text, flags=re.S)
+
+
+def _order(key: tuple[str, ...]) -> tuple[bool, str, list[int]]:
+    launched_by, dtype, *sizes = key
+    return launched_by == "Python", dtype, [int(size) for size in sizes]
 
 
 def _shown(ratio: float | None) -> str:
