@@ -20,14 +20,14 @@ def section(rows: Sequence[Row], impl: str = "gluon") -> str:
     for row in rows:
         if row["impl"] == impl:
             dtype = row["dtype"] + (f" ({row['precision'].upper()})" if row["precision"] else "")
-            key = ("graph" if row["graph"] == "True" else "Python", dtype, row["H"], row["B"])
+            key: tuple[str, ...] = ("graph" if row["graph"] == "True" else "Python", dtype, row["H"], row["B"])
             found.setdefault(key, {})[row["cell"], row["mode"]] = float(row["ratio"])
     (steps,) = {row["T"] for row in rows}
     lines = [f"| launched by | dtype | H | B | {' | '.join(CELLS)} |", "|---|---|---|---|---|---|---|"]
-    for key in sorted(found, key=_order):
-        ratios = found[key]
+    for shape in sorted(found, key=_order):
+        ratios = found[shape]
         cells = [" / ".join(_shown(ratios.get((cell, mode))) for mode in MODES) for cell in CELLS]
-        lines.append(f"| {' | '.join([*key, *cells])} |")
+        lines.append(f"| {' | '.join([*shape, *cells])} |")
     about = (
         f"{origin['device']}, torch {origin['torch']}, Triton {origin['triton']}, driver {origin['driver']}, commit "
         f'{origin["commit"]}, {origin["date"]}; T={steps}, `impl="{impl}"`, the median over {origin["rounds"]} rounds '
