@@ -46,6 +46,15 @@ def results(module: nn.RNNBase, x: Any, inputs: list[Tensor], hx: Any = None) ->
     return out, list(torch.autograd.grad(out, [*inputs, *module.parameters()], cotangents(out), retain_graph=True))
 
 
+@pytest.mark.parametrize("ids", [False, True], ids=["dense", "ids"])
+def test_gradients_of_the_weights_lie_as_the_weights_do(stand_in: BothStandIn, ids: bool) -> None:
+    """`grad.view(-1)` is everyday code."""
+    _, ours = both("GRU")
+    out = ours(torch.randint(I, (T, B)) if ids else some(T, B, I))[0]
+    assert stand_in.launches == ["forward"]
+    assert all(d.is_contiguous() for d in torch.autograd.grad(out, list(ours.parameters()), torch.randn_like(out)))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("options", [{}, {"num_layers": 3, "bias": False, "batch_first": True}], ids=["one", "stack"])
 @pytest.mark.parametrize("kind", KINDS)

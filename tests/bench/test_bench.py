@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +24,7 @@ from bench.cases.model import Model, Skipped
 from bench.measure import duel, limit, profile, provenance
 from bench.measure.guard import GuardError, must_agree, must_be, must_differ
 from bench.measure.limit import GATES, by_mm, by_onednn, fastest, matmuls
+from bench.measure.program import _graphed
 from bench.measure.timing import calls_per_measurement, compare, ratio
 from fastcells.backends.cpu import native
 from fastcells.backends.torch.backend import ATEN, TOKEN_IDS
@@ -183,6 +188,31 @@ def test_ratio_of_a_contender_that_takes_twice_as_long() -> None:
     # sleep may overrun; 1 would be a broken ratio
     assert ratio(samples["slow"], samples["fast"]) == pytest.approx(2, rel=0.3)
     assert ratio(samples["fast"], samples["slow"]) == pytest.approx(0.5, rel=0.3)
+
+
+def test_a_replayed_graph_keeps_what_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An optimizer's state, say, that nobody else holds: freed, it would be written all the same."""
+
+    class Graph:
+        def replay(self) -> None:
+            pass
+
+    class Held:
+        pass
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    held = Held()
+    alive = weakref.ref(held)
+    replayed = _graphed(partial(id, held), torch.device("cuda"))
+    del held
+    gc.collect()
+    replayed()
+    assert alive() is not None
 
 
 def test_short_calls_are_measured_many_at_a_time() -> None:

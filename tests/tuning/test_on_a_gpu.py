@@ -193,6 +193,19 @@ def test_a_gpu_is_known_by_name_size_driver_and_versions(monkeypatch: pytest.Mon
     assert f"kernels {machine.kernels_hash()}" in found.versions
 
 
+def test_the_driver_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch has no name for it; where there is no driver that question has an answer, too."""
+
+    def asked(version: Any) -> int:
+        version._obj.value = 13000
+        return 0
+
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: SimpleNamespace(cuDriverGetVersion=asked))
+    assert machine._driver() == 13000
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: SimpleNamespace())
+    assert machine._driver() == 0
+
+
 def test_a_change_of_a_kernel_makes_verdicts_old(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     before = machine.kernels_hash()
     (tmp_path / "kernel.py").write_text("")
