@@ -19,6 +19,24 @@ from fastcells.backends.torch.loop import Loop, buffer_per_step, freeze_finished
 from fastcells.spec import State
 
 
+def factors(
+    gates: Tensor, tanh_c: Tensor, c_before: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the states' gradients are multiplied with at all steps. gates: [T, B, 4H].
+
+    Returns those of dh' for d_c', of d_c' for d_i, d_f and d_g, of dh' for d_o, and of d_c' for d_c. Each is [T, B, H],
+    the second [T, B, 3, H].
+    """
+    i, f, g, o = gates.chunk(4, -1)
+    c_factor = o * (1 - tanh_c * tanh_c)
+    o_factor = tanh_c * o * (1 - o)
+    ifg_factor = torch.cat([g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)], -1)
+    if mask is not None:
+        c_factor, o_factor, ifg_factor = c_factor * mask, o_factor * mask, ifg_factor * mask
+        f = torch.where(mask, f, 1)
+    return c_factor, ifg_factor.unflatten(-1, (3, -1)), o_factor, f
+
+
 class LSTMLoop(Loop):
     def forward(self, inputs: Inputs, save: bool) -> Trace:
         x, w_hh, b_hh = inputs.x.x, inputs.weights.w_hh, inputs.weights.b_hh
@@ -53,16 +71,9 @@ class LSTMLoop(Loop):
         w_hh, T = inputs.weights.w_hh, len(d_hidden)
         order, mask = inputs.steps.order(T), inputs.steps.mask(T)
         gates, c_all, tanh_c = trace.saved
-        i, f, g, o = gates.chunk(4, -1)
-        T, B, H = c_all.shape
-        c_factor = o * (1 - tanh_c * tanh_c)
-        o_factor = tanh_c * o * (1 - o)
+        H = c_all.shape[-1]
         c_before = PreviousStates(c_all, inputs.state[1], inputs.steps).cat
-        ifg_factor = torch.cat([g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)], -1)
-        if mask is not None:
-            c_factor, o_factor, ifg_factor = c_factor * mask, o_factor * mask, ifg_factor * mask
-            f = torch.where(mask, f, 1)
-        ifg_factor = ifg_factor.view(T, B, 3, H)
+        c_factor, ifg_factor, o_factor, f = factors(gates, tanh_c, c_before, mask)
         d_gates = torch.empty_like(gates)
         d_ifg = d_gates[..., : 3 * H].unflatten(-1, (3, H))
         d_o = d_gates[..., 3 * H :]
