@@ -90,12 +90,11 @@ class LayerNormLSTMLoop(Loop):
         for t in order:
             h, c = restart(resets, t, h), restart(resets, t, c)
             gates = torch.add(x_t[t], norm(t, torch.mm(h, w, out=a_t[t])), out=gates_t[t])
-            gates[:, : 2 * H].sigmoid_()
-            gates[:, 2 * H : 3 * H].tanh_()
-            gates[:, 3 * H :].sigmoid_()
-            torch.mul(gates[:, H : 2 * H], c, out=c_t[t]).addcmul_(gates[:, :H], gates[:, 2 * H : 3 * H])
+            i_f, g, o = gates.split([2 * H, H, H], 1)
+            i, f = i_f.sigmoid_().chunk(2, 1)
+            torch.mul(f, c, out=c_t[t]).addcmul_(i, g.tanh_())
             torch.tanh(norm_c(t, c_t[t]), out=tanh_t[t])
-            torch.mul(gates[:, 3 * H :], tanh_t[t], out=h_t[t])
+            torch.mul(o.sigmoid_(), tanh_t[t], out=h_t[t])
             freeze_finished(mask, t, h_t[t], h)
             freeze_finished(mask, t, c_t[t], c)
             h, c = h_t[t], c_t[t]
@@ -112,15 +111,15 @@ class LayerNormLSTMLoop(Loop):
         norm = NormBackward(gain, bias, a, *statistics[:2])
         norm_c = NormBackward(gain_c, bias_c, c_all, *statistics[2:])
         c_before = PreviousStates(c_all, inputs.state[1], inputs.steps).cat
-        m_factor, ifg_factor, o_factor, f = lstm.factors(gates, tanh_m, c_before, mask)
-        d_gates, d_a, d_m = torch.empty_like(gates), torch.empty_like(gates), torch.empty_like(c_all)
-        d_ifg, d_o = d_gates[..., : -c_all.shape[-1]].unflatten(-1, (3, -1)), d_gates[..., -c_all.shape[-1] :]
+        d_m, d_gates, f = lstm.factors(gates, tanh_m, c_before, mask)  # the factors become the gradients
+        H, d_a = c_all.shape[-1], torch.empty_like(gates)
+        d_ifg_t, d_o_t = d_gates[..., : 3 * H].unflatten(-1, (3, H)).unbind(0), d_gates[..., 3 * H :].unbind(0)
         d_h, d_c = d_last
         for t in reversed(order):
             d_h = d_h + d_hidden[t]
-            d_c = d_c + norm_c(t, torch.mul(d_h, m_factor[t], out=d_m[t]))
-            torch.mul(ifg_factor[t], d_c.unsqueeze(1), out=d_ifg[t])
-            torch.mul(o_factor[t], d_h, out=d_o[t])
+            d_c = d_c + norm_c(t, d_m[t].mul_(d_h))
+            d_ifg_t[t].mul_(d_c.unsqueeze(1))
+            d_o_t[t].mul_(d_h)
             d_before = d_a[t].copy_(norm(t, d_gates[t])) @ w_hh
             d_h = restart(resets, t, d_before if mask is None else torch.where(mask[t], d_before, d_h))
             d_c = restart(resets, t, d_c * f[t])
@@ -146,10 +145,11 @@ class LayerNormGRULoop(Loop):
         w_rz, w_n = w_hh[: 2 * H].t(), w_hh[2 * H :].t()
         for t in order:
             h, gates, n = restart(resets, t, h), gates_t[t], n_t[t]
-            torch.add(x_rz_t[t], rz_norm(t, torch.mm(h, w_rz, out=a_rz_t[t])), out=gates[:, : 2 * H]).sigmoid_()
-            gates[:, 2 * H :] = n_norm(t, torch.mm(h, w_n, out=a_n_t[t]))
-            torch.addcmul(x_n_t[t], gates[:, :H], gates[:, 2 * H :], out=n).tanh_()
-            torch.lerp(n, h, gates[:, H : 2 * H], out=h_t[t])
+            rz, h_n = gates.split([2 * H, H], 1)
+            torch.add(x_rz_t[t], rz_norm(t, torch.mm(h, w_rz, out=a_rz_t[t])), out=rz).sigmoid_()
+            h_n.copy_(n_norm(t, torch.mm(h, w_n, out=a_n_t[t])))
+            torch.addcmul(x_n_t[t], rz[:, :H], h_n, out=n).tanh_()
+            torch.lerp(n, h, rz[:, H:], out=h_t[t])
             freeze_finished(mask, t, h_t[t], h)
             h = h_t[t]
         saved = (gates_all, n_all, a_rz_all, *rz_norm.saved(), a_n_all, *n_norm.saved()) if save else ()
@@ -163,16 +163,14 @@ class LayerNormGRULoop(Loop):
         gates, n, *normed = trace.saved
         of_rz, of_n = _of_rz_and_n(inputs)
         rz_norm, n_norm = NormBackward(*of_rz, *normed[:3]), NormBackward(*of_n, *normed[3:])
-        factor, n_factor, around = gru.factors(gates, n, previous.cat, mask)
-        rz_factor, h_n_factor = factor[:, :, :2], factor[:, :, 2]
-        d_rz, d_h_n, d_h_all = (n.new_empty(each.shape) for each in (rz_factor, n, n))
-        d_a = torch.empty_like(gates)
+        r_factor, z_factor, d_h_n, n_factor, around = gru.factors(gates, n, previous.cat, mask)
+        d_rz = torch.stack([r_factor, z_factor], 2)  # the factors become the gradients
+        d_a, d_h_all = torch.empty_like(gates), torch.empty_like(n)
         d_h = d_last[0]
         for t in reversed(order):
             d_h = torch.add(d_h, d_hidden[t], out=d_h_all[t])
-            torch.mul(rz_factor[t], d_h.unsqueeze(1), out=d_rz[t])
-            torch.mul(h_n_factor[t], d_h, out=d_h_n[t])
-            torch.cat([rz_norm(t, d_rz[t].flatten(1)), n_norm(t, d_h_n[t])], 1, out=d_a[t])
+            d_a_rz = rz_norm(t, d_rz[t].mul_(d_h.unsqueeze(1)).flatten(1))
+            torch.cat([d_a_rz, n_norm(t, d_h_n[t].mul_(d_h))], 1, out=d_a[t])
             d_h = restart(resets, t, (d_h * around[t]).addmm_(d_a[t], w_hh))
         d_rz = d_rz.flatten(2)
         d_of_rz, d_of_n = rz_norm.of_parameters(d_rz), n_norm.of_parameters(d_h_n)
