@@ -77,7 +77,7 @@ def test_as_the_plain_steps(name: str, lengths: bool, resets: bool, ids: bool, m
 @EACH
 def test_which_calls_run_by_the_loop(name: str) -> None:
     def node(built: Any, **given: Any) -> str:
-        return str(built(torch.randn(3, 2, 4, dtype=torch.float64), **given)[0].grad_fn.name())
+        return type(built(torch.randn(3, 2, 4, dtype=torch.float64), **given)[0].grad_fn).__name__
 
     resets = torch.ones(3, 2, dtype=torch.bool)
     for given in ({}, {"lengths": [3, 1]}, {"resets": resets}, {"lengths": [3, 1], "resets": resets}):
