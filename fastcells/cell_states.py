@@ -31,9 +31,7 @@ def cell_states(x: Tensor, out: Tensor, state: State, weights: LayerWeights, ste
     if mask is not None:
         x = torch.where(mask.squeeze(-1) if is_token_ids(x) else mask, x, 0)
         out = torch.where(mask, out, h0)  # in reverse, a row stands at its initial state until it begins
-    resets = None if steps.resets is None else steps.resets.unsqueeze(-1)
-    if resets is not None and mask is not None:
-        resets = resets & mask
+    resets = steps.restarts(T)
     h = PreviousStates(out, h0, steps._replace(resets=None)).cat
     if resets is not None:
         h = torch.where(resets, 0 if steps.reset_state is None else steps.reset_state[0], h)

@@ -61,9 +61,10 @@ def choose(call: Call) -> Choice:
     Raises:
         CannotRun: `call.impl` names an implementation that cannot run this case. ValueError: it names none.
     """
-    impl = call.impl
+    impl, measurable = call.impl, False
     if impl == "auto":
-        choice = _best(call) if call.T >= verdicts.FEWEST_STEPS and not _looked_through(call) else None
+        measurable = call.T >= verdicts.FEWEST_STEPS and not _looked_through(call)
+        choice = _best(call) if measurable else None
         if choice is not None:
             return choice
         backend = TORCH
@@ -73,13 +74,15 @@ def choose(call: Call) -> Choice:
     obstacle = backend.obstacle(call)
     if obstacle is not None:
         raise CannotRun(f"impl={impl!r}", obstacle)
-    choice = _priced(call, backend.choose(call, ASKED_FOR))
-    return choice if impl != "auto" else verdicts.noted(call, choice)
+    choice = backend.choose(call, ASKED_FOR)
+    if call.options:
+        choice = _priced(call, choice)
+    return verdicts.noted(call, choice) if measurable else choice
 
 
 def _priced(call: Call, choice: Choice) -> Choice:
     """With what a projection costs that the backend has no kernel for."""
-    if not call.options or not call.options & FOLDED - choice.backend.options:
+    if not call.options & FOLDED - choice.backend.options:
         return choice
     return replace(choice, reason=f"{choice.reason}; {projection.price(call.H, call.w_hh.shape[1])}")
 

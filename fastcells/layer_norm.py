@@ -43,7 +43,7 @@ class LayerNormGRU(_Normalised, GRU):
     As `fastcells.GRU`, but for its parameters: in place of b_ih and b_hh each layer and direction has a gain and a bias
     for what the input and what the state is multiplied into, `norm_ih_weight_l0`, `norm_ih_bias_l0`,
     `norm_hh_weight_l0` and `norm_hh_bias_l0`, each [3H]. r and z are normalised together, n alone. Runs by
-    `impl="torch"`.
+    `impl="torch"`, with a hand-written backward; zoneout, dropout of h and `reset_state` by its steps, one by one.
 
     Equations: Ba, Kiros and Hinton 2016 (arXiv 1607.06450), supplement, 29 to 31, with z and 1 - z as torch has them.
     """
@@ -88,7 +88,7 @@ class LayerNormLSTM(_Normalised, LSTM):
     As `fastcells.LSTM`, but for its parameters: in place of b_ih and b_hh each layer and direction has a gain and a
     bias for what the input and what the state is multiplied into, over all four gates at once, and for c:
     `norm_ih_weight_l0` and `norm_hh_weight_l0`, [4H], `norm_c_weight_l0`, [H], and the same with `bias`. Runs by
-    `impl="torch"`.
+    `impl="torch"`, with a hand-written backward; zoneout, dropout of h and `reset_state` by its steps, one by one.
 
     Equations: Ba, Kiros and Hinton 2016 (arXiv 1607.06450), supplement, 20 to 22.
     """

@@ -39,8 +39,8 @@ class LayerShapes(RNNBase):
         if batch_sizes is not None:
             steps, batch = len(batch_sizes), int(batch_sizes[0])
             return steps, batch, steps * batch / max(1, len(data))
-        sizes = data.shape if ids else data.shape[:-1]
-        if len(sizes) < 2:
+        sizes = data.shape
+        if len(sizes) + ids < 3:
             return sizes[0], 1, 1.0
         return (sizes[1], sizes[0], 1.0) if self.batch_first else (sizes[0], sizes[1], 1.0)
 

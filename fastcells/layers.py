@@ -286,7 +286,7 @@ class LSTM(Layer):
         masks: Masks | None = None,
     ) -> Any:
         """As torch's layer: see the class."""
-        hx = pair_of("hx", hx)
+        hx = hx if hx is None else pair_of("hx", hx)
         if lengths is None and resets is None and reset_state is None and mask is None and masks is None:
             out, last = self._forward(input, hx)
         else:

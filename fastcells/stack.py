@@ -155,16 +155,16 @@ class Layer(LayerShapes):
         self.check_forward_args(data, hx, batch_sizes)
         T, B, padding = self._sizes(data, batch_sizes, ids)
         state = hx if isinstance(hx, tuple) else (hx,)
-        options = NO_OPTIONS
+        options, names = NO_OPTIONS, NOTHING
         if given is not NOTHING_GIVEN or self._regularised:
             options = self._options(data, batch_sizes, order, unbatched, given, weights)
-            weights = self._without_dropped(weights, options.masks)
-        choice = self._choose(0, ids, T, B, type(data), weights, options.names, padding)
+            weights, names = self._without_dropped(weights, options.masks), options.names
+        choice = self._choose(0, ids, T, B, type(data), weights, names, padding)
         try:
             if choice.path in IN_ONE_CALL and not self.return_states:
                 data = one_hot(data, self.input_size, weights[0]) if ids else data
                 out, state = self._in_one_call(data, state, weights, batch_sizes)
-            elif batch_sizes is None or options.names:  # masks are those of all rows
+            elif batch_sizes is None or names:  # masks are those of all rows
                 out, state = self._walk(data, batch_sizes, state, weights, choice, options)
             else:
                 out, state = packed.by_length(self._walk, data, batch_sizes, state, weights)

@@ -1,7 +1,7 @@
 """One step of a stack of layers: what arrives step by step needs no sequence.
 
-On a CPU, a single row in float32 without gradients runs one call of C for each layer. Anything else runs as a sequence
-of one step.
+On a CPU, a single row in float32 without gradients runs one call of C for each layer: `Stack`, which is also what text
+generation keeps from one character to the next. Anything else runs as a sequence of one step.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ def step(layer: Layer, input: Tensor, hx: Any) -> tuple[Tensor, Any]:
     layer.check_forward_args(x.unsqueeze(time), state, None)
     if ids:
         check_range(input, layer.input_size)
-    out, new = c_step(layer, weights, x, state if isinstance(state, tuple) else (state,))
-    last = new if isinstance(state, tuple) else new[0]
-    return (out.squeeze(0), each_of(last, Tensor.squeeze, 1)) if unbatched else (out, last)
+    stack = Stack(layer, weights, state if isinstance(state, tuple) else (state,))
+    out = stack(int(x[0]) if ids else x[0]).clone()
+    last = stack.state if isinstance(state, tuple) else stack.state[0]
+    return (out, each_of(last, Tensor.squeeze, 1)) if unbatched else (out.unsqueeze_(0), last)
 
 
 def in_c(layer: Layer, weights: list[Tensor], x: Tensor, ids: bool, rows: int, hx: Any) -> bool:
@@ -55,7 +56,7 @@ def in_c(layer: Layer, weights: list[Tensor], x: Tensor, ids: bool, rows: int, h
         return False
     if not all(is_plain_tensor(type(w)) for w in weights) or torch._C._is_any_autocast_enabled():
         return False
-    if layer._regularised:
+    if layer._regularised or (layer.training and layer.dropout and layer.num_layers > 1):
         return False
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *start)):
         return False
@@ -64,14 +65,24 @@ def in_c(layer: Layer, weights: list[Tensor], x: Tensor, ids: bool, rows: int, h
     return CPU.obstacle(Call("cpu", layer._spec(), ids, 1, 1, w_ih, w_hh)) is None
 
 
-def c_step(layer: Layer, weights: list[Tensor], x: Tensor, state: State) -> tuple[Tensor, State]:
-    """x: [1, I] or ids [1]. state: each [num_layers, 1, H]. Returns the output [1, H] and the new state."""
-    spec = layer._spec()
-    new = tuple(s.detach().clone(memory_format=torch.contiguous_format) for s in state)
-    h: Tensor | int = x[0] if x.is_floating_point() else int(x[0])
-    for row in range(layer.num_layers):
-        w_ih, b_ih, (w_hh, b_hh, *_) = layer._weights_of(row, weights)
-        own = tuple(s[row, 0] for s in new)
-        native.step_in_place(spec.name, h, own, (w_ih, w_hh, b_ih, b_hh))
-        h = own[0]
-    return new[0][-1].clone(), new
+class Stack:
+    """One row on its way through a stack of layers, step by step in C. It keeps the state, and reads the parameters.
+
+    state: what it starts from, each [num_layers, 1, H]; the attribute is a copy of it, which each step changes.
+    """
+
+    def __init__(self, layer: Layer, weights: list[Tensor], state: State) -> None:
+        self.state = tuple(s.detach().clone(memory_format=torch.contiguous_format) for s in state)
+        cell = layer._spec().name
+        self.layers: list[tuple[native.StepInPlace, Tensor]] = []  # and the h that it changes
+        for row in range(layer.num_layers):
+            w_ih, b_ih, (w_hh, b_hh, *_) = layer._weights_of(row, weights)
+            own = tuple([s[row, 0] for s in self.state])
+            self.layers.append((native.StepInPlace(cell, own, (w_ih, w_hh, b_ih, b_hh)), own[0]))
+
+    def __call__(self, x: Tensor | int) -> Tensor:
+        """The output [H] for x [I] or a token id: the last layer's own state, which the next step changes."""
+        for step, h in self.layers:
+            step(x)
+            x = h
+        return h

@@ -66,6 +66,13 @@ class Steps(NamedTuple):
         steps = torch.arange(T, device=self.lengths.device, dtype=self.lengths.dtype)
         return (steps.unsqueeze(1) < self.lengths).unsqueeze(-1)
 
+    def restarts(self, T: int) -> Tensor | None:
+        """bool [T, B, 1], true where a step of a row that has not ended starts again; None where none does."""
+        if self.resets is None:
+            return None
+        mask, resets = self.mask(T), self.resets.unsqueeze(-1)
+        return resets if mask is None else resets & mask
+
     def zero_past_length(self, t: Tensor) -> Tensor:
         """t [T, B, H], with zeros past each row's length: not a product, what stands there may be NaN."""
         mask = self.mask(len(t))
@@ -96,6 +103,8 @@ class Gradients(NamedTuple):
     d_x: Tensor  # [T, B, G*H] with respect to the input projection
     d_gates: Tensor  # [T, B, G*H] with respect to h W_hh^T + b_hh, which gives dW_hh and db_hh
     d_state: State  # with respect to the initial state
+    # With respect to `RecurrentWeights.extra`, of a cell that has some; None for one that the steps do not read.
+    d_extra: tuple[Tensor | None, ...] = ()
 
 
 class PreviousStates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastcells import streaming
 from fastcells.backends.base import Call, Choice
 from fastcells.backends.cpu import native
 from fastcells.backends.cpu.backend import CPU
@@ -28,27 +29,20 @@ class ModelStepper:
 
 
 class CStepper:
-    """A float32 model on the CPU: one call of C for each layer, one for the scores."""
+    """A float32 model on the CPU: one call of C for each layer, as `layer.step` makes them, one for the scores."""
 
     def __init__(self, model: CharLM) -> None:
         layer = model.layer
         self.output, self.tied = model.output, model.tied
-        self.cell = layer._spec().name
-        states = layer._spec().num_states
-        zeros = layer.weight_hh_l0.new_zeros(layer.hidden_size)
-        self.states = [tuple(zeros.clone() for _ in range(states)) for _ in range(layer.num_layers)]
-        self.weights = [
-            tuple(getattr(layer, f"{name}_l{i}").detach() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-            for i in range(layer.num_layers)
-        ]
+        zeros = layer.weight_hh_l0.new_zeros(layer.num_layers, 1, layer.hidden_size)
+        # Detached: each check of a Parameter, a subclass, takes longer.
+        weights = [w.detach() for w in layer._weights()]
+        self.stack = streaming.Stack(layer, weights, (zeros,) * layer._spec().num_states)
 
     def __call__(self, token: int) -> Tensor:
         """Scores [V] of the character after `token`."""
-        x: Tensor | int = self.output.weight[token].detach() if self.tied else token
-        for state, weights in zip(self.states, self.weights, strict=True):
-            native.step_in_place(self.cell, x, state, weights)
-            x = state[0]
-        return native.matvec(self.output.weight, state[0], self.output.bias)
+        h = self.stack(self.output.weight[token].detach() if self.tied else token)
+        return native.matvec(self.output.weight, h, self.output.bias)
 
 
 def stepper(model: CharLM) -> ModelStepper | CStepper:
@@ -56,10 +50,12 @@ def stepper(model: CharLM) -> ModelStepper | CStepper:
     return CStepper(model) if choose(model.layer).impl == "cpu" else ModelStepper(model)
 
 
+@torch.no_grad()
 def choose(layer: RNN | GRU | LSTM) -> Choice:
     """Which implementation steps through a model with this layer, and why."""
     w_ih, w_hh = layer.weight_ih_l0, layer.weight_hh_l0
+    token = torch.zeros(1, dtype=torch.int64, device=w_hh.device)
+    if layer.bidirectional or not streaming.in_c(layer, layer._weights(), token, True, 1, None):
+        return explain(layer, token)["l0"]
     call = Call("cpu", layer._spec(), True, 1, 1, w_ih, w_hh)
-    if layer.bidirectional or layer.impl not in ("auto", "cpu") or CPU.obstacle(call) is not None:
-        return explain(layer, torch.zeros(1, dtype=torch.int64, device=w_hh.device))["l0"]
     return CPU.choose(call, f"a step of each layer in C with {native.instruction_set()} instructions")

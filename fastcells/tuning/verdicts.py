@@ -165,8 +165,11 @@ def _candidates(call: Call) -> list[Choice]:
 
 
 def noted(call: Call, choice: Choice) -> Choice:
-    """A choice by rule, whose reason tells who only looks that the first call will be measured."""
-    if torch.compiler.is_compiling() or not _looking.get() or call.T < FEWEST_STEPS or _key(call) in _found:
+    """A choice by rule, whose reason tells who only looks that the first call will be measured.
+
+    A call of FEWEST_STEPS or more.
+    """
+    if torch.compiler.is_compiling() or not _looking.get() or _key(call) in _found:
         return choice
     if not _measurable(call):
         return choice

@@ -32,8 +32,8 @@ def layer(name: str, **options: Any) -> Any:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The cells that C stepped."""
     calls: list[str] = []
-    original = native.step_in_place
-    monkeypatch.setattr(native, "step_in_place", lambda cell, *given: calls.append(cell) or original(cell, *given))
+    original = native.StepInPlace.__call__
+    monkeypatch.setattr(native.StepInPlace, "__call__", lambda self, x: calls.append(self.cell) or original(self, x))
     return calls
 
 
@@ -97,6 +97,17 @@ def test_c_leaves_alone_what_is_not_its_own(why: str, counted: list[str]) -> Non
     assert counted == []
     with torch.no_grad():
         layer("GRU").step(torch.randn(1, I))
+    assert counted == ["gru", "gru"]
+
+
+def test_dropout_between_layers_is_that_of_the_layer(counted: list[str]) -> None:
+    built, x = layer("GRU", dropout=0.5).requires_grad_(False), torch.randn(1, I)
+    outs = []
+    for call in (lambda: built(x[None])[0][0], lambda: built.step(x)[0]):
+        torch.manual_seed(1)
+        outs.append(call())
+    assert torch.equal(*outs) and counted == []
+    built.eval().step(x)
     assert counted == ["gru", "gru"]
 
 

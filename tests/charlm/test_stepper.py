@@ -61,7 +61,10 @@ def test_without_bias(name: str) -> None:
         getattr(layer, key).zero_()
     with_zeros = stepper(ours)
     without = CStepper(ours)
-    without.weights = [(w_ih, w_hh, None, None) for w_ih, w_hh, *_ in without.weights]
+    without.stack.layers = [
+        (native.StepInPlace(step.cell, step.state, (*step.weights[:2], None, None)), h)
+        for step, h in without.stack.layers
+    ]
     for token in (3, 1, 4):
         assert torch.equal(with_zeros(token), without(token))
 
@@ -71,6 +74,18 @@ def test_who_steps() -> None:
     assert isinstance(stepper(model("gru", impl="torch")), ModelStepper)
     assert isinstance(stepper(model("gru", bidirectional=True)), ModelStepper)
     assert isinstance(stepper(model("gru").double()), ModelStepper)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@EACH_MODEL
+@torch.no_grad()
+def test_it_is_the_step_of_the_layer(name: str, tied: bool) -> None:
+    ours = model(name, tied=tied)
+    step, hx = stepper(ours), None
+    for token in (3, 1, 4, 1, 5):
+        given = ours.output.weight[token] if tied else torch.tensor(token)
+        out, hx = ours.layer.step(given, hx)
+        assert torch.equal(step(token), native.matvec(ours.output.weight, out, ours.output.bias))
 
 
 def test_a_change_of_the_weights_is_seen() -> None:
@@ -83,17 +98,36 @@ def test_a_change_of_the_weights_is_seen() -> None:
         assert torch.equal(step(3), torch.full((VOCABULARY,), 100.0))
 
 
+@pytest.mark.parametrize("how", ["in place", "elsewhere", "in place, transposed", "another shape"])
+def test_what_a_step_reads_is_what_the_tensors_hold(how: str) -> None:
+    transposed = "transposed" in how
+    w_ih, w_hh = torch.randn(9, 5), torch.randn(3, 9).t() if transposed else torch.randn(9, 3)
+    h, x = torch.randn(3), torch.randn(5)
+    step = native.StepInPlace("gru", (h,), (w_ih, w_hh, None, None))
+    step(x)
+    if how == "another shape":
+        w_hh.data = torch.randn(9, 4)
+        with pytest.raises(RuntimeError, match=r"w_ih must be float32 \[12, 5\]"):
+            step(x)
+        return
+    w_hh.data = torch.randn(9, 3) if how == "elsewhere" else w_hh.data.zero_()
+    expected = h.clone()
+    native.StepInPlace("gru", (expected,), (w_ih, w_hh.clone(), None, None))(x)
+    step(x)
+    assert torch.equal(h, expected)
+
+
 def test_wrong_input() -> None:
     w_ih, w_hh, h = torch.randn(9, 5), torch.randn(9, 3), torch.zeros(3)
     weights = (w_ih, w_hh, None, None)
     for token in (-1, 5):
         with pytest.raises(IndexError, match=rf"token id {token} is outside \[0, 5\)"):
-            native.step_in_place("gru", token, (h,), weights)
+            native.StepInPlace("gru", (h,), weights)(token)
     with pytest.raises(RuntimeError, match=r"a state that changes in place must be contiguous, got strides \(2,\)"):
-        native.step_in_place("gru", 1, (torch.zeros(6)[::2],), weights)
+        native.StepInPlace("gru", (torch.zeros(6)[::2],), weights)
     with pytest.raises(RuntimeError, match=r"expected 2 states, got 1"):
-        native.step_in_place("lstm", 1, (h,), (torch.randn(12, 5), torch.randn(12, 3), None, None))
+        native.StepInPlace("lstm", (h,), (torch.randn(12, 5), torch.randn(12, 3), None, None))
     with pytest.raises(RuntimeError, match=r"x must be float32 \[5\] on the CPU, got torch.float32 \[4\] on cpu"):
-        native.step_in_place("gru", torch.zeros(4), (h,), weights)
+        native.StepInPlace("gru", (h,), weights)(torch.zeros(4))
     with pytest.raises(RuntimeError, match=r"x must be float32 \[3\] on the CPU, got torch.float64 \[3\]"):
         native.matvec(w_hh, torch.zeros(3).double(), None)

@@ -92,10 +92,10 @@ def test_one_step_in_every_state(state: str) -> None:
     cell, w = fastcells.GRUCell(4, 16), torch.randn(8, 16)
     weights = tuple(p.detach() for p in cell.parameters())
     x, h, expected = torch.randn(4), torch.zeros(16), torch.zeros(16)
-    native.step_in_place("gru", x, (expected,), weights)
+    native.StepInPlace("gru", (expected,), weights)(x)
     scores = native.matvec(w, expected, None)
     with STATES[state]():
-        native.step_in_place("gru", x, (h,), weights)
+        native.StepInPlace("gru", (h,), weights)(x)
         assert torch.equal(h, expected) and torch.equal(native.matvec(w, h, None), scores)
 
 

@@ -43,11 +43,13 @@ class CpuBackend(KernelBackend):
         if in_aten and call.padding > policy.MOST_PADDING:
             return None
         training, instructions = call.w_hh.requires_grad and torch.is_grad_enabled(), native.instruction_set()
+        columns = call.w_hh.shape[1]  # H, or P of a projection
         if "proj_size" in call.options:
-            P = call.w_hh.shape[1]
-            return policy.projected_advantage(call.T, call.B, call.H, P, training=training, instructions=instructions)
+            return policy.projected_advantage(
+                call.T, call.B, call.H, columns, training=training, instructions=instructions
+            )
         return policy.advantage(
-            call.spec.name, call.T, call.B, call.H, training=training, aten=in_aten, instructions=instructions
+            call.spec.name, call.T, call.B, columns, training=training, aten=in_aten, instructions=instructions
         )
 
     def choose(self, call: Call, reason: str) -> Choice:

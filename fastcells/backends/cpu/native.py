@@ -155,36 +155,57 @@ def recur(kernel: str, cell: str, given: Tensors, reverse: bool, save: bool = Fa
     return written
 
 
-def step_in_place(
-    cell: str, x: Tensor | int, state: tuple[Tensor, ...], weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-) -> None:
-    """One step of one sequence: `state` becomes the state after it.
+class StepInPlace:
+    """Steps of one sequence, each of which makes `state` the state after it: `StepInPlace(cell, state, weights)(x)`.
 
-    x: [I], or a token id. state: (h,) or (h, c), each [H] and contiguous. weights: w_ih [G*H, I], w_hh [G*H, H], b_ih
-    and b_hh [G*H] or None. All float32.
+    state: (h,) or (h, c), each [H] and contiguous. weights: w_ih [G*H, I], w_hh [G*H, H], b_ih and b_hh [G*H] or None.
+    All float32. They keep their shapes, and are read anew at each step; checked again only if one lies elsewhere.
 
     Raises:
-        as `forward`. IndexError: an id outside [0, I).
+        as `forward`.
     """
-    spec = SPECS[cell]
-    w_ih, w_hh, b_ih, b_hh = weights
-    (rows, I), (_, H) = check.matrix("w_ih", w_ih), check.matrix("w_hh", w_hh)  # noqa: E741
-    gates = len(spec.gates) * H
-    w_ih, w_hh = check.float32("w_ih", w_ih, (gates, I)), check.float32("w_hh", w_hh, (gates, H))
-    b_ih, b_hh = (None if b is None else check.float32(n, b, (rows,)) for n, b in (("b_ih", b_ih), ("b_hh", b_hh)))
-    h, c = check.pair(state, len(spec.states))
-    for s in state:
-        if check.float32("state", s, (H,)).data_ptr() != s.data_ptr():
-            raise RuntimeError(f"a state that changes in place must be contiguous, got strides {s.stride()}")
-    dense = None if isinstance(x, int) else check.float32("x", x, (I,))
-    if isinstance(x, int) and not 0 <= x < I:
-        raise IndexError(f"token id {x} is outside [0, {I})")
-    if H == 0:
-        return
-    read = _addresses(x=dense, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh)
-    written = check.written(("h", h, (H,)), ("c", c, (H,)))
-    sizes = {"cell": _NUMBERS[cell], "H": H, "I": I, "id": x if isinstance(x, int) else I}
-    _cpu.step_in_place(_instructions, _threads(w_hh.numel()), **sizes, **read, **written)
+
+    def __init__(
+        self, cell: str, state: tuple[Tensor, ...], weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+    ) -> None:
+        self.cell, self.state, self.weights = cell, state, weights
+        self._prepare()
+        self._fresh = True
+
+    def _prepare(self) -> None:
+        spec = SPECS[self.cell]
+        w_ih, w_hh, b_ih, b_hh = self.weights
+        (rows, I), (_, H) = check.matrix("w_ih", w_ih), check.matrix("w_hh", w_hh)  # noqa: E741
+        gates = len(spec.gates) * H
+        w_ih, w_hh = check.float32("w_ih", w_ih, (gates, I)), check.float32("w_hh", w_hh, (gates, H))
+        b_ih, b_hh = (None if b is None else check.float32(n, b, (rows,)) for n, b in (("b_ih", b_ih), ("b_hh", b_hh)))
+        h, c = check.pair(self.state, len(spec.states))
+        for s in self.state:
+            if check.float32("state", s, (H,)).data_ptr() != s.data_ptr():
+                raise RuntimeError(f"a state that changes in place must be contiguous, got strides {s.stride()}")
+        check.written(("h", h, (H,)), ("c", c, (H,)))
+        self._read = w_ih, w_hh, b_ih, b_hh, h, c  # as C reads them: a copy of what is not contiguous
+        self._given = *self.weights, h, c
+        self._addresses = [0 if t is None else t.data_ptr() for t in self._read]
+        self._sizes = _NUMBERS[self.cell], H, I
+
+    def __call__(self, x: Tensor | int) -> None:
+        """x: [I], or a token id. Raises as `forward`, and IndexError for an id outside [0, I)."""
+        if self._fresh:
+            self._fresh = False
+        elif [0 if t is None else t.data_ptr() for t in self._given] != self._addresses:
+            self._prepare()
+        *_, H, I = self._sizes  # noqa: E741
+        if isinstance(x, int):
+            if not 0 <= x < I:
+                raise IndexError(f"token id {x} is outside [0, {I})")
+            token, address = x, 0
+        else:
+            x = check.float32("x", x, (I,))
+            token, address = I, x.data_ptr()
+        if H:
+            threads = _threads(self.weights[1].numel())
+            _cpu.step_in_place(_instructions, threads, *self._sizes, token, address, *self._addresses)
 
 
 def matvec(w: Tensor, x: Tensor, b: Tensor | None) -> Tensor:

@@ -40,10 +40,11 @@ def aten(
     state: each [layers * directions, B, H]. weights: flat, in torch's order.
     Returns the output and the final state.
     """
-    if not x.is_cpu and not training:
-        # cuDNN differentiates only what ran as if for training, which means no more than that without dropout.
-        dropout, training = 0.0, torch.is_grad_enabled()
-    if not x.is_cpu:  # which cuDNN does not ask for, it demands
+    if not x.is_cpu:
+        if not training:
+            # cuDNN differentiates only what ran as if for training, which means no more than that without dropout.
+            dropout, training = 0.0, torch.is_grad_enabled()
+        # Which cuDNN does not ask for, it demands.
         x, state, weights = x.contiguous(), tuple(s.contiguous() for s in state), [w.contiguous() for w in weights]
     hx = state if len(state) > 1 else state[0]
     stack = (hx, weights, has_biases, num_layers, dropout, training, bidirectional)

@@ -10,6 +10,7 @@ from fastcells.backends.base import Backend, Call, Choice, Gradients, Inputs, Pr
 from fastcells.backends.cpu import policy, products
 from fastcells.backends.torch.aten import OPERATORS
 from fastcells.backends.torch.gru import GRU_RESET_AFTER_LOOP, GRU_RESET_BEFORE_LOOP
+from fastcells.backends.torch.layer_norm import LAYER_NORM_GRU_LOOP, LAYER_NORM_LSTM_LOOP
 from fastcells.backends.torch.loop import Loop
 from fastcells.backends.torch.lstm import LSTM_LOOP
 from fastcells.backends.torch.rnn import RNN_RELU_LOOP, RNN_TANH_LOOP
@@ -22,10 +23,11 @@ LOOPS: dict[str, Loop] = {
     "gru": GRU_RESET_AFTER_LOOP,
     "gru_reset_before": GRU_RESET_BEFORE_LOOP,
     "lstm": LSTM_LOOP,
+    "layer_norm_gru": LAYER_NORM_GRU_LOOP,
+    "layer_norm_lstm": LAYER_NORM_LSTM_LOOP,
 }
 
 
-IN_LOOPS = frozenset({"lengths"})  # the options that they know
 IN_ATEN = frozenset({"proj_size"})
 
 
@@ -59,7 +61,8 @@ class TorchBackend(Backend):
         return COMPILED_LSTM if lstm and torch.is_grad_enabled() and compiling() else ATEN
 
     def must_unroll(self, choice: Choice, spec: CellSpec, weights: RecurrentWeights, steps: Steps) -> bool:
-        if spec.name not in LOOPS or weights.w_hr is not None or steps.options - IN_LOOPS:
+        loop = LOOPS.get(spec.name)
+        if loop is None or weights.w_hr is not None or steps.options - loop.options:
             return True
         return choice is GATHERED_BY_CPU  # a single step: autograd's own way through it is the shorter one
 

@@ -28,6 +28,17 @@ def _common_factors(z: Tensor, n: Tensor, before: Tensor, mask: Tensor | None) -
     return n_factor * mask, z_factor * mask, torch.where(mask, z, 1)
 
 
+def factors(gates: Tensor, n: Tensor, before: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+    """What dh' is multiplied with at all steps of a reset-after GRU. gates: [T, B, 3H], r, z and what r multiplies.
+
+    Returns those for d_r, d_z, what r multiplies, d_n, and the part of dh that goes around the gates: each [T, B, H].
+    """
+    r, z, h_n = gates.chunk(3, -1)
+    n_factor, z_factor, around = _common_factors(z, n, before, mask)
+    h_n_factor = n_factor * r
+    return h_n_factor * h_n * (1 - r), z_factor, h_n_factor, n_factor, around
+
+
 class GRUResetAfterLoop(Loop):
     def forward(self, inputs: Inputs, save: bool) -> Trace:
         x, w_hh, b_hh = inputs.x.x, inputs.weights.w_hh, inputs.weights.b_hh
@@ -59,19 +70,17 @@ class GRUResetAfterLoop(Loop):
         w_hh, T = inputs.weights.w_hh, len(d_hidden)
         order, mask = inputs.steps.order(T), inputs.steps.mask(T)
         gates, n = trace.saved
-        r, z, h_n = gates.chunk(3, -1)
-        n_factor, z_factor, around = _common_factors(z, n, previous.cat, mask)
         T, B, H = n.shape
-        factors = torch.cat([n_factor * h_n * r * (1 - r), z_factor, n_factor * r], -1).view(T, B, 3, H)
-        d_gates = torch.empty_like(factors)  # with respect to h W_hh^T + b_hh
+        *factor, n_factor, around = factors(gates, n, previous.cat, mask)
+        d_gates = torch.stack(factor, 2)  # they become the gradients with respect to h W_hh^T + b_hh
         d_h = d_last[0] + d_hidden[order[-1]]
         d_h_all = torch.empty_like(n)
-        factor_t, around_t, d_gates_t = factors.unbind(0), around.unbind(0), d_gates.unbind(0)
+        around_t, d_gates_t = around.unbind(0), d_gates.unbind(0)
         d_hidden_t, d_h_t = d_hidden.unbind(0), d_h_all.unbind(0)
         for i in range(T - 1, -1, -1):
             t = order[i]
             d_h_t[t].copy_(d_h)
-            torch.mul(factor_t[t], d_h.unsqueeze(1), out=d_gates_t[t])
+            d_gates_t[t].mul_(d_h.unsqueeze(1))
             d_h = d_h * around_t[t] if i == 0 else torch.addcmul(d_hidden_t[order[i - 1]], d_h, around_t[t])
             d_h.addmm_(d_gates_t[t].view(B, 3 * H), w_hh)
         d_gates = d_gates.view(T, B, 3 * H)

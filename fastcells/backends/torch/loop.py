@@ -17,6 +17,8 @@ class Loop(ABC):
     Dimensions: T time, B batch, H hidden, G gates. Past a row's length its state stands still and no gradient arises.
     """
 
+    options: frozenset[str] = frozenset({"lengths"})  # of `Steps.options`, those that it knows
+
     @abstractmethod
     def forward(self, inputs: Inputs, save: bool) -> Trace:
         """All steps of a dense input projection."""
@@ -41,6 +43,11 @@ def freeze_finished(mask: Tensor | None, t: int, new: Tensor, old: Tensor) -> No
     """Put `old` back, in place, into the rows of `new` whose sequence has ended at step t. mask: bool [T, B, 1]."""
     if mask is not None:
         torch.where(mask[t], new, old, out=new)
+
+
+def restart(resets: Tensor | None, t: int, state: Tensor) -> Tensor:
+    """A state ahead of step t, or its gradient: zeros where an episode starts. resets: bool [T, B, 1]."""
+    return state if resets is None else torch.where(resets[t], 0, state)
 
 
 def own_output(hidden: Tensor, mask: Tensor | None, save: bool) -> Tensor:

@@ -19,6 +19,20 @@ from fastcells.backends.torch.loop import Loop, buffer_per_step, freeze_finished
 from fastcells.spec import State
 
 
+def factors(gates: Tensor, tanh_c: Tensor, c_before: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What the states' gradients are multiplied with at all steps. gates: [T, B, 4H].
+
+    Returns those of dh' for d_c', [T, B, H], of d_c' for d_i, d_f and d_g and of dh' for d_o, [T, B, 4H], and of d_c'
+    for d_c, [T, B, H].
+    """
+    i, f, g, o = gates.chunk(4, -1)
+    c_factor = o * (1 - tanh_c * tanh_c)
+    factor = torch.cat([g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], -1)
+    if mask is None:
+        return c_factor, factor, f
+    return c_factor * mask, factor * mask, torch.where(mask, f, 1)
+
+
 class LSTMLoop(Loop):
     def forward(self, inputs: Inputs, save: bool) -> Trace:
         x, w_hh, b_hh = inputs.x.x, inputs.weights.w_hh, inputs.weights.b_hh
@@ -53,25 +67,16 @@ class LSTMLoop(Loop):
         w_hh, T = inputs.weights.w_hh, len(d_hidden)
         order, mask = inputs.steps.order(T), inputs.steps.mask(T)
         gates, c_all, tanh_c = trace.saved
-        i, f, g, o = gates.chunk(4, -1)
-        T, B, H = c_all.shape
-        c_factor = o * (1 - tanh_c * tanh_c)
-        o_factor = tanh_c * o * (1 - o)
+        H = c_all.shape[-1]
         c_before = PreviousStates(c_all, inputs.state[1], inputs.steps).cat
-        ifg_factor = torch.cat([g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)], -1)
-        if mask is not None:
-            c_factor, o_factor, ifg_factor = c_factor * mask, o_factor * mask, ifg_factor * mask
-            f = torch.where(mask, f, 1)
-        ifg_factor = ifg_factor.view(T, B, 3, H)
-        d_gates = torch.empty_like(gates)
-        d_ifg = d_gates[..., : 3 * H].unflatten(-1, (3, H))
-        d_o = d_gates[..., 3 * H :]
+        c_factor, d_gates, f = factors(gates, tanh_c, c_before, mask)  # the gates' factors become their gradients
+        d_ifg_t, d_o_t = d_gates[..., : 3 * H].unflatten(-1, (3, H)).unbind(0), d_gates[..., 3 * H :].unbind(0)
         d_h, d_c = d_last
         for t in reversed(order):
             d_h = d_h + d_hidden[t]
             d_c = torch.addcmul(d_c, d_h, c_factor[t])
-            torch.mul(ifg_factor[t], d_c.unsqueeze(1), out=d_ifg[t])
-            torch.mul(o_factor[t], d_h, out=d_o[t])
+            d_ifg_t[t].mul_(d_c.unsqueeze(1))
+            d_o_t[t].mul_(d_h)
             d_before = d_gates[t] @ w_hh
             d_h = d_before if mask is None else torch.where(mask[t], d_before, d_h)
             d_c = d_c * f[t]

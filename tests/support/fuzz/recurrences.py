@@ -179,7 +179,7 @@ class Step(Call):
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
         state = tuple(s.clone() if isinstance(s, Tensor) else s for s in (a["h"], a.get("c"))[: self.spec.num_states])
-        native.step_in_place(self.spec.name, a["x"], state, (a["w_ih"], a["w_hh"], a["b_ih"], a["b_hh"]))
+        native.StepInPlace(self.spec.name, state, (a["w_ih"], a["w_hh"], a["b_ih"], a["b_hh"]))(a["x"])
         return {"h": state[0], "c": state[-1]}
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
