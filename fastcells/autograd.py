@@ -82,15 +82,16 @@ class Recurrence(torch.autograd.Function):
         b_ih: Tensor | None,
         w_hh: Tensor,
         b_hh: Tensor | None,
-        *state: Tensor,
+        *state_and_extra: Tensor,
     ) -> tuple[Tensor, ...]:
         steps = Steps(reverse, lengths, resets)
-        inputs = Inputs(StepInput(x, ids, b_ih), state, RecurrentWeights(w_hh, b_hh), steps)
+        state, extra = state_and_extra[: spec.num_states], state_and_extra[spec.num_states :]
+        inputs = Inputs(StepInput(x, ids, b_ih), state, RecurrentWeights(w_hh, b_hh, None, extra), steps)
         trace = choice.backend.forward(choice, spec, inputs, save=True)
         ctx.choice, ctx.spec, ctx.reverse = choice, spec, reverse
         # Everything of the user's, so that a change in place is seen.
         given = (lengths, resets, x, ids, b_ih, w_hh, b_hh)
-        ctx.save_for_backward(*given, *state, trace.hidden, *trace.saved)
+        ctx.save_for_backward(*given, *state_and_extra, trace.hidden, *trace.saved)
         out = outputs(trace, steps)
         # The caller's, who may change it in place. On a GPU that is an error, as it is with cuDNN, which saves it too.
         return out.clone() if out is trace.hidden and out.device.type == "cpu" else out, *trace.last
@@ -100,28 +101,32 @@ class Recurrence(torch.autograd.Function):
         choice: Choice = ctx.choice
         spec: CellSpec = ctx.spec
         lengths, resets, x, ids, b_ih, w_hh, b_hh, *rest = ctx.saved_tensors
-        state, hidden, saved = tuple(rest[: spec.num_states]), rest[spec.num_states], tuple(rest[spec.num_states + 1 :])
+        states, given = spec.num_states, spec.num_states + len(spec.extra)
+        state, extra, hidden, saved = tuple(rest[:states]), tuple(rest[states:given]), rest[given], rest[given + 1 :]
         steps = Steps(ctx.reverse, lengths, resets)
-        inputs = Inputs(StepInput(x, ids, b_ih), state, RecurrentWeights(w_hh, b_hh), steps)
+        inputs = Inputs(StepInput(x, ids, b_ih), state, RecurrentWeights(w_hh, b_hh, None, extra), steps)
         # create_graph=True, or is_grads_batched=True: buffers cannot serve. A compiled backward is neither.
         if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or any_batched(d_out, *d_last)):
 
             def unrolled(x: Tensor, b_ih: Tensor, w_hh: Tensor, b_hh: Tensor, *s: Tensor) -> tuple[Tensor, ...]:
-                x_proj, weights = projection(StepInput(x, ids, b_ih)), RecurrentWeights(w_hh, b_hh)
-                out, last = unroll(spec, x_proj, s, weights, steps)
+                x_proj = projection(StepInput(x, ids, b_ih))
+                weights = RecurrentWeights(w_hh, b_hh, None, s[states:])
+                out, last = unroll(spec, x_proj, s[:states], weights, steps)
                 return out, *last
 
-            gradients = differentiable_backward(unrolled, (x, b_ih, w_hh, b_hh, *state), (d_out, *d_last))
+            gradients = differentiable_backward(unrolled, (x, b_ih, w_hh, b_hh, *state, *extra), (d_out, *d_last))
         else:
             needs_x, _, needs_b_ih, needs_w, needs_b = ctx.needs_input_grad[5:10]
             with no_autocast(x):  # backward may be called inside one that forward was not
                 previous = PreviousStates(hidden, state[0], steps)
-                trace = Trace(hidden, (), saved)
+                trace = Trace(hidden, (), tuple(saved))
                 d = choice.backend.backward(choice, spec, inputs, trace, previous, d_out, d_last)
-                d_w, d_b = choice.backend.weight_gradients(spec, trace, previous, d.d_gates, needs_w, needs_b)
+                d_w, d_b = choice.backend.weight_gradients(
+                    spec, trace, previous, d.d_gates, needs_w, needs_b, d.operand
+                )
                 d_x = d.d_x if ids is None else rows_gradient(d.d_x, ids, x.shape[1]) if needs_x else None
                 d_b_ih = d.d_x.sum((0, 1)) if needs_b_ih else None
-            gradients = (d_x, d_b_ih, d_w, d_b, *d.d_state)
+            gradients = (d_x, d_b_ih, d_w, d_b, *d.d_state, *d.d_extra)
         d_x, d_b_ih, *others = gradients
         return None, None, None, None, None, d_x, None, d_b_ih, *others
 

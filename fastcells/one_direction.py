@@ -68,7 +68,7 @@ def run(
         if folded:
             x, start, plain = projection.fold(inputs.x, initial, recurrent, steps)
             inputs = StepInput(x)
-        given = (*inputs, plain.w_hh, plain.b_hh, *start)
+        given = (*inputs, plain.w_hh, plain.b_hh, *start, *plain.extra)
         if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in given):
             out, *states = Recurrence.apply(choice, spec, *steps[:3], *given)
             last = tuple(states)

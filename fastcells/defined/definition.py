@@ -110,10 +110,16 @@ def _check_use(
     apart: frozenset[str],
     ends: list[int],
 ) -> None:
-    """Raise unless everything has a part in the result."""
+    """Raise unless everything has a part in the result, and each result is a value for each unit and row."""
     used = {builder.nodes[place].name for place in reached(builder.nodes, ends) if builder.nodes[place].op == "input"}
     parts = [part for gate in gates for part in ([f"x_{gate}", f"h_{gate}"] if gate in apart else [gate])]
     for kind, names in (("gate", parts), ("state", states[1:]), ("extra parameter", extra)):
         for each in names:
             if each not in used:
                 raise DefinitionError(f"{name}: the {kind} {each} is not used: no new state depends on it")
+    for state, place in zip(states, ends, strict=False):
+        below = {builder.nodes[p].name for p in reached(builder.nodes, [place])}
+        if not below & {*parts, *states}:
+            raise DefinitionError(
+                f"{name}: the new state {state} has no shape [B, H]: it depends on no gate and on no state"
+            )

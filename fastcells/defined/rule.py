@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from fastcells.defined.builder import Builder
 from fastcells.defined.graph import Graph, Node, reached
@@ -29,8 +31,8 @@ class Rule:
 
     Where a cell's last gates multiply W_hh with something else than h, `second` names them, `operand` is that
     something's graph (of the other gates, the states and parameters; one output, "operand"), `backward` has an input
-    `d_operand` more, which its outputs for the gates in `second` do not depend on; and its output `d_<state>` is
-    what flows there beside W_hh.
+    `d_operand` more, which its outputs for the gates in `second` do not depend on. operand_again: the same value of
+    what `backward` reads. In any cell `d_<state>` is what flows there beside W_hh.
     """
 
     gates: tuple[str, ...]
@@ -42,11 +44,26 @@ class Rule:
     saved: tuple[str, ...]
     second: tuple[str, ...] = ()
     operand: Graph | None = None
+    operand_again: Graph | None = None
 
     @property
     def same_gradient(self) -> bool:
         """Whether the gradient of a gate's input projection is that of its recurrent product, for all gates."""
         return not self.apart
+
+    def forward_states(self) -> Graph:
+        """`forward` without what is saved."""
+        return Builder(self.forward.nodes).graph(self.forward.outputs[: len(self.states)])
+
+    def gate_inputs(self, first: int, x: Sequence[Tensor], h: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Inputs of `forward` for the gates from `first` on. x, h: their input projections and recurrent products."""
+        values: dict[str, Tensor] = {}
+        for gate, x_gate, h_gate in zip(self.gates[first : first + len(x)], x, h, strict=True):
+            if gate in self.apart:
+                values |= {f"x_{gate}": x_gate, f"h_{gate}": h_gate}
+            else:
+                values[gate] = x_gate + h_gate
+        return values
 
     def x_input(self, gate: str) -> str:
         """The input of `forward` whose gradient is that of a gate's input projection."""
@@ -81,7 +98,8 @@ def make_rule(
 
     d_all = _depending_on(joint.nodes, [d for _, d in given])
     live = reached(joint.nodes, found.values())
-    needed = {arg for place in live & d_all for arg in joint.nodes[place].args} | (live & set(found.values()))
+    needed = {ends[OPERAND]} if operand is not None else set()
+    needed |= {arg for place in live & d_all for arg in joint.nodes[place].args} | (live & set(found.values()))
     free = {ends[name]: name for name, _ in results}
     free |= {wanted[name]: name for name in (*states, *extra) if name in wanted}
     kept = to_keep(joint.nodes, needed - d_all, free, len(whole.nodes))
@@ -90,8 +108,11 @@ def make_rule(
     replaced = {**free, **{place: whole.nodes[place].name for place in kept}}
     backward = _rebuilt(joint.nodes, [(f"d_{name}", found[place]) for name, place in wanted.items()], replaced)
     forward = Builder(whole.nodes).graph([*((n, ends[n]) for n, _ in results), *zip(saved, kept, strict=True)])
-    own = None if operand is None else Builder(whole.nodes).graph([(OPERAND, ends[OPERAND])])
-    return Rule(gates, states, extra, apart, forward, backward, saved, second, own)
+    if operand is None:
+        return Rule(gates, states, extra, apart, forward, backward, saved)
+    end = [(OPERAND, ends[OPERAND])]
+    again = _rebuilt(joint.nodes, end, replaced)
+    return Rule(gates, states, extra, apart, forward, backward, saved, second, Builder(whole.nodes).graph(end), again)
 
 
 def _depending_on(nodes: list[Node], roots: Iterable[int]) -> set[int]:

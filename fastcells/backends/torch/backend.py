@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 from fastcells.backends.base import Backend, Call, Choice, Gradients, Inputs, PreviousStates, Steps, Trace
 from fastcells.backends.cpu import policy, products
 from fastcells.backends.torch.aten import OPERATORS
+from fastcells.backends.torch.defined import DefinedLoop
 from fastcells.backends.torch.gru import GRU_RESET_AFTER_LOOP, GRU_RESET_BEFORE_LOOP
 from fastcells.backends.torch.loop import Loop
 from fastcells.backends.torch.lstm import LSTM_LOOP
@@ -25,6 +26,7 @@ LOOPS: dict[str, Loop] = {
 }
 
 
+DEFINED: dict[int, DefinedLoop] = {}  # by the rule's identity: each is kept by its loop
 IN_LOOPS = frozenset({"lengths"})  # the options that they know
 IN_ATEN = frozenset({"proj_size"})
 
@@ -43,6 +45,8 @@ class TorchBackend(Backend):
     def choose(self, call: Call, reason: str) -> Choice:
         if call.token_ids:
             return _on_token_ids(call)
+        if call.spec.rule is not None:
+            return DERIVED
         if call.spec.name not in OPERATORS:
             return NOT_IN_ATEN.get(call.spec.name, NO_SUCH_CELL)
         if call.options:
@@ -59,7 +63,7 @@ class TorchBackend(Backend):
         return COMPILED_LSTM if lstm and torch.is_grad_enabled() and compiling() else ATEN
 
     def must_unroll(self, choice: Choice, spec: CellSpec, weights: RecurrentWeights, steps: Steps) -> bool:
-        if spec.name not in LOOPS or weights.w_hr is not None or steps.options - IN_LOOPS:
+        if (spec.name not in LOOPS and spec.rule is None) or weights.w_hr is not None or steps.options - IN_LOOPS:
             return True
         return choice is GATHERED_BY_CPU  # a single step: autograd's own way through it is the shorter one
 
@@ -69,7 +73,7 @@ class TorchBackend(Backend):
         return super().project(choice, x, w_ih, b_ih)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
-        return LOOPS[spec.name].forward(inputs, save)
+        return _loop(spec).forward(inputs, save)
 
     def backward(
         self,
@@ -82,10 +86,19 @@ class TorchBackend(Backend):
         d_last: State,
     ) -> Gradients:
         d_hidden = inputs.steps.zero_past_length(d_hidden)
-        return LOOPS[spec.name].backward(inputs, trace, previous, d_hidden, d_last)
+        return _loop(spec).backward(inputs, trace, previous, d_hidden, d_last)
 
     def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
-        return LOOPS[spec.name].operands(spec.num_gates, trace, previous)
+        return _loop(spec).operands(spec.num_gates, trace, previous)
+
+
+def _loop(spec: CellSpec) -> Loop:
+    if spec.rule is None:
+        return LOOPS[spec.name]
+    loop = DEFINED.get(id(spec.rule))
+    if loop is None:
+        loop = DEFINED[id(spec.rule)] = DefinedLoop(spec)
+    return loop
 
 
 def _on_token_ids(call: Call) -> Choice:
@@ -116,6 +129,7 @@ GATHERED_BY_CPU = _choice("recurrence", "one step: C gathers rows of W_ih^T for 
 TRANSFORMED = _choice("recurrence", "transforms look through plain steps, ATen's recurrence hides them")
 COMPILED_LSTM = _choice("recurrence", "torch.compile cannot differentiate ATen's LSTM on this device")
 NO_SUCH_CELL = _choice("recurrence", "ATen has no such cell")
+DERIVED = _choice("recurrence", "a defined cell: forward and backward in torch's operators, derived from its equations")
 NO_SUCH_OPTION = _choice("recurrence", "ATen has no such option")
 NOT_IN_ATEN = {
     "gru_reset_before": _choice("recurrence", "ATen has no reset-before GRU"),
