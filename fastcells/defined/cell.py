@@ -1,47 +1,73 @@
-"""The `CellSpec` of a defined cell: its step is the rule's graph, computed with torch's operators."""
+"""What the cell classes that `fastcells.define` makes have in common."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any, ClassVar
 
-from fastcells.defined.evaluate import evaluate
-from fastcells.defined.rule import OPERAND, Rule
+import torch
+from torch import Tensor, nn
+
+from fastcells import dispatch
+from fastcells.cells import Cell, Weights
+from fastcells.defined.kinds import Kind
 from fastcells.spec import CellSpec, RecurrentWeights, State
-from fastcells.spec.recurrent import RecurrentProduct
 
 
-def spec_of(name: str, rule: Rule, recurrent: RecurrentProduct) -> CellSpec:
-    """Whose `step` can be differentiated any number of times; loops and kernels are made of `rule`."""
-    G = len(rule.gates)
-    early = G - len(rule.second)
-    only_states = rule.forward_states()
+class DefinedCell(Cell):
+    """One step of a defined cell, used as `fastcells.GRUCell` is.
 
-    def step(x: Tensor, state: State, weights: RecurrentWeights) -> State:
-        w_hh, b_hh, H = weights.w_hh, weights.b_hh, state[0].shape[-1]
-        x_gates = x.chunk(G, -1)
-        known = dict(zip((*rule.states, *rule.extra), (*state, *weights.extra), strict=True))
+    Input [B, I] or [I], or integer token ids [B] or [], which mean `one_hot(ids, input_size)`; hx [B, H] or [H], of a
+    cell with several states a tuple of them. Returns the new state in hx's form. Keyword-only: num_heads, impl.
+    """
 
-        def gates(h: Tensor, first: int, last: int) -> dict[str, Tensor]:
-            """Pre-activations, of which h is what W_hh multiplies."""
-            w = w_hh if last - first == G else recurrent.gates(w_hh, G, first, last)
-            product = recurrent.product(h, w, None if b_hh is None else b_hh[first * H : last * H])
-            return rule.gate_inputs(first, x_gates[first:last], product.chunk(last - first, -1))
+    kind: ClassVar[Kind]
+    num_heads: int = 1
+    in_aten = False
 
-        kept = weights.masked(state[0])
-        values = known | gates(kept, 0, early)
-        if rule.operand is not None:
-            operand = evaluate(rule.operand, values | {rule.states[0]: kept})[OPERAND]
-            values |= gates(operand, early, G)
-        return tuple(evaluate(only_states, values).values())
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_heads: int = 1,
+        impl: str = "auto",
+    ) -> None:
+        dispatch.check_impl(impl)
+        super().__init__(
+            input_size, hidden_size, bias, num_chunks=len(self.kind.rule.gates), device="meta", dtype=dtype
+        )
+        self.kind.check_heads(num_heads, hidden_size)
+        self.num_heads, self.impl = num_heads, impl
+        for name, shape in self.kind.parameters(self._spec(), input_size, hidden_size, bias).items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.reset_parameters()
 
-    return CellSpec(
-        name,
-        rule.gates,
-        rule.states,
-        step,
-        saved=rule.saved,
-        same_gradient=rule.same_gradient,
-        extra=rule.extra,
-        recurrent=recurrent,
-        rule=rule,
-    )
+    def reset_parameters(self) -> None:
+        """As torch.nn's, and what the definition says of some values."""
+        super().reset_parameters()
+        for name, parameter in self.named_parameters(recurse=False):
+            self.kind.begin(name, parameter)
+
+    def _get_name(self) -> str:
+        return self.label
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", num_heads={self.num_heads}" if self.num_heads > 1 else "")
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """As `fastcells.GRUCell`'s: see the class."""
+        hx = self.kind.given_states(self.label, "hx", hx)
+        new = self._step(input, (hx,) if isinstance(hx, Tensor) else hx)
+        return new if len(new) > 1 else new[0]
+
+    def _recurrent(self, weights: Weights) -> RecurrentWeights:
+        return RecurrentWeights(weights[1], weights[3], None, tuple(getattr(self, p) for p in self.kind.rule.extra))
+
+    def _spec(self) -> CellSpec:
+        return self.kind.spec(self.num_heads)
+
+    def _aten(self, x: Tensor, state: State, weights: Weights) -> State:
+        raise AssertionError("ATen has no defined cell")

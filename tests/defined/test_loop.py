@@ -10,7 +10,7 @@ from fastcells import functional, one_direction
 from fastcells.autograd import unroll
 from fastcells.backends.base import LayerWeights, Steps
 from fastcells.backends.torch.backend import DERIVED
-from fastcells.defined.cell import spec_of
+from fastcells.defined.spec import spec_of
 from fastcells.spec import CellSpec, RecurrentWeights
 from fastcells.spec.recurrent import DENSE, DIAGONAL, Heads, RecurrentProduct
 from tests.defined.rules import RULES, rule
