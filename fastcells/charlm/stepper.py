@@ -10,7 +10,7 @@ from fastcells.backends.cpu import native
 from fastcells.backends.cpu.backend import CPU
 from fastcells.charlm.model import CharLM, State
 from fastcells.dispatch import explain
-from fastcells.layers import GRU, LSTM, RNN
+from fastcells.stack import Layer
 
 
 class ModelStepper:
@@ -56,7 +56,7 @@ def stepper(model: CharLM) -> ModelStepper | CStepper:
     return CStepper(model) if choose(model.layer).impl == "cpu" else ModelStepper(model)
 
 
-def choose(layer: RNN | GRU | LSTM) -> Choice:
+def choose(layer: Layer) -> Choice:
     """Which implementation steps through a model with this layer, and why."""
     w_ih, w_hh = layer.weight_ih_l0, layer.weight_hh_l0
     call = Call("cpu", layer._spec(), True, 1, 1, w_ih, w_hh)

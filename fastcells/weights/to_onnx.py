@@ -40,7 +40,8 @@ def to_onnx(
 
     Returns: the `onnx.ModelProto`.
     Raises:
-        ValueError: what ONNX's operators lack: proj_size, return_states, layer normalisation, defined cells; another dtype.
+        ValueError: what ONNX's operators lack: proj_size, return_states, layer normalisation, defined cells; another
+            dtype.
         TypeError: not a recurrent layer.
         ImportError: the package onnx is missing.
     """
