@@ -26,7 +26,7 @@ LOOPS: dict[str, Loop] = {
 }
 
 
-DEFINED: dict[int, DefinedLoop] = {}  # by the rule's identity: each is kept by its loop
+DEFINED: dict[int, DefinedLoop] = {}  # by the spec's identity: each is kept by its loop
 IN_LOOPS = frozenset({"lengths"})  # the options that they know
 IN_ATEN = frozenset({"proj_size"})
 
@@ -95,9 +95,9 @@ class TorchBackend(Backend):
 def _loop(spec: CellSpec) -> Loop:
     if spec.rule is None:
         return LOOPS[spec.name]
-    loop = DEFINED.get(id(spec.rule))
+    loop = DEFINED.get(id(spec))
     if loop is None:
-        loop = DEFINED[id(spec.rule)] = DefinedLoop(spec)
+        loop = DEFINED[id(spec)] = DefinedLoop(spec)
     return loop
 
 
