@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
+import torch
 from torch import Tensor
 
 from fastcells.backends.base import Gradients, Inputs, PreviousStates, Trace
+from fastcells.backends.torch.bound import Bound, Views, before, each_step, run
 from fastcells.backends.torch.defined_backward import Walk
-from fastcells.backends.torch.loop import Loop, buffer_per_step, freeze_finished, own_output
-from fastcells.backends.torch.program import CALLS, Call, Register, compile_rule
+from fastcells.backends.torch.loop import Loop, freeze_finished, own_output
+from fastcells.backends.torch.program import CALLS, Register, compile_rule
 from fastcells.defined.evaluate import evaluate
 from fastcells.defined.linear import linear_backward
 from fastcells.defined.rule import OPERAND
 from fastcells.spec import CellSpec, State
-
-Step = tuple[Callable[..., Any], tuple[int, ...], int, bool]  # function, places of its operands and result, fresh
 
 
 class DefinedLoop(Loop):
@@ -27,76 +24,79 @@ class DefinedLoop(Loop):
         self.spec, self.rule = spec, spec.rule
         self.program = compile_rule(spec.rule)
         self.linear = linear_backward(spec.rule)
-        self.places: dict[Register, int] = {}
-        self.early, self.late = (self._steps(calls) for calls in (self.program.early, self.program.late))
-
-    def _place(self, register: Register) -> int:
-        return self.places.setdefault(register, len(self.places))
-
-    def _steps(self, calls: list[Call]) -> list[Step]:
-        return [(CALLS[c.op], tuple(map(self._place, c.args)), self._place(c.out), c.fresh) for c in calls]
+        self.sums = _spans([gate not in spec.rule.apart for gate in spec.rule.gates])
 
     def forward(self, inputs: Inputs, save: bool) -> Trace:
         rule, program, product = self.rule, self.program, self.spec.recurrent
         x, w_hh, b_hh = inputs.x.x, inputs.weights.w_hh, inputs.weights.b_hh
-        order, mask = inputs.steps.order(len(x)), inputs.steps.mask(len(x))
-        state, G = inputs.state, len(rule.gates)
+        steps, state, G = inputs.steps, inputs.state, len(rule.gates)
         T, (B, H) = len(x), state[0].shape
-        like, early = state[0], (G - len(rule.second)) * H
-        after = [like.new_empty(T, B, H) for _ in state]
-        gates_all, gates_t = buffer_per_step(save and program.in_gates, T, B, G * H, like=like)
-        own = [buffer_per_step(save, T, B, H, like=like) for _ in range(program.own)]
+        mask, early = steps.mask(T), G - len(rule.second)
         if b_hh is not None and not rule.apart:
             x, b_hh = x + b_hh, None
-        values: list[Any] = [None] * len(self.places)
-        each_step: list[tuple[int, tuple[Tensor, ...]]] = []
-        for register, place in self.places.items():
-            kind, *at = register
-            if kind in ("gate", "gates"):
-                views = gates_all[..., at[0] * H : (at[0] + 1 if kind == "gate" else at[1]) * H].unbind(0)
-                each_step.append((place, views if len(views) == T else views * T))
-            elif kind == "x":
-                each_step.append((place, x[..., at[0] * H : (at[0] + 1) * H].unbind(0)))
-            elif kind == "new":
-                each_step.append((place, after[rule.states.index(at[0])].unbind(0)))
-            elif kind == "own":
-                each_step.append((place, own[at[0]][1]))
-            elif kind == "scratch":
-                values[place] = like.new_empty(B, H)
-            elif kind == "constant":
-                values[place] = like.new_full((), program.constants[register])
-            elif kind == "input" and at[0] in rule.extra:
-                values[place] = inputs.weights.extra[rule.extra.index(at[0])]
-        reads = [(i, self.places[r]) for i, s in enumerate(rule.states) if (r := ("input", s)) in self.places]
-        after_t, x_t = [s.unbind(0) for s in after], x.unbind(0)
-        sums = [(k * H, end * H) for k, end in _spans([gate not in rule.apart for gate in rule.gates])]
-        w_early = w_hh if early == G * H else product.gates(w_hh, G, 0, G - len(rule.second))
-        w_late = None if early == G * H else product.gates(w_hh, G, G - len(rule.second), G)
-        for t in order:
-            gates = gates_t[t]
-            for place, views in each_step:
-                values[place] = views[t]
-            for i, place in reads:
-                values[place] = state[i]
-            first = gates if w_late is None else gates[:, :early]
-            if rule.apart:
-                product.add_product(b_hh, state[0], w_early, first)
-                for start, end in sums:
-                    gates[:, start:end].add_(x_t[t][:, start:end])
-            else:
-                product.add_product(x_t[t] if w_late is None else x_t[t][:, :early], state[0], w_early, first)
-            _run(self.early, values)
-            if w_late is not None:
-                operand = values[self._place(program.operand)]  # type: ignore[arg-type]
-                product.add_product(x_t[t][:, early:], operand, w_late, gates[:, early:])
-            _run(self.late, values)
-            new = tuple([a[t] for a in after_t])
+        after = [s.new_empty(T, B, H) for s in state]
+        gates = x.new_empty(T if save and program.in_gates else 1, B, G * H)
+        own = [x.new_empty(T if save else 1, B, H) for _ in range(program.own)]
+        tensors = self._registers(inputs, x, gates, after, own)
+        first, last = (
+            [Bound(CALLS[c.op], [tensors[a] for a in c.args], tensors[c.out]) for c in calls]
+            for calls in (program.early, program.late)
+        )
+        after_t = [tensors["new", state] for state in rule.states]
+        early_t, late_t = (each_step(part, T) for part in gates.split([early * H, (G - early) * H], -1))
+        x_t, x_late_t = (part.unbind(0) for part in x.split([early * H, (G - early) * H], -1))
+        adds = []
+        for a, b in self.sums if rule.apart else []:
+            out = each_step(gates[..., a * H : b * H], T)
+            adds.append(Bound(torch.add, (out, x[..., a * H : b * H].unbind(0)), out))
+        w_early = w_hh if early == G else product.gates(w_hh, G, 0, early)
+        w_late = product.gates(w_hh, G, early, G)
+        for t in steps.order(T):
+            product.add_product(b_hh if rule.apart else x_t[t], state[0], w_early, early_t[t])
+            run(adds, t)
+            run(first, t)
+            if program.operand is not None:
+                product.add_product(x_late_t[t], tensors[program.operand][t], w_late, late_t[t])
+            run(last, t)
+            new = tuple([s[t] for s in after_t])
             for s, old in zip(new, state, strict=True):
                 freeze_finished(mask, t, s, old)
             state = new
-        saved = ([gates_all] if program.in_gates else []) + [buffer for buffer, _ in own] + after[1:]
-        last = tuple(s.clone() for s in state)
-        return Trace(after[0], last, tuple(saved) if save else (), own_output(after[0], mask, save))
+        saved = (*([gates] if program.in_gates else []), *own, *after[1:])
+        ends = tuple(s.clone() for s in state)
+        return Trace(after[0], ends, saved if save else (), own_output(after[0], mask, save))
+
+    def _registers(
+        self, inputs: Inputs, x: Tensor, gates: Tensor, after: list[Tensor], own: list[Tensor]
+    ) -> dict[Register, Views]:
+        """The tensors of each step that the program names. x: [T, B, G*H], with b_hh where no gate is in two parts."""
+        rule, program = self.rule, self.program
+        T, B, H = after[0].shape
+        like = after[0]
+        tensors: dict[Register, Views] = {}
+        for k in range(len(rule.gates)):
+            tensors["gate", k] = each_step(gates[..., k * H : (k + 1) * H], T)
+            if rule.gates[k] in rule.apart:
+                tensors["x", k] = x[..., k * H : (k + 1) * H].unbind(0)
+        for call in (*program.early, *program.late):
+            if call.out[0] == "gates":
+                tensors[call.out] = each_step(gates[..., call.out[1] * H : call.out[2] * H], T)
+        for state, new, start in zip(rule.states, after, inputs.state, strict=True):
+            tensors["new", state] = new.unbind(0)
+            tensors["input", state] = before(tensors["new", state], start, inputs.steps.reverse)
+        for i, whole in enumerate(own):
+            tensors["own", i] = each_step(whole, T)
+        for i in range(program.scratch):
+            tensors["scratch", i] = [like.new_empty(B, H)] * T
+        for i in range(program.truths):
+            tensors["truth", i] = [like.new_empty(B, H, dtype=torch.bool)] * T
+        for name, parameter in zip(rule.extra, inputs.weights.extra, strict=True):
+            tensors["input", name] = [parameter] * T
+        for register, value in program.constants.items():
+            tensors[register] = [like.new_full((), value)] * T
+        for call in program.once:
+            tensors[call.out] = [CALLS[call.op](*(tensors[a][0] for a in call.args))] * T
+        return tensors
 
     def backward(
         self, inputs: Inputs, trace: Trace, previous: PreviousStates, d_hidden: Tensor, d_last: State
@@ -132,15 +132,6 @@ class DefinedLoop(Loop):
             else:
                 found[name] = after[rule.states.index(name.removeprefix("new_"))]
         return found
-
-
-def _run(steps: list[Step], values: list[Any]) -> None:
-    for function, args, out, fresh in steps:
-        operands = [values[arg] for arg in args]
-        if fresh:
-            values[out] = function(*operands)
-        else:
-            function(*operands, out=values[out])
 
 
 def _spans(wanted: list[bool]) -> list[tuple[int, int]]:

@@ -19,10 +19,10 @@ from fastcells.defined.evaluate import FUNCTIONS
 from fastcells.defined.graph import LEAVES, LOGICAL, Graph, reached
 from fastcells.defined.rule import OPERAND, Rule
 
-Register = tuple[Any, ...]  # ("gate", k), ("gates", k, l), ("x", k), ("input", name), ("new", name), ("own", i), ...
+Register = tuple[Any, ...]  # ("gate", k), ("gates", k, l), ("x", k), ("input", name), ("new", name), and so on
 
 
-def _clamped(x: Tensor, out: Tensor) -> Tensor:
+def _clamped(x: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.clamp_min(x, 0, out=out)
 
 
@@ -42,22 +42,24 @@ CALLS: dict[str, Callable[..., Tensor]] = {
 
 @dataclass(frozen=True)
 class Call:
-    """`out = op(*args)`. fresh: into new memory, since it is of truth values or has no shape [B, H]."""
+    """`out = op(*args)`."""
 
     op: str
     args: tuple[Register, ...]
     out: Register
-    fresh: bool = False
 
 
 @dataclass
 class Program:
     """The calls of a step: `early` up to the operand of a second product, if the cell has one, and `late`.
 
+    once: what depends on parameters alone, of which each call's result is new memory.
     in_gates: whether the gates' buffer holds what is saved, and is kept whole. saved: where each saved value is.
-    own: how many buffers of their own saved values have; scratch: how many pass. constants: by register.
+    own: how many buffers of their own saved values have; scratch: how many pass; truths: how many of truth values.
+    constants: by register.
     """
 
+    once: list[Call] = field(default_factory=list)
     early: list[Call] = field(default_factory=list)
     late: list[Call] = field(default_factory=list)
     in_gates: bool = True
@@ -65,6 +67,7 @@ class Program:
     operand: Register | None = None
     own: int = 0
     scratch: int = 0
+    truths: int = 0
     constants: dict[Register, float] = field(default_factory=dict)
 
 
@@ -160,11 +163,16 @@ class _Compiler:
         registers = tuple(self.at[arg] for arg in args)
         for arg in (*args, *args[: op == "lerp"]):  # which reads its first operand twice
             self.left[arg] -= 1
-        fresh = node.op in LOGICAL or place not in self.rows
         dead = [self.at[arg] for arg in dict.fromkeys(args) if self.left[arg] == 0 and self._passes(arg)]
-        self.at[place] = ("fresh", place) if fresh else self._out(place, dead)
+        if place not in self.rows:
+            self.at[place], calls = ("once", place), self.program.once
+        elif node.op in LOGICAL:
+            self.at[place] = ("truth", self.program.truths)
+            self.program.truths += 1
+        else:
+            self.at[place] = self._out(place, dead)
         self.free += [register for register in dead if register != self.at[place]]
-        calls.append(Call(op, registers, self.at[place], fresh))
+        calls.append(Call(op, registers, self.at[place]))
 
     def _passes(self, place: int) -> bool:
         """Whether a value's register may hold another one afterwards."""
