@@ -121,10 +121,15 @@ class Heads(RecurrentProduct):
         return w_hh.unflatten(1, (G, -1))[:, first:last].flatten(1, 2)
 
     def product(self, h: Tensor, w_hh: Tensor, b_hh: Tensor | None = None) -> Tensor:
+        if self.heads == 1:
+            return DENSE.product(h, w_hh[0], b_hh)
         each = torch.einsum("...kd,kged->...gke", self._split(h), self._by_gate(w_hh)).flatten(-3)
         return each if b_hh is None else each + b_hh
 
     def add_product(self, base: Tensor | None, h: Tensor, w_hh: Tensor, out: Tensor) -> None:
+        if self.heads == 1:
+            DENSE.add_product(base, h, w_hh[0], out)
+            return
         each = self.product(h, w_hh)
         if base is None:
             out.copy_(each)
@@ -132,6 +137,8 @@ class Heads(RecurrentProduct):
             torch.add(base, each, out=out)
 
     def add_adjoint(self, base: Tensor | None, d_gates: Tensor, w_hh: Tensor) -> Tensor:
+        if self.heads == 1:
+            return DENSE.add_adjoint(base, d_gates, w_hh[0])
         own = torch.einsum("bgke,kged->bkd", self._split(d_gates), self._by_gate(w_hh)).flatten(1)
         return own if base is None else own.add_(base)
 

@@ -15,7 +15,7 @@ from fastcells.spec import CellSpec, RecurrentWeights
 from fastcells.spec.recurrent import DENSE, DIAGONAL, Heads, RecurrentProduct
 from tests.defined.rules import RULES, rule
 
-PRODUCTS = {"dense": DENSE, "diagonal": DIAGONAL, "heads": Heads(3)}
+PRODUCTS = {"dense": DENSE, "diagonal": DIAGONAL, "heads": Heads(3), "one head": Heads(1)}
 T, B, H = 5, 4, 6
 
 

@@ -129,7 +129,7 @@ GATHERED_BY_CPU = _choice("recurrence", "one step: C gathers rows of W_ih^T for 
 TRANSFORMED = _choice("recurrence", "transforms look through plain steps, ATen's recurrence hides them")
 COMPILED_LSTM = _choice("recurrence", "torch.compile cannot differentiate ATen's LSTM on this device")
 NO_SUCH_CELL = _choice("recurrence", "ATen has no such cell")
-DERIVED = _choice("recurrence", "a defined cell: forward and backward in torch's operators, derived from its equations")
+DERIVED = _choice("recurrence", "a defined cell, derived in torch's operators")
 NO_SUCH_OPTION = _choice("recurrence", "ATen has no such option")
 NOT_IN_ATEN = {
     "gru_reset_before": _choice("recurrence", "ATen has no reset-before GRU"),
