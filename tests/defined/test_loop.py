@@ -86,7 +86,12 @@ def test_products_have_the_adjoint_of_their_product() -> None:
         d = torch.randn_like(out)
         d_h, d_w = torch.autograd.grad(out, (h, w), d)
         with torch.no_grad():
-            torch.testing.assert_close(each.add_adjoint(None, d.view(B, 2, H), w), d_h)
-            torch.testing.assert_close(each.add_adjoint(h, d.view(B, 2, H), w), d_h + h)
+            (step,) = each.flat(d.view(1, B, 2, H))
+            torch.testing.assert_close(each.add_adjoint(None, step, w), d_h)
+            torch.testing.assert_close(each.add_adjoint(h, step, w), d_h + h)
+            for base in (None, out.new_ones(2 * H), out.detach().clone()):
+                found = torch.empty_like(out)
+                each.add_product(base, h, each.factor(w), found)
+                torch.testing.assert_close(found, out if base is None else out + base)
             torch.testing.assert_close(each.weight_gradient(d, h), d_w)
             torch.testing.assert_close(each.product(h, each.gates(w, 2, 1, 2)), out[:, H:])

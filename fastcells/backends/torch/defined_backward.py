@@ -54,7 +54,8 @@ class Walk:
         early, states = G - len(self.rule.second), self.rule.states
         w_early = w_hh if early == G else product.gates(w_hh, G, 0, early)
         w_late = product.gates(w_hh, G, early, G)
-        early_t, late_t = (part.unbind(0) for part in self.d_gates.split([early, G - early], 2))
+        parts = self.d_gates.split([early, G - early], 2)
+        early_t, late_t = (product.flat(part).unbind(0) for part in parts)
         d_hidden_t, (d_new_h, *others) = self.d_hidden.unbind(0), (self.views[f"d_new_{state}"] for state in states)
         h_term = self.views.get(f"d_{states[0]}")
         last, d_h = self.order[-1], d_last[0]
