@@ -54,6 +54,7 @@ setup(
         "fastcells.backends.triton",
         "fastcells.charlm",
         "fastcells.data",
+        "fastcells.defined",
         "fastcells.kernels",
         "fastcells.kernels.gluon",
         "fastcells.kernels.triton",

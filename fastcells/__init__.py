@@ -7,8 +7,9 @@ from fastcells.backends.base import Choice
 from fastcells.call_options import Masks
 from fastcells.cells import GRUCell, LSTMCell, RNNCell
 from fastcells.convert import convert, from_torch, to_torch
+from fastcells.defined.define import define
 from fastcells.dispatch import explain
-from fastcells.errors import CannotRun, KernelFault
+from fastcells.errors import CannotRun, DefinitionError, KernelFault
 from fastcells.layer_norm import LayerNormGRU, LayerNormLSTM
 from fastcells.layers import GRU, LSTM, RNN
 from fastcells.tuning.tune import Tuned, tune
@@ -27,6 +28,7 @@ __all__ = [
     "RNN",
     "CannotRun",
     "Choice",
+    "DefinitionError",
     "GRUCell",
     "KernelFault",
     "LSTMCell",
@@ -36,6 +38,7 @@ __all__ = [
     "RNNCell",
     "Tuned",
     "convert",
+    "define",
     "explain",
     "from_torch",
     "functional",

@@ -39,7 +39,7 @@ class Masks(NamedTuple):
 
     def check(self, steps: int, batch: int, weights: list[Tensor], hidden: int, states: int) -> None:
         """Raise RuntimeError unless each has the shape that is said above. weights: W_hh of each row."""
-        rows, width = len(weights), weights[0].shape[1]
+        rows, width = len(weights), weights[0].shape[1] if weights[0].dim() == 2 else hidden
         expected = {
             "recurrent_dropout": (rows, batch, width),
             "zoneout": (rows, steps, batch, width),
@@ -96,7 +96,8 @@ class CallOptions(NamedTuple):
         dropout = None if dropped is None else dropped[row]
         zoneout = None
         if any(m is not None for m in kept):
-            zoneout = tuple(None if m is None else m[row] for m in kept[:states])
+            more = (None,) * (states - 2)
+            zoneout = (*(None if m is None else m[row] for m in kept[:states]), *more)
         return Steps(reverse, self.lengths, resets, start, dropout, zoneout)
 
 

@@ -24,6 +24,7 @@ class Cell(RNNCellBase):
 
     impl: str = "auto"
     reset_after: bool = True
+    in_aten: ClassVar[bool] = True  # whether ATen has such a cell
     label: ClassVar[str]
     states: ClassVar[int] = 1
 
@@ -71,8 +72,8 @@ class Cell(RNNCellBase):
             self._check_state(hx, input, dim)
             state = hx if dim == 2 else tuple(s.unsqueeze(0) for s in hx)
         watched = mapped()
-        if self.impl in ("auto", "torch") and not ids and self.reset_after and not watched:  # the shortest way
-            new = self._aten(x, state, weights)
+        if self.impl in ("auto", "torch") and self.in_aten and not ids and self.reset_after and not watched:
+            new = self._aten(x, state, weights)  # the shortest way
         else:
             choice = self._choose(x, ids, weights)
             if choice.path in IN_ONE_CALL:
@@ -102,8 +103,8 @@ class Cell(RNNCellBase):
                 raise RuntimeError(f"hidden must be [B, H] = {list(sizes)}, got {list(s.shape)}")
             if s.device != x.device:
                 raise RuntimeError(f"hidden is on {s.device} and the input on {x.device}")
-        w_ih, w_hh, b_ih, b_hh = weights
-        recurrent = RecurrentWeights(w_hh, b_hh)
+        w_ih, _, b_ih, _ = weights
+        recurrent = self._recurrent(weights)
         if choice.impl == "torch":
             return self._spec().step(choice.backend.project(choice, x, w_ih, b_ih), state, recurrent)
         layer = LayerWeights(w_ih, b_ih, recurrent)
@@ -115,6 +116,9 @@ class Cell(RNNCellBase):
             return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]  # type: ignore[return-value]
         except KeyError:  # a parametrization, weight norm or pruning has put something else in a parameter's place
             return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+
+    def _recurrent(self, weights: Weights) -> RecurrentWeights:
+        return RecurrentWeights(weights[1], weights[3])
 
     def _spec(self) -> CellSpec:
         raise NotImplementedError

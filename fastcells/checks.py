@@ -8,6 +8,7 @@ from torch import Tensor
 from fastcells.backends.base import LayerWeights
 from fastcells.modes import autocast_dtype
 from fastcells.spec import CellSpec, State
+from fastcells.spec.recurrent import DENSE
 from fastcells.token_ids import is_token_ids
 
 
@@ -22,29 +23,31 @@ def check_input(spec: CellSpec, x: Tensor, weights: LayerWeights) -> None:
     if w_ih.dim() != 2 or (dim == 3 and x.shape[2] != w_ih.shape[1]):
         raise RuntimeError(f"input of shape {list(x.shape)} does not fit w_ih of shape {list(w_ih.shape)}")
     gates = spec.num_gates
-    if w_hh.dim() != 2 or len(w_hh) != len(w_ih) or len(w_hh) % gates:
+    if spec.recurrent is not DENSE:
+        spec.recurrent.check(w_hh, gates, len(w_ih) // gates)
+    elif w_hh.dim() != 2 or len(w_hh) != len(w_ih) or len(w_hh) % gates:
         raise RuntimeError(
             f"w_ih and w_hh must have {gates}*H rows, got shapes {list(w_ih.shape)} and {list(w_hh.shape)}"
         )
-    hidden = len(w_hh) // gates
+    hidden = len(w_ih) // gates
     columns = hidden if w_hr is None else w_hr.shape[0]
-    if w_hh.shape[1] != columns:
+    if spec.recurrent is DENSE and w_hh.shape[1] != columns:
         width = "" if w_hr is None else f" with w_hr of shape {list(w_hr.shape)}"
         raise RuntimeError(f"w_hh must be {[len(w_hh), columns]}{width}, got {list(w_hh.shape)}")
     if w_hr is not None and (w_hr.dim() != 2 or w_hr.shape[1] != hidden):
         raise RuntimeError(f"w_hr must be [P, H] with H = {hidden}, got {list(w_hr.shape)}")
     for name, b in (("b_ih", b_ih), ("b_hh", b_hh)):
-        if b is not None and b.shape != (len(w_hh),):
-            raise RuntimeError(f"{name} must be [{len(w_hh)}], got {list(b.shape)}")
+        if b is not None and b.shape != (len(w_ih),):
+            raise RuntimeError(f"{name} must be [{len(w_ih)}], got {list(b.shape)}")
 
 
 def initial_state(spec: CellSpec, x: Tensor, state: tuple[Tensor | None, ...], weights: LayerWeights) -> State:
     """The initial state, zeros where None is given. RuntimeError where one has another shape or dtype than it must."""
     w_hh, w_hr = weights.recurrent.w_hh, weights.recurrent.w_hr
-    B, width = x.shape[1], w_hh.shape[1]
+    B, hidden = x.shape[1], len(weights.w_ih) // spec.num_gates
     filled = []
     for name, s in zip(spec.states, state, strict=True):
-        size = width if name == "h" or w_hr is None else w_hr.shape[1]
+        size = hidden if name != "h" or w_hr is None else w_hr.shape[0]
         if s is None:
             # new_zeros: where x is a batch that torch.func maps over, the zeros must be one too
             s = x.new_zeros(B, size, dtype=w_hh.dtype if is_token_ids(x) else x.dtype)

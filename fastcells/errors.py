@@ -11,3 +11,7 @@ class CannotRun(RuntimeError):
 
 class KernelFault(RuntimeError):
     """The programs of a GPU kernel waited for each other in vain and gave up: what that launch returned holds NaN."""
+
+
+class DefinitionError(ValueError):
+    """A cell of the user's own that cannot be derived: the message names what is wrong and the line where it stands."""

@@ -1,4 +1,4 @@
-"""The initial state that a layer learns: Parameters `h_0`, of an LSTM also `c_0`, for `learned_state=True`.
+"""The initial state that a layer learns: Parameters `h_0`, and one for each further state, for `learned_state=True`.
 
 They come after the weights in the state_dict, and are read at each call, as the weights are.
 """
@@ -11,18 +11,16 @@ import torch
 from torch import nn
 from torch.nn.modules.rnn import RNNBase
 
-from fastcells.spec import State
-
-NAMES = ("h_0", "c_0")
+from fastcells.spec import CellSpec, State
 
 
 def register(layer: RNNBase) -> None:
     """Give a layer its Parameters, [num_layers*D, H_out] and for an LSTM [num_layers*D, H], of zeros."""
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
-    widths = (layer.proj_size or layer.hidden_size, layer.hidden_size)
     like = layer._flat_weights[0]
     assert like is not None
-    for name, width in zip(_names(layer), widths, strict=False):
+    for i, name in enumerate(_names(layer)):
+        width = (i == 0 and layer.proj_size) or layer.hidden_size
         value = torch.zeros(rows, width, device=like.device, dtype=like.dtype)
         layer.register_parameter(name, nn.Parameter(value))
     layer.learned_state = True
@@ -30,7 +28,7 @@ def register(layer: RNNBase) -> None:
 
 def reset(layer: RNNBase) -> None:
     """Zeros again; a layer that learns no initial state has none to reset."""
-    for name in NAMES:
+    for name in _names(layer):
         if name in layer._parameters:
             nn.init.zeros_(getattr(layer, name))
 
@@ -41,11 +39,12 @@ def learned(layer: RNNBase) -> State:
 
 
 def of_rows(layer: RNNBase, batch: Any, dtype: torch.dtype) -> Any:
-    """The same for each row of a batch, [num_layers*D, B, ...]; of an LSTM two."""
+    """The same for each row of a batch, [num_layers*D, B, ...]; a tuple if the cell has several states."""
     # cuDNN takes no expanded tensor.
     state = tuple(s.to(dtype).unsqueeze(1).expand(-1, batch, -1).contiguous() for s in learned(layer))
-    return state if len(state) == 2 else state[0]
+    return state if len(state) > 1 else state[0]
 
 
 def _names(layer: RNNBase) -> tuple[str, ...]:
-    return NAMES if layer.mode == "LSTM" else NAMES[:1]
+    spec: CellSpec = layer._spec()  # type: ignore[operator]
+    return tuple(f"{state}_0" for state in spec.states)

@@ -115,7 +115,7 @@ class LayerShapes(RNNBase):
 
 
 def each_of(hx: Any, change: Callable[..., Tensor], dim: int) -> Any:
-    return (change(hx[0], dim), change(hx[1], dim)) if isinstance(hx, tuple) else change(hx, dim)
+    return tuple([change(s, dim) for s in hx]) if isinstance(hx, tuple) else change(hx, dim)
 
 
 def pair_of(name: str, state: Any) -> tuple[Tensor, Tensor] | None:

@@ -229,7 +229,7 @@ class Layer(LayerShapes):
 
     def _drawn(self, B: int, T: int, weights: list[Tensor]) -> Masks:
         each = self._recurrent(weights)
-        return regularised.draw(self._rates, each, T, B, (each[0].shape[1], self.hidden_size))
+        return regularised.draw(self._rates, each, T, B, (self.proj_size or self.hidden_size, self.hidden_size))
 
     def _recurrent(self, weights: list[Tensor]) -> list[Tensor]:
         """W_hh of each layer and direction."""

@@ -105,6 +105,8 @@ class Gradients(NamedTuple):
     d_state: State  # with respect to the initial state
     # With respect to `RecurrentWeights.extra`, of a cell that has some; None for one that the steps do not read.
     d_extra: tuple[Tensor | None, ...] = ()
+    # [T, B, H] what the last gates' rows of W_hh are multiplied with, where the backward has computed it, and not h
+    operand: Tensor | None = None
 
 
 class PreviousStates:
@@ -169,7 +171,7 @@ class Call(NamedTuple):
 
     @property
     def H(self) -> int:
-        return self.w_hh.shape[0] // self.spec.num_gates
+        return self.w_ih.shape[0] // self.spec.num_gates
 
     @property
     def dtype(self) -> torch.dtype:
@@ -273,15 +275,30 @@ class Backend(ABC):
         raise NotImplementedError
 
     def weight_gradients(
-        self, spec: CellSpec, trace: Trace, previous: PreviousStates, d_gates: Tensor, needs_w: bool, needs_b: bool
+        self,
+        spec: CellSpec,
+        trace: Trace,
+        previous: PreviousStates,
+        d_gates: Tensor,
+        needs_w: bool,
+        needs_b: bool,
+        operand: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """dW_hh [G*H, H] and db_hh [G*H], those that are needed: one matmul over all steps."""
+        """dW_hh [G*H, H] and db_hh [G*H], those that are needed: one matmul over all steps.
+
+        operand: `Gradients.operand`.
+        """
         d_w = None
         if needs_w:
             operands = self.operands(spec, trace, previous)
+            if operand is not None:
+                last = operand.shape[-1]
+                operands = [(d_gates.shape[-1] - last, previous.cat), (last, operand)]
             d = d_gates.flatten(0, 1).split([rows for rows, _ in operands], 1)
-            parts = [d_i.t() @ h.flatten(0, 1) for d_i, (_, h) in zip(d, operands, strict=True)]
-            d_w = torch.cat(parts) if len(parts) > 1 else parts[0]
+            parts = [
+                spec.recurrent.weight_gradient(d_i, h.flatten(0, 1)) for d_i, (_, h) in zip(d, operands, strict=True)
+            ]
+            d_w = torch.cat(parts, spec.recurrent.gate_dim) if len(parts) > 1 else parts[0]
         return d_w, d_gates.sum((0, 1)) if needs_b else None
 
     def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastcells import zoo
 from fastcells.charlm.presets import Config
 from fastcells.layers import GRU, LSTM, RNN
 from fastcells.linear import linear
+from fastcells.stack import Layer
 
-State = Tensor | tuple[Tensor, Tensor]  # h, or (h, c) for an LSTM, each [layers * directions, B, H]
+State = Tensor | tuple[Tensor, ...]  # h, or (h, c) for an LSTM and so on, each [layers * directions, B, H]
 
 
 class Scores(nn.Linear):
@@ -46,13 +48,15 @@ class CharLM(nn.Module):
         outputs = config.hidden * (2 if config.bidirectional else 1)
         inputs = outputs if config.tied else vocabulary
         self.tied = config.tied
-        self.layer: RNN | GRU | LSTM
+        self.layer: Layer
         if config.cell == "rnn":
             self.layer = RNN(inputs, config.hidden, nonlinearity=config.nonlinearity, **options)
         elif config.cell == "gru":
             self.layer = GRU(inputs, config.hidden, reset_after=config.reset_after, **options)
-        else:
+        elif config.cell == "lstm":
             self.layer = LSTM(inputs, config.hidden, **options)
+        else:
+            self.layer = getattr(zoo, config.cell)(inputs, config.hidden, **options)
         self.output = Scores(outputs, vocabulary, impl=config.impl)
         if config.init == "d2l":
             self._init_d2l()
@@ -74,7 +78,7 @@ class CharLM(nn.Module):
 
 def detach(state: State) -> State:
     """The state without its history: where backpropagation through time is truncated."""
-    return tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()  # type: ignore[return-value]
+    return tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
 
 
 def dtype_of(config: Config) -> torch.dtype:

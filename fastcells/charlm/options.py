@@ -66,7 +66,7 @@ def _reading(t: argparse._ActionsContainer, newlines: str | None = None) -> None
 
 def _model(t: argparse._ArgumentGroup) -> None:
     t.add_argument("--preset", choices=list(presets.PRESETS), help="where the options start from (default gru)")
-    t.add_argument("--cell", choices=presets.CELLS)
+    t.add_argument("--cell", choices=presets.CELLS, help="the capitalised ones are fastcells.zoo's")
     t.add_argument("--nonlinearity", choices=presets.NONLINEARITIES, help="of the rnn cell")
     t.add_argument("--reset-after", action=argparse.BooleanOptionalAction, help="of the gru cell: torch's variant")
     t.add_argument("--layers", type=positive, metavar="N")

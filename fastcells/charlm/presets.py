@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from fastcells import zoo
 from fastcells.charlm.errors import InputError
 from fastcells.charlm.sampling import SAMPLING
 from fastcells.charlm.schedule import SCHEDULES
 from fastcells.dispatch import IMPLEMENTATIONS
 
-CELLS = ("rnn", "gru", "lstm")
+CELLS = ("rnn", "gru", "lstm", *zoo.CELLS)
 NONLINEARITIES = ("tanh", "relu")
 INITS = ("torch", "d2l")
 OPTIMIZERS = ("adam", "adamw", "sgd")

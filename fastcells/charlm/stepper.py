@@ -11,7 +11,7 @@ from fastcells.backends.cpu import native
 from fastcells.backends.cpu.backend import CPU
 from fastcells.charlm.model import CharLM, State
 from fastcells.dispatch import explain
-from fastcells.layers import GRU, LSTM, RNN
+from fastcells.stack import Layer
 
 
 class ModelStepper:
@@ -51,7 +51,7 @@ def stepper(model: CharLM) -> ModelStepper | CStepper:
 
 
 @torch.no_grad()
-def choose(layer: RNN | GRU | LSTM) -> Choice:
+def choose(layer: Layer) -> Choice:
     """Which implementation steps through a model with this layer, and why."""
     w_ih, w_hh = layer.weight_ih_l0, layer.weight_hh_l0
     token = torch.zeros(1, dtype=torch.int64, device=w_hh.device)

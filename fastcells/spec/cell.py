@@ -8,13 +8,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fastcells.defined.rule import Rule
+from fastcells.spec.recurrent import DENSE, RecurrentProduct
+
 State = tuple[Tensor, ...]  # one tensor for each of a cell's states, [B, H] each
 
 
 class RecurrentWeights(NamedTuple):
     """What a step multiplies its state by, and adds to that."""
 
-    w_hh: Tensor  # [G*H, H], G being the number of gates
+    w_hh: Tensor  # [G*H, H], G being the number of gates; another shape where `CellSpec.recurrent` says so
     b_hh: Tensor | None = None  # [G*H]
     w_hr: Tensor | None = None  # [P, H], an LSTM's projection (`proj_size=P`): h and W_hh's columns are then P wide
     extra: tuple[Tensor, ...] = ()  # further parameters, in the order of `CellSpec.extra`
@@ -44,6 +47,8 @@ class CellSpec:
     extra: tuple[str, ...] = ()  # names of further parameters, beside W_ih, W_hh, b_ih and b_hh
     # What becomes of the input projection of all steps before the first of them: [T, B, G*H] to the same; or None.
     project: Callable[[Tensor, RecurrentWeights], Tensor] | None = None
+    recurrent: RecurrentProduct = DENSE
+    rule: Rule | None = None  # of a cell that a user has defined: what its step was derived from
 
     @property
     def num_gates(self) -> int:

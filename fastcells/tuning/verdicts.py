@@ -127,8 +127,9 @@ def _look_up(call: Call, key: tuple[object, ...]) -> _Found | None:
 
 def _measurable(call: Call) -> bool:
     """Whether there is a device that can be timed, and something to compute of which a problem can be made up."""
-    w = call.w_hh
-    return w.device.type in ("cpu", "cuda") and w.numel() > 0 and call.B > 0 and not call.spec.extra
+    w, spec = call.w_hh, call.spec
+    made_up = not spec.extra and spec.rule is None
+    return w.device.type in ("cpu", "cuda") and w.numel() > 0 and call.B > 0 and made_up
 
 
 def _machine(call: Call) -> Machine:

@@ -40,7 +40,8 @@ def to_onnx(
 
     Returns: the `onnx.ModelProto`.
     Raises:
-        ValueError: what ONNX's operators lack: proj_size, return_states, layer normalisation; another dtype.
+        ValueError: what ONNX's operators lack: proj_size, return_states, layer normalisation, defined cells; another
+            dtype.
         TypeError: not a recurrent layer.
         ImportError: the package onnx is missing.
     """
@@ -51,7 +52,8 @@ def to_onnx(
         raise ValueError(f"proj_size={layer.proj_size}: ONNX's LSTM has no projection")
     if getattr(layer, "return_states", False):
         raise ValueError("return_states=True: ONNX's LSTM hands on the last c alone")
-    if len(layer.all_weights[0]) != (4 if layer.bias else 2):  # the parameters of layer normalisation
+    known = layer.mode in ("RNN_TANH", "RNN_RELU", "GRU", "LSTM")
+    if not known or len(layer.all_weights[0]) != (4 if layer.bias else 2):  # layer normalisation has parameters more
         raise ValueError(f"ONNX has no such recurrence: {layer!r}")
     dtype = layer.all_weights[0][0].dtype
     if dtype not in DTYPES:

@@ -94,10 +94,17 @@ class CpuBackend(KernelBackend):
         return Gradients(d_x, d_x if spec.same_gradient else d_gates, tuple(d_state[: spec.num_states]))
 
     def weight_gradients(
-        self, spec: CellSpec, trace: Trace, previous: PreviousStates, d_gates: Tensor, needs_w: bool, needs_b: bool
+        self,
+        spec: CellSpec,
+        trace: Trace,
+        previous: PreviousStates,
+        d_gates: Tensor,
+        needs_w: bool,
+        needs_b: bool,
+        operand: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         if traced() or not needs_w:
-            return super().weight_gradients(spec, trace, previous, d_gates, needs_w, needs_b)
+            return super().weight_gradients(spec, trace, previous, d_gates, needs_w, needs_b, operand)
         d_gates = d_gates.flatten(0, 1)
         H = previous.parts[0].shape[-1]
         parts = [part.flatten(0, 1) for part in previous.parts]

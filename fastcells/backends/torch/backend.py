@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 from fastcells.backends.base import Backend, Call, Choice, Gradients, Inputs, PreviousStates, Steps, Trace
 from fastcells.backends.cpu import policy, products
 from fastcells.backends.torch.aten import OPERATORS
+from fastcells.backends.torch.defined import DefinedLoop
 from fastcells.backends.torch.gru import GRU_RESET_AFTER_LOOP, GRU_RESET_BEFORE_LOOP
 from fastcells.backends.torch.layer_norm import LAYER_NORM_GRU_LOOP, LAYER_NORM_LSTM_LOOP
 from fastcells.backends.torch.loop import Loop
@@ -28,6 +29,7 @@ LOOPS: dict[str, Loop] = {
 }
 
 
+DEFINED: dict[int, DefinedLoop] = {}  # by the spec's identity: each is kept by its loop
 IN_ATEN = frozenset({"proj_size"})
 
 
@@ -45,6 +47,8 @@ class TorchBackend(Backend):
     def choose(self, call: Call, reason: str) -> Choice:
         if call.token_ids:
             return _on_token_ids(call)
+        if call.spec.rule is not None:
+            return DERIVED
         if call.spec.name not in OPERATORS:
             return NOT_IN_ATEN.get(call.spec.name, NO_SUCH_CELL)
         if call.options:
@@ -61,7 +65,7 @@ class TorchBackend(Backend):
         return COMPILED_LSTM if lstm and torch.is_grad_enabled() and compiling() else ATEN
 
     def must_unroll(self, choice: Choice, spec: CellSpec, weights: RecurrentWeights, steps: Steps) -> bool:
-        loop = LOOPS.get(spec.name)
+        loop = None if spec.rule is None and spec.name not in LOOPS else loop_of(spec)
         if loop is None or weights.w_hr is not None or steps.options - loop.options:
             return True
         return choice is GATHERED_BY_CPU  # a single step: autograd's own way through it is the shorter one
@@ -72,7 +76,7 @@ class TorchBackend(Backend):
         return super().project(choice, x, w_ih, b_ih)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
-        return LOOPS[spec.name].forward(inputs, save)
+        return loop_of(spec).forward(inputs, save)
 
     def backward(
         self,
@@ -85,10 +89,20 @@ class TorchBackend(Backend):
         d_last: State,
     ) -> Gradients:
         d_hidden = inputs.steps.zero_past_length(d_hidden)
-        return LOOPS[spec.name].backward(inputs, trace, previous, d_hidden, d_last)
+        return loop_of(spec).backward(inputs, trace, previous, d_hidden, d_last)
 
     def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
-        return LOOPS[spec.name].operands(spec.num_gates, trace, previous)
+        return loop_of(spec).operands(spec.num_gates, trace, previous)
+
+
+def loop_of(spec: CellSpec) -> Loop:
+    """The loop of a built-in cell, or the one that is made of a defined cell's rule."""
+    if spec.rule is None:
+        return LOOPS[spec.name]
+    loop = DEFINED.get(id(spec))
+    if loop is None:
+        loop = DEFINED[id(spec)] = DefinedLoop(spec)
+    return loop
 
 
 def _on_token_ids(call: Call) -> Choice:
@@ -119,6 +133,7 @@ GATHERED_BY_CPU = _choice("recurrence", "one step: C gathers rows of W_ih^T for 
 TRANSFORMED = _choice("recurrence", "transforms look through plain steps, ATen's recurrence hides them")
 COMPILED_LSTM = _choice("recurrence", "torch.compile cannot differentiate ATen's LSTM on this device")
 NO_SUCH_CELL = _choice("recurrence", "ATen has no such cell")
+DERIVED = _choice("recurrence", "a defined cell, derived in torch's operators")
 NO_SUCH_OPTION = _choice("recurrence", "ATen has no such option")
 NOT_IN_ATEN = {
     "gru_reset_before": _choice("recurrence", "ATen has no reset-before GRU"),

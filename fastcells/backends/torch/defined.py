@@ -1,0 +1,142 @@
+"""A defined cell over the whole sequence in torch's operators, forward and backward made from its rule."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcells.backends.base import Gradients, Inputs, PreviousStates, Trace
+from fastcells.backends.torch.bound import Bound, Views, before, each_step, run
+from fastcells.backends.torch.defined_backward import Walk
+from fastcells.backends.torch.loop import Loop, freeze_finished, own_output
+from fastcells.backends.torch.program import CALLS, Register, compile_rule
+from fastcells.defined.evaluate import evaluate
+from fastcells.defined.linear import linear_backward
+from fastcells.defined.rule import OPERAND
+from fastcells.spec import CellSpec, State
+
+
+class DefinedLoop(Loop):
+    """`Trace.saved`: the gates' buffer where it holds what is saved, what else is saved, and the states after h."""
+
+    def __init__(self, spec: CellSpec) -> None:
+        assert spec.rule is not None
+        self.spec, self.rule = spec, spec.rule
+        self.program = compile_rule(spec.rule)
+        self.linear = linear_backward(spec.rule)
+        self.sums = _spans([gate not in spec.rule.apart for gate in spec.rule.gates])
+
+    def forward(self, inputs: Inputs, save: bool) -> Trace:
+        rule, program, product = self.rule, self.program, self.spec.recurrent
+        x, w_hh, b_hh = inputs.x.x, inputs.weights.w_hh, inputs.weights.b_hh
+        steps, state, G = inputs.steps, inputs.state, len(rule.gates)
+        T, (B, H) = len(x), state[0].shape
+        mask, early = steps.mask(T), G - len(rule.second)
+        if b_hh is not None and not rule.apart:
+            x, b_hh = x + b_hh, None
+        after = [s.new_empty(T, B, H) for s in state]
+        gates = x.new_empty(T if save and program.in_gates else 1, B, G * H)
+        own = [x.new_empty(T if save else 1, B, H) for _ in range(program.own)]
+        tensors = self._registers(inputs, x, gates, after, own)
+        early_calls, late_calls = (
+            [Bound(CALLS[c.op], [tensors[a] for a in c.args], tensors[c.out]) for c in calls]
+            for calls in (program.early, program.late)
+        )
+        after_t = [tensors["new", state] for state in rule.states]
+        early_t, late_t = (each_step(part, T) for part in gates.split([early * H, (G - early) * H], -1))
+        x_t, x_late_t = (part.unbind(0) for part in x.split([early * H, (G - early) * H], -1))
+        adds = []
+        for a, b in self.sums if rule.apart else []:
+            out = each_step(gates[..., a * H : b * H], T)
+            adds.append(Bound(torch.add, (out, x[..., a * H : b * H].unbind(0)), out))
+        w_early = product.factor(w_hh if early == G else product.gates(w_hh, G, 0, early))
+        w_late = None if early == G else product.factor(product.gates(w_hh, G, early, G))
+        added = [b_hh] * T if rule.apart else x_t
+        first = adds + (early_calls if w_late is not None else early_calls + late_calls)
+        for t in steps.order(T):
+            product.add_product(added[t], state[0], w_early, early_t[t])
+            run(first, t)
+            if w_late is not None and program.operand is not None:
+                product.add_product(x_late_t[t], tensors[program.operand][t], w_late, late_t[t])
+                run(late_calls, t)
+            new = tuple([s[t] for s in after_t])
+            if mask is not None:
+                for s, old in zip(new, state, strict=True):
+                    freeze_finished(mask, t, s, old)
+            state = new
+        saved = (*([gates] if program.in_gates else []), *own, *after[1:])
+        ends = tuple(s.clone() for s in state)
+        return Trace(after[0], ends, saved if save else (), own_output(after[0], mask, save))
+
+    def _registers(
+        self, inputs: Inputs, x: Tensor, gates: Tensor, after: list[Tensor], own: list[Tensor]
+    ) -> dict[Register, Views]:
+        """The tensors of each step that the program names. x: [T, B, G*H], with b_hh where no gate is in two parts."""
+        rule, program = self.rule, self.program
+        T, B, H = after[0].shape
+        like = after[0]
+        tensors: dict[Register, Views] = {}
+        for k in range(len(rule.gates)):
+            tensors["gate", k] = each_step(gates[..., k * H : (k + 1) * H], T)
+            if rule.gates[k] in rule.apart:
+                tensors["x", k] = x[..., k * H : (k + 1) * H].unbind(0)
+        for call in (*program.early, *program.late):
+            if call.out[0] == "gates":
+                tensors[call.out] = each_step(gates[..., call.out[1] * H : call.out[2] * H], T)
+        for state, new, start in zip(rule.states, after, inputs.state, strict=True):
+            tensors["new", state] = new.unbind(0)
+            tensors["input", state] = before(tensors["new", state], start, inputs.steps.reverse)
+        for i, whole in enumerate(own):
+            tensors["own", i] = each_step(whole, T)
+        for i in range(program.scratch):
+            tensors["scratch", i] = [like.new_empty(B, H)] * T
+        for i in range(program.truths):
+            tensors["truth", i] = [like.new_empty(B, H, dtype=torch.bool)] * T
+        for name, parameter in zip(rule.extra, inputs.weights.extra, strict=True):
+            tensors["input", name] = [parameter] * T
+        for register, value in program.constants.items():
+            tensors[register] = [like.new_full((), value)] * T
+        for call in program.once:
+            tensors[call.out] = [CALLS[call.op](*(tensors[a][0] for a in call.args))] * T
+        return tensors
+
+    def backward(
+        self, inputs: Inputs, trace: Trace, previous: PreviousStates, d_hidden: Tensor, d_last: State
+    ) -> Gradients:
+        values = self._values(self.linear.factors.inputs, inputs, trace, previous)
+        operand, again = None, self.rule.operand_again
+        if again is not None:
+            operand = evaluate(again, self._values(again.inputs, inputs, trace, previous))[OPERAND]
+        return Walk(self.spec, self.linear, values, inputs, d_hidden).back(d_last, operand)
+
+    def _values(
+        self, names: tuple[str, ...], inputs: Inputs, trace: Trace, previous: PreviousStates
+    ) -> dict[str, Tensor]:
+        """What the backward reads, of all steps: [T, B, H], parameters [H]."""
+        rule, program = self.rule, self.program
+        H, G = trace.hidden.shape[-1], len(rule.gates)
+        saved = list(trace.saved)
+        gates = saved.pop(0) if program.in_gates else None
+        own, after = saved[: program.own], [trace.hidden, *saved[program.own :]]
+        found = {}
+        for name in names:
+            if name in rule.saved:
+                kind, at = program.saved[name]
+                whole = own[at] if kind == "own" else inputs.x.x if kind == "x" else gates
+                assert whole is not None
+                found[name] = whole if kind == "own" else whole.unflatten(-1, (G, H))[..., at, :]
+            elif name in rule.extra:
+                found[name] = inputs.weights.extra[rule.extra.index(name)]
+            elif name in rule.states:
+                i = rule.states.index(name)
+                before = previous if i == 0 else PreviousStates(after[i], inputs.state[i], inputs.steps)
+                found[name] = before.cat
+            else:
+                found[name] = after[rule.states.index(name.removeprefix("new_"))]
+        return found
+
+
+def _spans(wanted: list[bool]) -> list[tuple[int, int]]:
+    """The runs of true: where each begins and ends."""
+    edges = [k for k in range(len(wanted) + 1) if (k > 0 and wanted[k - 1]) != (k < len(wanted) and wanted[k])]
+    return list(zip(edges[::2], edges[1::2], strict=True))

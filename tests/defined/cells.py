@@ -1,0 +1,20 @@
+"""Layer classes that tests define, at a module's top level, where pickle finds them: twins of the built-in cells."""
+
+from __future__ import annotations
+
+import torch
+
+import fastcells
+from tests.defined.rules import gru, gru_reset_before, lstm
+
+TwinGRU = fastcells.define("TwinGRU", gates=("r", "z", "n"), step=gru, doc="A twin.")
+TwinResetBefore = fastcells.define(
+    "TwinResetBefore",
+    gates=("r", "z", "n"),
+    step=gru_reset_before,
+    operand={"n": lambda r, h: torch.sigmoid(r) * h},
+)
+TwinLSTM = fastcells.define("TwinLSTM", gates=("i", "f", "g", "o"), states=("h", "c"), step=lstm)
+TwinRNN = fastcells.define("TwinRNN", gates=("a",), step=lambda a: torch.tanh(a))
+TwinRelu = fastcells.define("TwinRelu", gates=("a",), step=lambda a: torch.relu(a))
+HeadsLSTM = fastcells.define("HeadsLSTM", gates="ifgo", states="hc", step=lstm, recurrent="heads")
