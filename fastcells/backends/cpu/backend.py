@@ -37,7 +37,7 @@ class CpuBackend(KernelBackend):
         return native.obstacle() or super().obstacle(call)
 
     def advantage(self, call: Call) -> str | None:
-        if call.T < policy.FEWEST_STEPS:
+        if call.T < policy.FEWEST_STEPS or call.spec.rule is not None:
             return None
         in_aten = TORCH.choose(call, "").path == "aten"
         if in_aten and call.padding > policy.MOST_PADDING:
