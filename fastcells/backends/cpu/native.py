@@ -16,6 +16,7 @@ from fastcells.backends.base import Gradients
 from fastcells.backends.cpu import arguments, buffers
 from fastcells.backends.cpu import checks as check
 from fastcells.backends.cpu.arguments import Tensors
+from fastcells.backends.cpu.cores import cores
 from fastcells.spec import SPECS
 
 _cpu = arguments.c_module
@@ -334,5 +335,6 @@ def _threads(multiplications: int) -> int:
 
 
 def _team_for(work: int, of_a_thread: int) -> int:
-    """torch's number of threads, or fewer where there is less to do."""
-    return max(1, min(torch.get_num_threads(), MOST_THREADS, work // of_a_thread))
+    """torch's number of threads, or fewer where there is less to do or others have the cores."""
+    most = min(torch.get_num_threads(), MOST_THREADS, work // of_a_thread)
+    return 1 if most < 2 else min(most, cores.limit())
