@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.measure.profile import peak_memory
-from fastcells import cross_entropy, linear
-from fastcells.backends.cpu import cross_entropy as in_c
-from fastcells.backends.torch import cross_entropy as in_torch
 from fastcells.functional import linear_cross_entropy
 from tests.support.accuracy import assert_equal_to_rounding, rms_error
+from tests.support.loss_cases import WAYS, allowed, everything, given, small_chunks, theirs
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+__all__ = ["small_chunks"]
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "small_chunks")
 # rows, H, V: size 1 in every place, vectors cut off, several chunks of rows and of columns, sums of several parts
 SHAPES = [(1, 1, 1), (5, 1, 2), (1, 7, 33), (23, 12, 17), (40, 9, 64), (130, 33, 300), (9, 5, 700)]
 EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "N{}-H{}-V{}".format(*s))
@@ -26,49 +24,6 @@ OPTIONS = [
     for reduction, smoothing, ignored in itertools.product(("mean", "sum", "none"), (0.0, 0.1, 1.0), (-100, 0))
 ]
 EACH_OPTION = pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
-WAYS = pytest.mark.parametrize("impl", ["auto", "torch"])
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several of them, in C as well, for the smallest shapes too."""
-    monkeypatch.setattr(linear, "LARGE_PRODUCT", 1)
-    monkeypatch.setattr(cross_entropy, "MANY_ROWS", 2)
-    for module in (in_c, in_torch):
-        monkeypatch.setattr(module, "FEWEST_ROWS", 7)
-    monkeypatch.setattr(in_c, "LOGITS", 200)
-    monkeypatch.setattr(in_c, "WEIGHTS", 300)
-    monkeypatch.setattr(in_torch, "LOGITS", {"cpu": 200})
-
-
-def theirs(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, **options: Any) -> Tensor:
-    """torch's."""
-    scores = F.linear(hidden, weight, bias)
-    loss = F.cross_entropy(scores.reshape(-1, len(weight)), target.reshape(-1), **options)
-    return loss.view(target.shape) if options.get("reduction") == "none" else loss
-
-
-def given(
-    shape: tuple[int, int, int], dtype: torch.dtype = torch.float32, grad: bool = True
-) -> tuple[list[Tensor], Tensor]:
-    """hidden, weight and bias, and targets of which some are ignored, and some are class 0."""
-    N, H, V = shape
-    leaves = [torch.randn(N, H, dtype=dtype), torch.randn(V, H, dtype=dtype), torch.randn(V, dtype=dtype)]
-    target = torch.randint(V, (N,))
-    if N > 4:
-        target[1::4], target[0] = -100, V - 1
-    return [leaf.requires_grad_(grad) for leaf in leaves], target
-
-
-def allowed(target: Tensor, options: dict[str, Any]) -> Tensor:
-    """What -100 means is another class to ignore."""
-    return torch.where(target == -100, options["ignore_index"], target)
-
-
-def everything(function: Any, leaves: list[Tensor], target: Tensor, d: Tensor, **options: Any) -> list[Tensor]:
-    """The loss and the gradients, by a random cotangent."""
-    loss = function(*leaves, target, **options)
-    return [loss.detach(), *torch.autograd.grad(loss, leaves, d.to(loss.dtype).view_as(loss))]
 
 
 @WAYS
@@ -243,109 +198,3 @@ def test_a_target_outside_is_found_among_many() -> None:
     target[0, 0], target[1, 3] = -100, 9
     with pytest.raises(IndexError, match=r"Target 9 at \[1, 3\] of shape \[2, 9\]"):
         linear_cross_entropy(hidden, torch.randn(7, 4), None, target)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_no_wait_for_the_device(reduction: str) -> None:
-    """Tensors without values: whoever asks for one raises. So would a GPU's be waited for."""
-    leaves, target = given((300, 12, 17), grad=False)
-    leaves = [leaf.to("meta").requires_grad_() for leaf in leaves]
-    loss = linear_cross_entropy(*leaves, target.to("meta"), reduction=reduction, label_smoothing=0.1)
-    gradients = torch.autograd.grad(loss, leaves, torch.empty_like(loss))
-    assert [g.shape for g in gradients] == [leaf.shape for leaf in leaves]
-
-
-@WAYS
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype: torch.dtype, impl: str) -> None:
-    leaves, target = given((40, 12, 17))
-    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    exact = everything(theirs, wide, target, torch.ones(1))
-    with torch.autocast("cpu", dtype):
-        ours = everything(linear_cross_entropy, leaves, target, torch.ones(1), impl=impl)
-        plain = everything(theirs, leaves, target, torch.ones(1))
-    for reduction in ("mean", "none"):  # a backward inside one that the forward was not in
-        loss = linear_cross_entropy(*leaves, target, impl=impl, reduction=reduction).sum()
-        with torch.autocast("cpu", dtype):
-            late = torch.autograd.grad(loss, leaves)
-        assert_equal_to_rounding(late, torch.autograd.grad(theirs(*leaves, target, reduction=reduction).sum(), leaves))
-    for o, p, e in zip(ours, plain, exact, strict=True):
-        assert o.dtype == p.dtype == torch.float32
-        assert rms_error(o, e) <= 2 * rms_error(p, e) + torch.finfo(dtype).eps
-
-
-def test_the_dtype_of_the_loss() -> None:
-    leaves, target = given((23, 12, 17), torch.bfloat16)
-    loss = linear_cross_entropy(*leaves, target, dtype=torch.float32)
-    assert loss.dtype == torch.float32
-    assert linear_cross_entropy(*leaves, target).equal(loss.bfloat16())
-    assert all(g.dtype == torch.bfloat16 for g in torch.autograd.grad(loss, leaves))
-
-
-@WAYS
-def test_without_a_graph(impl: str) -> None:
-    leaves, target = given((23, 12, 17))
-    for mode in (torch.no_grad, torch.inference_mode):
-        with mode():
-            loss = linear_cross_entropy(*leaves, target, impl=impl)
-        assert not loss.requires_grad
-        assert_equal_to_rounding([loss.clone()], [theirs(*leaves, target).detach()])
-
-
-def test_nothing_of_the_users_is_changed() -> None:
-    leaves, target = given((23, 12, 17))
-    before = [t.detach().clone() for t in (*leaves, target)]
-    linear_cross_entropy(*leaves, target, reduction="none").sum().backward()
-    assert all(map(torch.equal, (*leaves, target), before))
-
-
-def test_transforms() -> None:
-    leaves, target = given((6, 3, 5), grad=False)
-
-    def run(*leaves: Tensor) -> Tensor:
-        return linear_cross_entropy(*leaves, target)
-
-    def plain(*leaves: Tensor) -> Tensor:
-        return theirs(*leaves, target)
-
-    every = (0, 1, 2)
-    assert_equal_to_rounding(torch.func.grad(run, every)(*leaves), torch.func.grad(plain, every)(*leaves))
-    tangents = tuple(torch.randn_like(leaf) for leaf in leaves)
-    assert_equal_to_rounding(
-        torch.func.jvp(run, tuple(leaves), tangents), torch.func.jvp(plain, tuple(leaves), tangents)
-    )
-    several = torch.randn(4, 6, 3)
-    results = [torch.func.vmap(torch.func.grad(f), (0, None, None))(several, *leaves[1:]) for f in (run, plain)]
-    assert_equal_to_rounding([results[0]], [results[1]])
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(leaves[0], tangents[0])
-        assert torch.autograd.forward_ad.unpack_dual(run(dual, *leaves[1:])).tangent is not None
-
-
-@pytest.mark.slow
-def test_compiled() -> None:
-    torch._dynamo.reset()
-    run = torch.compile(linear_cross_entropy, fullgraph=True)
-    for N in (23, 40):
-        leaves, target = given((N, 12, 17))
-        for options in ({}, {"reduction": "none", "label_smoothing": 0.1}):
-            d = torch.randn(N if options else 1)
-            results = [everything(f, leaves, target, d, **options) for f in (run, theirs)]
-            assert_equal_to_rounding(*results)
-
-
-def test_peak_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of torch's where the vocabulary is large, gradients included."""
-    monkeypatch.undo()
-    leaves, target = given((2048, 16, 8000))
-    peaks = {}
-    for name, function in (("ours", linear_cross_entropy), ("theirs", theirs)):
-        for impl in ({"impl": "auto"}, {"impl": "torch"}) if name == "ours" else ({},):
-
-            def run(function: Any = function, impl: dict[str, str] = impl) -> object:
-                return torch.autograd.grad(function(*leaves, target, **impl), leaves)
-
-            run()
-            peaks[(name, *impl.values())] = peak_memory(run, torch.device("cpu"), 1).allocated
-    limit = peaks.pop(("theirs",)) / 5
-    assert all(peak < limit for peak in peaks.values()), (peaks, limit)
