@@ -3,7 +3,8 @@
     python -m bench.loss                    # 1,120 rows, H=256, vocabularies of 65 to 50,000: a minute or two
     python -m bench.loss --require 1.0      # exit status 1 where it is slower than torch
 
-Milliseconds are medians of interleaved rounds; megabytes are the peak of what torch allocates.
+Milliseconds are medians of interleaved rounds; megabytes are the peak of what torch
+allocates, and of the process, which sees C's buffers too.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def main() -> int:
         losses = [f(hidden, weight, bias, target) for f in (linear_cross_entropy, theirs)]
         torch.testing.assert_close(*losses, rtol=1e-2, atol=1e-2)  # of bfloat16: two roundings
         samples = compare(runs, rounds=options.rounds if V < 10000 else max(3, options.rounds // 3), warmup=1, inner=1)
-        peaks = {name: peak_memory(run, device, 1).allocated for name, run in runs.items()}
+        peaks = {name: peak_memory(run, device, 1) for name, run in runs.items()}
         rows.append(
             {
                 "rows": options.rows,
@@ -63,8 +64,10 @@ def main() -> int:
                 "ms": summary(samples["ours"]).median,
                 "nn_ms": summary(samples["nn"]).median,
                 "ratio": ratio(samples["nn"], samples["ours"]),
-                "peak_mb": peaks["ours"],
-                "nn_peak_mb": peaks["nn"],
+                "peak_mb": peaks["ours"].allocated,
+                "nn_peak_mb": peaks["nn"].allocated,
+                "resident_mb": peaks["ours"].resident,
+                "nn_resident_mb": peaks["nn"].resident,
             }
         )
     print(origin_line(provenance(device)))
