@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 PROCESSES := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: train test test-fast test-on product soak bench bench-full check compile busy corpus fuzz kill ptx cycles
-.PHONY: resolve gpu clean
+.PHONY: wheel resolve gpu clean
 
 train: $(STAMP)  ## learn the bundled lyrics: progress, perplexity, generated lines
 	$(BIN)/fastcells train $(ARGS)
@@ -64,6 +64,12 @@ ptx: $(STAMP)  ## every compiled Triton kernel executed on the CPU against float
 
 cycles: $(STAMP)  ## cycles of each Triton kernel's time step, modelled from its machine code: ARGS=--quick
 	$(BIN)/python -m bench.cycles $(ARGS)
+
+wheel: $(STAMP)  ## one for every Python from 3.10 on, compiled, for Linux machines without a compiler: dist/*.whl
+	rm -rf build dist/wheel
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist dist/wheel/*.whl
+	rm -rf build dist/wheel
 
 resolve: $(STAMP)  ## whether the pins go together on Python 3.10 to 3.13, by metadata alone: nothing is installed
 	.ci/resolve $(BIN)/python

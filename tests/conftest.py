@@ -16,6 +16,9 @@ if not torch.cuda.is_available():
 os.environ["FASTCELLS_TUNE"] = "0"
 os.environ["FASTCELLS_CACHE_DIR"] = tempfile.mkdtemp(prefix="fastcells-tests-")
 
+# Nor on who else has the cores: teams are as large as a test says.
+os.environ["FASTCELLS_FOLLOW"] = "0"
+
 # cuBLAS is asked for, before it starts, what torch.use_deterministic_algorithms needs of it (`poisoned_memory`).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

@@ -86,7 +86,10 @@ def _training_step(task: Task, model: Model) -> Program:
     optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True, capturable=task.case.graph)
 
     def loss() -> Tensor:
-        return F.cross_entropy(head(model.forward(task.x)).flatten(0, 1), task.targets.flatten())
+        hidden = model.forward(task.x)
+        if isinstance(head, Scores):
+            return head.loss(hidden, task.targets)
+        return F.cross_entropy(head(hidden).flatten(0, 1), task.targets.flatten())
 
     def run() -> Tensor:
         optimizer.zero_grad()

@@ -328,3 +328,12 @@ class KernelBackend(Backend):
 def h_and_c(state: State) -> tuple[Tensor, Tensor | None]:
     """A cell's two states, c being None for one that has h alone."""
     return state[0], state[1] if len(state) == 2 else None
+
+
+class LossGradients(NamedTuple):
+    """The losses [N] of rows, and the gradients of their sum, None where not asked for."""
+
+    losses: Tensor
+    hidden: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None

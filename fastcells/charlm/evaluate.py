@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.nn import functional as F
 
 from fastcells.charlm.errors import InputError
 from fastcells.charlm.model import CharLM, State
@@ -34,10 +33,10 @@ def mean_loss(model: CharLM, ids: Ids, batch: int, steps: int) -> float:
     try:
         for start in range(0, rows.shape[1] - 1, steps):
             window = as_tensor(rows[:, start : start + steps + 1]).to(device)
-            logits, state = model(window[:, :-1], state)
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten(), reduction="sum")
-            total += loss
-            count += window[:, 1:].numel()
+            target = window[:, 1:]
+            loss, state = model(window[:, :-1], state, target)
+            total += loss.double() * target.numel()
+            count += target.numel()
     finally:
         model.train(training)
     return total.item() / count

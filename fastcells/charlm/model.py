@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fastcells import zoo
 from fastcells.charlm.presets import Config
+from fastcells.cross_entropy import linear_cross_entropy
 from fastcells.layers import GRU, LSTM, RNN
 from fastcells.linear import linear
 from fastcells.stack import Layer
@@ -27,6 +28,11 @@ class Scores(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: [..., H]. Returns scores [..., V]."""
         return linear(hidden, self.weight, self.bias, impl=self.impl)
+
+    def loss(self, hidden: Tensor, target: Tensor) -> Tensor:
+        """The mean cross-entropy in nats, float32 or better, of ids [...] by scores that are never all there."""
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        return linear_cross_entropy(hidden, self.weight, self.bias, target.long(), dtype=dtype, impl=self.impl)
 
 
 class CharLM(nn.Module):
@@ -70,10 +76,13 @@ class CharLM(nn.Module):
                 # The lessons have one bias a gate. Two that learn alike would double its learning rate.
                 parameter.requires_grad_("bias_hh" not in name)
 
-    def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """ids: int [B, T]. Returns logits [B, T, V] and the state to go on from."""
+    def forward(self, ids: Tensor, state: State | None = None, target: Tensor | None = None) -> tuple[Tensor, State]:
+        """ids: int [B, T]. Returns logits [B, T, V] and the state to go on from.
+
+        target: ids [B, T] of what comes next; their mean cross-entropy is then returned in place of the logits.
+        """
         hidden, state = self.layer(F.embedding(ids, self.output.weight) if self.tied else ids, state)
-        return self.output(hidden), state
+        return self.output(hidden) if target is None else self.output.loss(hidden, target), state
 
 
 def detach(state: State) -> State:

@@ -12,7 +12,6 @@ from itertools import islice
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from fastcells.charlm.divergence import Watch
@@ -158,8 +157,7 @@ class Training:
         tokens = 0
         for x, y in pairs:
             x, y = (self.world.rows(ids).to(self.device) for ids in (x, y))
-            logits, end = self.forward(x, None if config.sampling == "random" else self.state)
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
+            loss, end = self.forward(x, None if config.sampling == "random" else self.state, y)
             # DistributedDataParallel takes the mean over the processes.
             scale = y.numel() * self.world.size if config.loss == "sum" else 1 / len(pairs)
             self.optimizer.backward(loss * scale)

@@ -76,6 +76,7 @@
     NUMBER(size_t, columns)                                                                                            \
     NUMBER(size_t, d_stride)      /* from a row of d to the next */                                                    \
     NUMBER(size_t, split)         /* x is in two parts; the rows of the first */                                       \
+    NUMBER(int, accumulate)       /* whether to add to what d_w and d_b hold */                                        \
     READ(float, d, "N rows", "")  /* gradient of the product's result */                                               \
     READ(float, x, "split columns", "")                                                                                \
     READ(float, x_rest, "N-split columns", "optional")                                                                 \
@@ -87,12 +88,25 @@
     NUMBER(size_t, rows)                                                                                               \
     NUMBER(size_t, K)                                                                                                  \
     NUMBER(size_t, columns)                                                                                            \
-    NUMBER(size_t, x_stride) /* from a row of x to the next */                                                         \
+    NUMBER(size_t, x_stride) /* from a row of x to the next, and so for out */                                         \
+    NUMBER(size_t, out_stride)                                                                                         \
     NUMBER(int, transposed)  /* whether w is [K, columns] */                                                           \
+    NUMBER(int, accumulate)  /* whether to add to what out holds; there is no b then */                                \
     READ(float, x, "rows K", "")                                                                                       \
     READ(float, w, "columns K", "")                                                                                    \
     READ(float, b, "columns", "optional")                                                                              \
     WRITE(out, "rows columns", "")
+
+/* Cross-entropy of rows of scores, and its gradient, which takes their place. */
+#define CROSS_ENTROPY_ARGUMENTS(NUMBER, READ, WRITE, KEEP)                                                             \
+    NUMBER(size_t, rows)                                                                                               \
+    NUMBER(size_t, columns)                                                                                            \
+    NUMBER(int, gradient)                   /* whether it is asked for */                                              \
+    READ(int64_t, targets, "rows", "")      /* a column, or below 0 for a row that does not count */                   \
+    READ(float, smoothing, "2", "")         /* what the target gets, and what every column gets: columns times, 1 */   \
+    READ(float, d_loss, "rows", "optional") /* 1 where NULL */                                                         \
+    WRITE(x, "rows columns", "")            /* the scores before */                                                    \
+    WRITE(loss, "rows", "")
 
 /* out = w x + b */
 #define MATVEC_ARGUMENTS(NUMBER, READ, WRITE, KEEP)                                                                    \
@@ -148,6 +162,7 @@ struct forward { FIELDS(FORWARD_ARGUMENTS) };
 struct backward { FIELDS(BACKWARD_ARGUMENTS) };
 struct weight_grad { FIELDS(WEIGHT_GRAD_ARGUMENTS) };
 struct linear { FIELDS(LINEAR_ARGUMENTS) };
+struct cross_entropy { FIELDS(CROSS_ENTROPY_ARGUMENTS) };
 struct matvec { FIELDS(MATVEC_ARGUMENTS) };
 struct step_in_place { FIELDS(STEP_IN_PLACE_ARGUMENTS) };
 struct gather { FIELDS(GATHER_ARGUMENTS) };

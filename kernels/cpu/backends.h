@@ -12,6 +12,7 @@ struct backend {
     int (*backward)(const struct backward *, int threads);
     int (*weight_grad)(const struct weight_grad *, int threads);
     int (*linear)(const struct linear *, int threads);
+    int (*cross_entropy)(const struct cross_entropy *, int threads);
     int (*step_in_place)(const struct step_in_place *, int threads);
     int (*matvec)(const struct matvec *, int threads);
     void (*activations)(const float *x, float *sigmoid, float *tanh, size_t n); /* for tests of their accuracy */

@@ -5,6 +5,7 @@
 
 #include "backends.h"
 #include "backward.h"
+#include "cross_entropy.h"
 #include "forward.h"
 #include "linear.h"
 #include "step_in_place.h"
@@ -24,6 +25,6 @@ static void activations(const float *x, float *s, float *t, size_t n) {
 #define STRUCT_OF(name) backend_##name
 #define STRUCT(name) STRUCT_OF(name)
 const struct backend STRUCT(BACKEND) = {TEXT(BACKEND), supported,     forward, backward,   weight_grad,
-                                        linear,        step_in_place, matvec,  activations};
+                                        linear,        cross_entropy, step_in_place, matvec, activations};
 
 #endif

@@ -43,7 +43,7 @@ static void put_tile(const struct linear *task, tile_t products, size_t row, siz
         const size_t column = (vector + v) * LANES, lanes = lanes_at(task->columns, column);
         const vec b = first && task->b ? load_n(task->b + column, lanes) : splat(0.0f);
         for (size_t r = 0; r < rows; r++) {
-            float *out = task->out + (row + r) * task->columns + column;
+            float *out = task->out + (row + r) * task->out_stride + column;
             store_n(out, load(products[r][v]) + (first ? b : load_n(out, lanes)), lanes);
         }
     }
@@ -66,9 +66,9 @@ static void linear_block(const struct linear_job *job, size_t first_row, size_t 
                 some = height(rows, done, ROWS[count]);
                 list.count = 0;
                 for (size_t r = 0; r < some; r++)
-                    prefetch(&list, task->out + (row + r) * task->columns + vector * LANES, 1, 0, count);
+                    prefetch(&list, task->out + (row + r) * task->out_stride + vector * LANES, 1, 0, count);
                 gemm_tile(some, count, products, task->x + row * task->x_stride + k, task->x_stride, panel, terms, &list);
-                put_tile(task, products, row, some, vector, count, k == 0);
+                put_tile(task, products, row, some, vector, count, k == 0 && !task->accumulate);
             }
         }
     }

@@ -27,6 +27,7 @@ TABLE(forward, FORWARD_ARGUMENTS);
 TABLE(backward, BACKWARD_ARGUMENTS);
 TABLE(weight_grad, WEIGHT_GRAD_ARGUMENTS);
 TABLE(linear, LINEAR_ARGUMENTS);
+TABLE(cross_entropy, CROSS_ENTROPY_ARGUMENTS);
 TABLE(matvec, MATVEC_ARGUMENTS);
 TABLE(step_in_place, STEP_IN_PLACE_ARGUMENTS);
 TABLE(gather, GATHER_ARGUMENTS);
@@ -88,6 +89,7 @@ KERNEL(forward, FORWARD_ARGUMENTS, (size_t)task.cell)
 KERNEL(backward, BACKWARD_ARGUMENTS, (size_t)task.cell)
 KERNEL(weight_grad, WEIGHT_GRAD_ARGUMENTS, 0)
 KERNEL(linear, LINEAR_ARGUMENTS, 0)
+KERNEL(cross_entropy, CROSS_ENTROPY_ARGUMENTS, 0)
 KERNEL(matvec, MATVEC_ARGUMENTS, 0)
 KERNEL(step_in_place, STEP_IN_PLACE_ARGUMENTS, (size_t)task.cell)
 
@@ -155,7 +157,7 @@ static PyObject *py_arguments(PyObject *self, PyObject *ignored) {
     static const struct {
         const char *kernel;
         const struct argument *arguments;
-    } tables[] = {ENTRY(forward), ENTRY(backward),      ENTRY(weight_grad), ENTRY(linear),
+    } tables[] = {ENTRY(forward), ENTRY(backward),      ENTRY(weight_grad), ENTRY(linear), ENTRY(cross_entropy),
                   ENTRY(matvec),  ENTRY(step_in_place), ENTRY(gather),      ENTRY(scatter)};
     PyObject *found = PyDict_New();
     for (size_t i = 0; found && i < sizeof tables / sizeof *tables; i++) {
@@ -184,6 +186,7 @@ static PyMethodDef methods[] = {
     KERNEL_METHOD(backward),
     KERNEL_METHOD(weight_grad),
     KERNEL_METHOD(linear),
+    KERNEL_METHOD(cross_entropy),
     KERNEL_METHOD(matvec),
     KERNEL_METHOD(step_in_place),
     IDS_METHOD(gather),

@@ -2,10 +2,16 @@
 #include "team.h"
 
 #include <dlfcn.h>
+#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #if defined(__x86_64__) || defined(__i386__)
 #define RELAX() __builtin_ia32_pause()
@@ -15,26 +21,42 @@
 #define RELAX() ((void)0)
 #endif
 
-enum { SPINS = 4096, MAX_STARTED = 256 };
+enum { SPINS = 1024, MAX_STARTED = 256 };
+
+/* Sleep while *word is `value`, or a little less long; the core is somebody else's meanwhile. */
+#if defined(__linux__)
+static void sleep_while(atomic_uint *word, unsigned value) {
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+}
+static void wake_all(atomic_uint *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0); }
+#else
+static void sleep_while(atomic_uint *word, unsigned value) { (void)word, (void)value, sched_yield(); }
+static void wake_all(atomic_uint *word) { (void)word; }
+#endif
 
 void barrier_init(struct barrier *barrier) {
     atomic_init(&barrier->arrived, 0);
     atomic_init(&barrier->passed, 0);
+    atomic_init(&barrier->asleep, 0);
 }
 
 void barrier_wait(struct barrier *barrier, unsigned members) {
     if (members < 2) return;
     unsigned round = atomic_load_explicit(&barrier->passed, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) + 1 == (round + 1) * members) {
-        atomic_store_explicit(&barrier->passed, round + 1, memory_order_release);
+        /* In one order with the other side's two: it is seen asleep here, or does not fall asleep. */
+        atomic_store_explicit(&barrier->passed, round + 1, memory_order_seq_cst);
+        if (atomic_load_explicit(&barrier->asleep, memory_order_seq_cst)) wake_all(&barrier->passed);
         return;
     }
-    for (unsigned spins = 0; atomic_load_explicit(&barrier->passed, memory_order_acquire) == round; spins++) {
-        if (spins < SPINS)
-            RELAX();
-        else
-            sched_yield(); /* somebody else has the core that the last member needs */
+    for (unsigned spins = 0; spins < SPINS; spins++) {
+        if (atomic_load_explicit(&barrier->passed, memory_order_acquire) != round) return;
+        RELAX();
     }
+    /* Somebody else may have the core that the last member needs. */
+    atomic_fetch_add_explicit(&barrier->asleep, 1, memory_order_seq_cst);
+    while (atomic_load_explicit(&barrier->passed, memory_order_seq_cst) == round) sleep_while(&barrier->passed, round);
+    atomic_fetch_sub_explicit(&barrier->asleep, 1, memory_order_relaxed);
 }
 
 /* How a thread rounds, and whether it flushes subnormal numbers to zero (torch.set_flush_denormal): a state of each

@@ -10,6 +10,7 @@
 struct barrier {
     _Alignas(CACHE_LINE) atomic_uint arrived;
     _Alignas(CACHE_LINE) atomic_uint passed;
+    atomic_uint asleep; /* members that the last one has to wake */
 };
 
 void barrier_init(struct barrier *barrier);

@@ -99,15 +99,19 @@ INLINE vec exp_fraction(vec y, vec rounded) {
     return r + r * r * p;
 }
 
-INLINE vec sigmoid(vec x) {
-    vec y = where(x < 0.0f, x, -x); /* e = exp(-|x|) cannot overflow */
-    y = where(y < -104.0f, splat(-104.0f), y);
+/* exp(y) for y <= 0, and NaN. */
+INLINE vec exp_of(vec y) {
+    y = where(y < -104.0f, splat(-104.0f), y); /* 0 from here on */
     vec rounded = y * 1.44269504088896341f + ROUND;
     ivec n = (ivec)rounded - (ivec)splat(ROUND);
     vec fraction = exp_fraction(y, rounded);
     ivec half = n >> 1; /* 2^n in two factors, since n goes below the smallest exponent of a normal number */
     vec first = (vec)((half + 127) << 23), second = (vec)((n - half + 127) << 23);
-    vec e = (first + first * fraction) * second;
+    return (first + first * fraction) * second;
+}
+
+INLINE vec sigmoid(vec x) {
+    vec e = exp_of(where(x < 0.0f, x, -x)); /* exp(-|x|) cannot overflow */
     return where(x < 0.0f, e, splat(1.0f)) / (1.0f + e);
 }
 

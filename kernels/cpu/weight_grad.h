@@ -44,7 +44,7 @@ static vec pack_gates(float *restrict to, const float *restrict d, size_t step, 
     return sum;
 }
 
-/* out += products, or out = products for the first tokens. */
+/* out += products, or out = products for the first tokens of all. */
 static void add_tile(const struct weight_grad *task, tile_t products, size_t row, size_t rows, size_t vector, size_t count,
                      int first) {
     for (size_t r = 0; r < rows; r++) {
@@ -66,6 +66,7 @@ static void weight_grad_member(void *argument, int member, int members) {
     for (size_t token = 0; token < task->tokens; token += TOKENS) {
         const size_t tokens = min_size(task->tokens - token, TOKENS);
         float *panels = job->panels[token / TOKENS % 2];
+        const int first = token == 0 && !task->accumulate;
         for (size_t tile = packed.first; tile < packed.end; tile++) {
             const struct range v = part_of(vectors, tile, tiles);
             pack_tokens(panels + v.first * LANES * TOKENS, task, token, tokens, v.first * LANES, v.end - v.first);
@@ -76,7 +77,7 @@ static void weight_grad_member(void *argument, int member, int members) {
             tile_t products;
             const size_t row = block * LANES, lanes = lanes_at(task->rows, row);
             const vec sum = pack_gates(gates, task->d + token * task->d_stride + row, task->d_stride, lanes, tokens);
-            store_n(task->d_b + row, token ? load_n(task->d_b + row, lanes) + sum : sum, lanes);
+            store_n(task->d_b + row, first ? sum : load_n(task->d_b + row, lanes) + sum, lanes);
 
             /* Meanwhile, prefetch what the next block reads of d: a line of each token, far from each other. */
             const float *line[TOKENS];
@@ -96,7 +97,7 @@ static void weight_grad_member(void *argument, int member, int members) {
                     GEMM_PART_OF[count - 1][rows - 1](products, gates + r, 1, LANES, panel, tokens, 0, line + fetched,
                                                       upto - fetched);
                     fetched = upto;
-                    add_tile(task, products, row + r, rows, v, count, token == 0);
+                    add_tile(task, products, row + r, rows, v, count, first);
                 }
             }
         }

@@ -26,3 +26,11 @@ def test_corpus() -> None:
     assert done.stdout.split()[:5] == ["text_mb", "seconds", "cpu", "mb", "1"] and "written" not in done.stdout
     done = run("bench.corpus", "--mb", "1", "--require", "1000", "0.001")
     assert done.returncode == 1 and "more than required" in done.stderr
+
+
+def test_loss() -> None:
+    small = ["--device", "cpu", "--rows", "140", "--hidden", "32", "--vocabulary", "30", "--rounds", "3"]
+    done = run("bench.loss", *small)
+    assert done.returncode == 0 and "nn_peak_mb" in done.stdout, done.stderr
+    done = run("bench.loss", *small, "--require", "1e9")
+    assert done.returncode == 1 and "was required" in done.stderr

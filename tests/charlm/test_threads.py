@@ -9,21 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastcells.backends.cpu import cores
 from fastcells.charlm import Config, Vocabulary, bundled_corpus, threads, train
-from fastcells.charlm.threads import Threads, choice
+from fastcells.charlm.threads import Threads
 
 
 @pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
+    monkeypatch.setattr(cores.cores, "follows", True)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(("free", "number"), [(0.0, 1), (0.4, 1), (1.4, 1), (1.6, 2), (4.0, 4), (16.0, 4)])
-def test_choice(free: float, number: int) -> None:
-    assert choice(free, 4) == number
 
 
 class Machine:
@@ -31,7 +28,9 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.time = self.idle = self.mine = 0.0
-        monkeypatch.setattr(threads, "_idle", lambda: self.idle)
+        monkeypatch.setattr(cores, "allowed", lambda: {0, 1})
+        monkeypatch.setattr(cores, "quota", lambda: 2.0)
+        monkeypatch.setattr(cores, "idle", lambda mine: self.idle)
         monkeypatch.setattr(threads.time, "monotonic", lambda: self.time)
         monkeypatch.setattr(threads.time, "process_time", lambda: self.mine)
         monkeypatch.setattr(threads.time, "sleep", lambda seconds: self.run(seconds, others=self.others, mine=0.0))
@@ -47,10 +46,10 @@ def test_threads_follow_the_idle_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     followed = Threads(None)
     assert followed.follows and torch.get_num_threads() == 2
-    machine.run(5.0, others=1.4, mine=0.6)
+    machine.run(1.5, others=1.4, mine=0.6)
     followed.look_if_due()
     assert torch.get_num_threads() == 2, "not every moment"
-    machine.run(6.0, others=1.4, mine=0.6)
+    machine.run(1.0, others=1.4, mine=0.6)
     followed.look_if_due()
     assert torch.get_num_threads() == 1
     machine.run(11.0, others=0.0, mine=1.0)
@@ -70,11 +69,11 @@ def test_a_number_that_is_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     followed = Threads(2)
     machine.run(100.0, others=2.0, mine=0.0)
     followed.look_if_due()
-    assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 2 and not cores.cores.follows, "in C too"
 
 
 def test_where_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "STAT", Path("no such file"))
+    monkeypatch.setattr(cores, "STAT", Path("no such file"))
     assert not Threads(None).follows
     assert torch.get_num_threads() == 2
 

@@ -7,10 +7,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.slow
 
@@ -134,6 +137,69 @@ def test_c_module_is_in_the_wheel(wheel: Path, tmp_path: Path) -> None:
     assert "-cp310-abi3-" in wheel.name
     site = installed(wheel, tmp_path / "site")
     assert python(INSTRUCTIONS, path=site, cwd=tmp_path) in ("avx512", "avx2", "portable")
+
+
+USE_C = """
+import os, shutil, torch, fastcells
+assert not any(map(shutil.which, ("cc", "gcc", "clang"))), os.environ["PATH"]
+layer = fastcells.GRU(64, 64)
+x = torch.randn(35, 32, 64)
+assert "site-packages/fastcells" in fastcells.__file__
+print(fastcells.explain(layer, x)["l0"].impl)
+out, plain = layer(x)[0], fastcells.to_torch(layer)(x)[0]
+torch.testing.assert_close(out, plain)
+out.sum().backward()
+"""
+
+
+@pytest.fixture(scope="module")
+def manylinux(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `make wheel` repairs it."""
+    if find_spec("auditwheel") is None and os.environ.get("CI") != "true":
+        pytest.skip("auditwheel, of the dev extra, is not here")
+    folder = tmp_path_factory.mktemp("manylinux")
+    environment = {**ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{ENVIRONMENT['PATH']}"}
+    command = [sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(folder), str(wheel)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    (found,) = folder.glob("fastcells-*-cp310-abi3-manylinux*.whl")
+    return found
+
+
+def test_the_repaired_wheel_runs_c_in_a_fresh_environment_without_a_compiler(manylinux: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=False)
+    fresh = tmp_path / "venv/bin/python"
+    (site,) = tmp_path.glob("venv/lib/python*/site-packages")
+    # torch and the rest, but not this environment's editable install, whose own .pth nobody reads there.
+    (site / "others.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+    pip("--python", str(fresh), "install", "--no-deps", "--no-index", str(manylinux))
+    (tmp_path / "bin").mkdir()
+    environment = {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path), "FASTCELLS_TUNE": "0"}
+    done = subprocess.run([fresh, "-c", USE_C], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0 and done.stdout.strip() == "cpu", done.stdout + done.stderr
+
+
+ANY_PYTHON = """
+import ctypes, importlib.util, sys
+spec = importlib.util.spec_from_file_location("_cpu", sys.argv[1])
+_cpu = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(_cpu)
+x, s, t = ((ctypes.c_float * 5)(*[0.0] * 5) for _ in range(3))
+_cpu.activations(len(_cpu.backends()) - 1, *map(ctypes.addressof, (x, s, t)), 5)
+assert list(s) == [0.5] * 5 and list(t) == [0.0] * 5 and _cpu.team() == "threads"
+"""
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+def test_the_module_loads_on_every_python(version: str, manylinux: Path, tmp_path: Path) -> None:
+    """Without torch, which is not here for all of them."""
+    python = shutil.which(f"python{version}")
+    if python is None or subprocess.run([python, "-V"], capture_output=True).returncode:
+        pytest.skip(f"there is no python{version} here")
+    with zipfile.ZipFile(manylinux) as archive:
+        module = archive.extract("fastcells/kernels/_cpu.abi3.so", tmp_path)
+    done = subprocess.run([python, "-c", ANY_PYTHON, module], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_a_compiler(tree: Path, tmp_path: Path) -> None:

@@ -58,10 +58,11 @@ def in_memory(name: str, t: Tensor) -> Tensor:
     return t if address % t.element_size() == 0 else t.clone()
 
 
-def written(*outputs: tuple[str, Tensor | None, tuple[int, ...]]) -> dict[str, int]:
+def written(*outputs: tuple[str, Tensor | None, tuple[int, ...]], rows_apart: bool = False) -> dict[str, int]:
     """The addresses of what C is to write, each a float32 tensor of that shape, or None: 0. RuntimeError.
 
     They were allocated by this package, but what torch allocates depends on the state that a process is in.
+    rows_apart: of matrices; their rows are contiguous.
     """
     addresses = {}
     for name, t, shape in outputs:
@@ -73,7 +74,7 @@ def written(*outputs: tuple[str, Tensor | None, tuple[int, ...]]) -> dict[str, i
             t.is_cpu
             and t.dtype is torch.float32
             and t.shape == shape
-            and t.is_contiguous()
+            and (t.is_contiguous() or (rows_apart and t.stride(1) == 1 and t.stride(0) >= shape[1]))
             and address % 4 == 0
             and (address != 0 or t.numel() == 0)
         ):

@@ -16,6 +16,7 @@ from fastcells.backends.base import Gradients
 from fastcells.backends.cpu import arguments, buffers
 from fastcells.backends.cpu import checks as check
 from fastcells.backends.cpu.arguments import Tensors
+from fastcells.backends.cpu.cores import cores
 from fastcells.spec import SPECS
 
 _cpu = arguments.c_module
@@ -223,10 +224,19 @@ def matvec(w: Tensor, x: Tensor, b: Tensor | None) -> Tensor:
     return out
 
 
-def linear(x: Tensor, w: Tensor, b: Tensor | None = None, *, transposed: bool = False) -> Tensor:
+def linear(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    *,
+    transposed: bool = False,
+    out: Tensor | None = None,
+    accumulate: bool = False,
+) -> Tensor:
     """`x @ w.t() + b` for x [N, K], whose rows may lie apart, w [M, K] and b [M], float32, without autograd.
 
-    transposed: w is [K, M], and the product `x @ w + b`.
+    transposed: w is [K, M], and the product `x @ w + b`. out: [N, M], for the result; its rows may lie apart.
+    accumulate: add to what `out` holds; b is None.
 
     Raises:
         as `forward`.
@@ -236,20 +246,24 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None, *, transposed: bool = 
     x = check.float32("x", x, (N, K), rows_apart=True)
     w = check.float32("w", w, (K, M) if transposed else (M, K))
     b = None if b is None else check.float32("b", b, (M,))
-    out = x.new_empty(N, M)
-    if K == 0:
+    out = x.new_empty(N, M) if out is None else out
+    if K == 0 and not accumulate:
         return out.zero_() if b is None else out.copy_(b)
-    if out.numel():
-        sizes = {"rows": N, "K": K, "columns": M, "x_stride": x.stride(0), "transposed": transposed}
-        read, written = _addresses(x=x, w=w, b=b), check.written(("out", out, (N, M)))
-        _cpu.linear(_instructions, _threads(N * K * M), **sizes, **read, **written)
+    if out.numel() and K:
+        sizes = {"rows": N, "K": K, "columns": M, "x_stride": x.stride(0), "out_stride": out.stride(0)}
+        read, written = _addresses(x=x, w=w, b=b), check.written(("out", out, (N, M)), rows_apart=True)
+        flags = {"transposed": transposed, "accumulate": accumulate}
+        _cpu.linear(_instructions, _threads(N * K * M), **sizes, **flags, **read, **written)
     return out
 
 
-def weight_gradients(d: Tensor, *pieces: Tensor) -> tuple[Tensor, Tensor]:
+def weight_gradients(
+    d: Tensor, *pieces: Tensor, out: tuple[Tensor, Tensor] | None = None, accumulate: bool = False
+) -> tuple[Tensor, Tensor]:
     """`d.t() @ x` and `d.sum(0)` for d [N, rows], whose rows may lie apart, and x [N, columns], float32.
 
-    pieces: x, or two tensors that are x when put below each other.
+    pieces: x, or two tensors that are x when put below each other. out: for the results.
+    accumulate: add to what `out` holds.
 
     Raises:
         as `forward`.
@@ -262,14 +276,38 @@ def weight_gradients(d: Tensor, *pieces: Tensor) -> tuple[Tensor, Tensor]:
     x = check.float32("x", x, (split, columns))
     rest = None if rest is None else check.float32("the rest of x", rest, (left, columns))
     d = check.float32("d", d, (N, rows), rows_apart=True)
-    d_w, d_b = x.new_empty(rows, columns), x.new_empty(rows)
+    d_w, d_b = out or (x.new_empty(rows, columns), x.new_empty(rows))
     if d.numel() == 0 or columns == 0:
-        return d_w.zero_(), torch.sum(d.detach(), 0, out=d_b)
+        sums = d.detach().sum(0)
+        return (d_w, d_b.add_(sums)) if accumulate else (d_w.zero_(), d_b.copy_(sums))
     sizes = {"tokens": N, "rows": rows, "columns": columns, "d_stride": d.stride(0), "split": split}
+    sizes["accumulate"] = accumulate
     read = _addresses(d=d, x=x, x_rest=rest)
     written = check.written(("d_w", d_w, (rows, columns)), ("d_b", d_b, (rows,)))
     _cpu.weight_grad(_instructions, _threads(N * rows * columns), **sizes, **read, **written)
     return d_w, d_b
+
+
+def cross_entropy(
+    x: Tensor, targets: Tensor, smoothing: Tensor, losses: Tensor, *, gradient: bool, d_losses: Tensor | None = None
+) -> None:
+    """Cross-entropy of scores x [N, V], row by row, to `losses` [N]; with `gradient`, its gradient takes x's place.
+
+    targets: integers [N] below V; below 0 where a row does not count. smoothing: [2], what the target's probability is
+    to be, and what is added to that of each column. d_losses: [N], of the losses, or None for 1. All else float32.
+
+    Raises:
+        as `gather`.
+    """
+    N, V = check.matrix("x", x)
+    targets = check.ids(targets)
+    if len(targets) != N or (N and int(targets.max()) >= V):
+        raise IndexError(f"there must be {N} targets below {V}, got {len(targets)} up to {targets.max()}")
+    smoothing = check.float32("smoothing", smoothing, (2,))
+    d_losses = None if d_losses is None else check.float32("d_losses", d_losses, (N,))
+    read = _addresses(targets=targets, smoothing=smoothing, d_loss=d_losses)
+    written = check.written(("x", x, (N, V)), ("loss", losses, (N,)))
+    _cpu.cross_entropy(_instructions, _few_threads(x), rows=N, columns=V, gradient=gradient, **read, **written)
 
 
 def gather(ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -318,5 +356,6 @@ def _threads(multiplications: int) -> int:
 
 
 def _team_for(work: int, of_a_thread: int) -> int:
-    """torch's number of threads, or fewer where there is less to do."""
-    return max(1, min(torch.get_num_threads(), MOST_THREADS, work // of_a_thread))
+    """torch's number of threads, or fewer where there is less to do or others have the cores."""
+    most = min(torch.get_num_threads(), MOST_THREADS, work // of_a_thread)
+    return 1 if most < 2 else min(most, cores.limit())

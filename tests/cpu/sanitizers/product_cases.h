@@ -19,15 +19,18 @@ static void weight_grad_case(const struct backend *backend, size_t tokens, size_
     w.x = floats(w.split * columns, 1.0), w.x_rest = floats((tokens - w.split) * columns, 1.0);
     snprintf(where, sizeof where, "%s, weight_grad, %zu tokens, %zu rows, %zu columns", backend->name, tokens, rows,
              columns);
-    struct output outputs[] = {{"d_w", &w.d_w, rows * columns}, {"d_b", &w.d_b, rows}};
+    const float *d_w = NULL, *d_b = NULL; /* what the sums are added to */
+    w.accumulate = (int)below(2);
+    if (w.accumulate) d_w = floats(rows * columns, 1.0), d_b = floats(rows, 1.0);
+    struct output outputs[] = {{"d_w", &w.d_w, rows * columns, d_w}, {"d_b", &w.d_b, rows, d_b}};
     run_threads(outputs, 2, run_weight_grad, backend, &w);
     const double scale = sqrt((double)tokens);
     for (size_t r = 0; r < rows; r++) {
-        double sum = 0.0;
+        double sum = d_b ? (double)d_b[r] : 0.0;
         for (size_t k = 0; k < tokens; k++) sum += (double)w.d[k * step + r];
         check("d_b", r, (double)w.d_b[r], sum, scale);
         for (size_t j = 0; j < columns; j++) {
-            sum = 0.0;
+            sum = d_w ? (double)d_w[r * columns + j] : 0.0;
             for (size_t k = 0; k < tokens; k++) {
                 const float *x = k < w.split ? w.x + k * columns : w.x_rest + (k - w.split) * columns;
                 sum += (double)w.d[k * step + r] * (double)x[j];
@@ -44,18 +47,49 @@ static int run_linear(const void *kernel, const void *task, int threads) {
 static void linear_case(const struct backend *backend, size_t rows, size_t K, size_t columns) {
     struct linear l = {.rows = rows, .K = K, .columns = columns, .x_stride = K + below(3), .transposed = (int)below(2)};
     l.x = floats((rows - 1) * l.x_stride + K, 1.0), l.w = floats(K * columns, 1.0);
-    l.b = below(2) ? floats(columns, 1.0) : NULL;
-    snprintf(where, sizeof where, "%s, linear, %zu rows, %zu terms, %zu columns%s", backend->name, rows, K, columns,
-             l.transposed ? ", transposed" : "");
-    struct output outputs[] = {{"out", &l.out, rows * columns}};
+    l.accumulate = (int)below(2), l.out_stride = columns + below(3);
+    l.b = !l.accumulate && below(2) ? floats(columns, 1.0) : NULL;
+    snprintf(where, sizeof where, "%s, linear, %zu rows, %zu terms, %zu columns%s%s", backend->name, rows, K, columns,
+             l.transposed ? ", transposed" : "", l.accumulate ? ", accumulated" : "");
+    const size_t size = (rows - 1) * l.out_stride + columns;
+    const float *before = l.accumulate ? floats(size, 1.0) : NULL;
+    struct output outputs[] = {{"out", &l.out, size, before}};
     run_threads(outputs, 1, run_linear, backend, &l);
     for (size_t r = 0; r < rows; r++) {
         for (size_t j = 0; j < columns; j++) {
-            double sum = l.b ? (double)l.b[j] : 0.0;
+            double sum = l.b ? (double)l.b[j] : before ? (double)before[r * l.out_stride + j] : 0.0;
             for (size_t k = 0; k < K; k++)
                 sum += (double)l.x[r * l.x_stride + k] * (double)l.w[l.transposed ? k * columns + j : j * K + k];
-            check("out", r * columns + j, (double)l.out[r * columns + j], sum, sqrt((double)K));
+            check("out", r * columns + j, (double)l.out[r * l.out_stride + j], sum, sqrt((double)K));
         }
+    }
+}
+
+static int run_cross_entropy(const void *kernel, const void *task, int threads) {
+    return ((const struct backend *)kernel)->cross_entropy(task, threads);
+}
+
+static void cross_entropy_case(const struct backend *backend, size_t rows, size_t columns) {
+    int64_t *targets = bytes(rows * sizeof *targets);
+    for (size_t r = 0; r < rows; r++) targets[r] = (int64_t)below(columns + 1) - 1; /* some rows do not count */
+    const float all = below(2) ? 0.1f / (float)columns : 0.0f, smoothing[] = {1.0f - all * (float)columns, all};
+    struct cross_entropy c = {.rows = rows, .columns = columns, .gradient = (int)below(2)};
+    c.targets = targets, c.smoothing = smoothing, c.d_loss = below(2) ? floats(rows, 1.0) : NULL;
+    const float *x = floats(rows * columns, 9.0);
+    snprintf(where, sizeof where, "%s, cross-entropy, %zu rows, %zu columns", backend->name, rows, columns);
+    struct output outputs[] = {{"x", &c.x, rows * columns, x}, {"loss", &c.loss, rows, NULL}};
+    run_threads(outputs, 2, run_cross_entropy, backend, &c);
+    for (size_t r = 0; r < rows; r++, x += columns) {
+        const double counts = targets[r] < 0 ? 0.0 : 1.0, d = counts * (c.d_loss ? (double)c.d_loss[r] : 1.0);
+        double sum = 0.0, loss = 0.0;
+        for (size_t j = 0; j < columns; j++) sum += exp((double)x[j]);
+        for (size_t j = 0; j < columns; j++) {
+            const double q = (double)all + ((int64_t)j == targets[r] ? (double)smoothing[0] : 0.0);
+            loss += counts * q * (log(sum) - (double)x[j]);
+            const double expected = c.gradient ? d * (exp((double)x[j]) / sum - q) : (double)x[j];
+            check("x", r * columns + j, (double)c.x[r * columns + j], expected, 1.0);
+        }
+        check("loss", r, (double)c.loss[r], loss, 18.0);
     }
 }
 

@@ -1,0 +1,68 @@
+"""Cross-entropy behind a linear layer, in C: some rows at a time, and of the weights some columns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcells.backends.base import LossGradients
+from fastcells.backends.cpu import buffers, native
+
+LOGITS = 1 << 20  # floats at a time, if these are enough rows: 4 MB, of a third-level cache
+FEWEST_ROWS = 256  # that are worth going through the weights once more
+WEIGHTS = 1 << 20  # floats at a time
+
+
+def of_scores(
+    scores: Tensor, targets: Tensor, counts: Tensor, smoothing: float, gradient: bool, d_losses: Tensor | None
+) -> Tensor:
+    """Cross-entropy, as fastcells.backends.torch.cross_entropy.of_scores, for contiguous float32 on a CPU."""
+    share = torch.tensor([1 - smoothing, smoothing / scores.shape[1]], dtype=torch.float32, device="cpu")
+    found = scores.new_empty(len(scores))
+    targets = torch.where(counts, targets, -1)
+    native.cross_entropy(scores, targets, share, found, gradient=gradient, d_losses=d_losses)
+    return found
+
+
+def losses(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    counts: Tensor,
+    smoothing: float,
+    wanted: tuple[bool, bool, bool] = (False, False, False),
+    d_losses: Tensor | None = None,
+) -> LossGradients:
+    """As fastcells.backends.torch.cross_entropy.losses, for float32 on a CPU."""
+    (N, H), V = hidden.shape, len(weight)
+    hidden, weight = hidden.contiguous(), weight.contiguous()
+    found = hidden.new_empty(N)
+    d_hidden = hidden.new_empty(N, H) if wanted[0] else None
+    d_weight = (weight.new_empty(V, H), weight.new_empty(V)) if wanted[1] or wanted[2] else None
+    rows, columns = rows_at_a_time(N, V), max(1, WEIGHTS // max(1, H))
+    parts = [slice(first, first + columns) for first in range(0, V, columns)]
+    logits = buffers.empty(rows, V)
+    for first in range(0, N, rows):
+        chunk = slice(first, first + rows)
+        x = hidden[chunk]
+        d = logits[: len(x)]
+        for part in parts:
+            native.linear(x, weight[part], None if bias is None else bias[part], out=d[:, part])
+        scale = None if d_losses is None else d_losses[chunk]
+        found[chunk] = of_scores(d, targets[chunk], counts[chunk], smoothing, any(wanted), scale)
+        for part in parts:
+            if d_hidden is not None:
+                out, later = d_hidden[chunk], part.start > 0
+                native.linear(d[:, part], weight[part], transposed=True, out=out, accumulate=later)
+            if d_weight is not None:
+                sums = d_weight[0][part], d_weight[1][part]
+                native.weight_gradients(d[:, part], x, out=sums, accumulate=first > 0)
+    d_w, d_b = d_weight or (None, None)
+    return LossGradients(found, d_hidden, d_w if wanted[1] else None, d_b if wanted[2] else None)
+
+
+def rows_at_a_time(N: int, V: int) -> int:
+    """In chunks of nearly the same size."""
+    most = max(FEWEST_ROWS, LOGITS // V)
+    return -(-N // -(-N // most)) if N else 1
