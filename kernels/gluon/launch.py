@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from fastcells.kernels.gluon.backward import backward_kernel
 from fastcells.kernels.gluon.forward import forward_kernel
 from fastcells.kernels.gluon.plan import Resident
-from fastcells.kernels.gluon.rules import RULES
+from fastcells.kernels.gluon.rules import rule_of
 from fastcells.kernels.triton import fault
 from fastcells.kernels.triton.launch import Arguments, Backward, BackwardPass, Forward, ForwardPass, Pass
 from fastcells.kernels.triton.mailbox import fill_with_sentinel, first_elements
@@ -48,7 +48,7 @@ def gluon_forward(forward: ForwardPass, plan: Resident) -> Forward:
     """The whole sequence, split over programs that exchange the state each step."""
     device, what = forward.w.device, f"gluon_forward of {forward.rule.spec.name}"
     fault.raise_fault(device, what)
-    forward = replace(forward, rule=RULES[forward.rule.spec.name])
+    forward = replace(forward, rule=rule_of(forward.rule.spec.key))
     T, (*D, B, H) = forward.x.steps, forward.state[0].shape
     second = forward.rule.reset_hidden is not None
     mailboxes = Mailboxes(2 if second else 1, (*D, T, B, plan.width), H, like=forward.w)
@@ -70,7 +70,7 @@ def gluon_backward(backward: BackwardPass, plan: Resident) -> Backward:
     """The adjoint of `gluon_forward`, split in the same way; the programs exchange the gates' gradients."""
     device, what = backward.w.device, f"gluon_backward of {backward.rule.spec.name}"
     fault.raise_fault(device, what)
-    backward = replace(backward, rule=RULES[backward.rule.spec.name])
+    backward = replace(backward, rule=rule_of(backward.rule.spec.key))
     (*planes, H), gates = backward.d_hidden.shape, backward.rule.spec.num_gates
     mailboxes = Mailboxes(1, (*planes, gates, plan.width), H, like=backward.d_hidden)
     wide = plan.width > H

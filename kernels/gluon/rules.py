@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from types import FunctionType
 
 from triton import JITFunction
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from fastcells.kernels.gluon.activations import relu, sigmoid, tanh
+from fastcells.kernels.gluon import activations
+from fastcells.kernels.triton import rules
 from fastcells.kernels.triton.rule import UpdateRule
-from fastcells.kernels.triton.rules import RULES as TRITON_RULES
+
+ACTIVATIONS = {name: value for name, value in vars(activations).items() if isinstance(value, JITFunction)}
 
 
 def in_gluon(function: JITFunction) -> JITFunction:
     """A rule's function from its very source, where `tl` is Gluon's language, and the activations are this folder's."""
     plain = function.fn
-    names = plain.__globals__ | {"tl": gl, "sigmoid": sigmoid, "tanh": tanh, "relu": relu}
+    names = plain.__globals__ | {"tl": gl} | ACTIVATIONS
     twin = FunctionType(plain.__code__, names, plain.__name__, plain.__defaults__, plain.__closure__)
-    twin.__module__, twin.__qualname__ = __name__, plain.__qualname__  # distinct to a cache of compiled kernels
+    twin.__module__, twin.__qualname__ = f"{__name__}.{plain.__module__}", plain.__qualname__  # distinct to a cache
     return gluon.jit(twin)
 
 
@@ -34,4 +37,7 @@ def _rule_in_gluon(rule: UpdateRule) -> UpdateRule:
     )
 
 
-RULES: dict[str, UpdateRule] = {name: _rule_in_gluon(rule) for name, rule in TRITON_RULES.items()}
+@cache
+def rule_of(key: str) -> UpdateRule:
+    """A cell's, by `CellSpec.key`."""
+    return _rule_in_gluon(rules.rule_of(key))

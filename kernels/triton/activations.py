@@ -1,4 +1,4 @@
-"""The activations, in Triton. The only file that may call an exponential.
+"""The activations, in Triton, and the other functions of a defined cell. The only file that may call an exponential.
 
 Safe for every float32, infinities included: no quotient of two infinities arises. NaN goes through.
 """
@@ -38,3 +38,48 @@ def tanh(x):
 @triton.jit
 def relu(x):
     return tl.where(x < 0.0, 0.0, x)  # unlike tl.maximum, hands NaN on
+
+
+# Of defined cells alone: exp is a user's, so that it has to be right for any operand, in a few instructions more.
+
+
+@triton.jit
+def exp(x):
+    return tl.exp(x) if INTERPRETED else libdevice.exp(x)
+
+
+@triton.jit
+def log(x):
+    return tl.log(x)
+
+
+@triton.jit
+def log1p(x):
+    return _log1p_of_log(x) if INTERPRETED else libdevice.log1p(x)
+
+
+@triton.jit
+def _log1p_of_log(x):
+    # log(u) is the logarithm of a rounded sum; the factor makes it that of the sum: Goldberg 1991, theorem 4.
+    u = 1.0 + x
+    return tl.where((u == 1.0) | (u == float("inf")), x, tl.log(u) * (x / (u - 1.0)))
+
+
+@triton.jit
+def softplus(x):
+    return maximum(x, 0.0) + log1p(exp(-tl.abs(x)))
+
+
+@triton.jit
+def sqrt(x):
+    return tl.sqrt_rn(x)
+
+
+@triton.jit
+def minimum(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def maximum(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)

@@ -24,7 +24,8 @@ from fastcells.backends.base import (
     Trace,
     h_and_c,
 )
-from fastcells.backends.triton.backend import CELLS, INSTALLED, TRITON, gpu, matmul_precision
+from fastcells.backends.triton import cells
+from fastcells.backends.triton.backend import INSTALLED, TRITON, gpu, matmul_precision
 from fastcells.kernels.gluon.plan import Resident, pays, resident_plan
 from fastcells.modes import traced
 from fastcells.spec import CellSpec, State
@@ -43,11 +44,13 @@ class GluonBackend(KernelBackend):
     """The recurrence with its weights in registers, split over programs that exchange the state each step."""
 
     name = "gluon"
-    cells = CELLS
     options = frozenset({"lengths", "resets"})
     dtypes = frozenset({torch.float32, torch.float16, torch.bfloat16})
     devices = frozenset({"cuda"})
     takes_ids = True
+
+    def cell_obstacle(self, spec: CellSpec) -> str | None:
+        return cells.obstacle(spec)
 
     def obstacle(self, call: Call) -> str | None:
         if not INSTALLED:
@@ -112,7 +115,7 @@ class GluonBackend(KernelBackend):
             device,
             precision=precision,
             backward=backward,
-            two_products=call.spec.name == "gru_reset_before",
+            two_products=call.spec.two_products,
             directions=directions,
         )
 
@@ -124,7 +127,7 @@ class GluonBackend(KernelBackend):
         plans: Plans = choice.plan
         x = x if ids is None else x.mT.contiguous()  # rows in one piece each, as TritonBackend has them
         given = operators.ForwardArguments(
-            x, *h_and_c(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih, resets
+            x, *h_and_c(state), w_hh, b_hh, lengths, spec.key, choice.path, reverse, save, ids, b_ih, resets
         )
         with torch.cuda.device_of(w_hh):
             out = gluon_forward(
@@ -164,7 +167,7 @@ class GluonBackend(KernelBackend):
         plans: Plans = choice.plan
         given = operators.BackwardArguments(
             d_hidden, *h_and_c(d_last), *h_and_c(state), w_hh,
-            trace.hidden, cells, saved, lengths, spec.name, choice.path, reverse, resets,
+            trace.hidden, cells, saved, lengths, spec.key, choice.path, reverse, resets,
         )  # fmt: skip
         with torch.cuda.device_of(w_hh):
             out = gluon_backward(

@@ -26,14 +26,13 @@ from fastcells.backends.base import (
     h_and_c,
 )
 from fastcells.backends.torch.backend import TORCH
-from fastcells.backends.triton import policy
+from fastcells.backends.triton import cells, policy
 from fastcells.kernels.triton import plan
 from fastcells.modes import traced
-from fastcells.spec import SPECS, CellSpec, State
+from fastcells.spec import CellSpec, State
 
 MOST_CANDIDATES = 3  # of a trial: each is compiled, forward and backward, which takes seconds
 INSTALLED = find_spec("triton") is not None  # asked once: torch.compile traces no question to the file system
-CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})  # those with a rule in kernels/triton
 
 
 class Plans(NamedTuple):
@@ -47,7 +46,6 @@ class Plans(NamedTuple):
 class TritonBackend(KernelBackend):
     """The recurrence in Triton: on a GPU, or in Triton's interpreter on a CPU."""
 
-    cells = CELLS
     options = frozenset({"lengths", "resets"})
     dtypes = frozenset({torch.float32, torch.float16, torch.bfloat16})
     devices = frozenset({"cuda"})
@@ -55,6 +53,9 @@ class TritonBackend(KernelBackend):
 
     def __init__(self, name: str) -> None:
         self.name = name  # "triton", one launch for the sequence, or "triton-step", one for each step
+
+    def cell_obstacle(self, spec: CellSpec) -> str | None:
+        return cells.obstacle(spec)
 
     def obstacle(self, call: Call) -> str | None:
         w_hh = call.w_hh
@@ -127,7 +128,8 @@ class TritonBackend(KernelBackend):
         """How a pass is launched, or the reason why it cannot be."""
         path = "step" if self.name == "triton-step" else "sequence"
         size, device = call.dtype.itemsize, call.w_hh.device
-        return plan_for(call.spec.name, path, call.B, call.H, size, gpu(device), _precision(call), backward)
+        gates = call.spec.num_gates
+        return plan_for(gates, path, call.B, call.H, size, gpu(device), _precision(call), backward)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         from fastcells.backends.triton import operators
@@ -136,7 +138,7 @@ class TritonBackend(KernelBackend):
         # Rows of W_ih^T in one piece each: columns of W_ih would be as many memory transactions as there are elements.
         x = x if ids is None else x.t().contiguous()
         given = operators.ForwardArguments(
-            x, *h_and_c(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih, resets
+            x, *h_and_c(state), w_hh, b_hh, lengths, spec.key, choice.path, reverse, save, ids, b_ih, resets
         )
         if not traced():
             plans: Plans = choice.plan
@@ -168,7 +170,7 @@ class TritonBackend(KernelBackend):
             cells if spec.num_states == 2 else None,
             saved if spec.num_saved else None,
             lengths,
-            spec.name,
+            spec.key,
             choice.path,
             reverse,
             resets,
@@ -182,7 +184,7 @@ class TritonBackend(KernelBackend):
 
 
 def plan_for(
-    cell: str, path: str, B: int, H: int, item_size: int, device: plan.Device | None, precision: str, backward: bool
+    gates: int, path: str, B: int, H: int, item_size: int, device: plan.Device | None, precision: str, backward: bool
 ) -> plan.Plan | str:
     """How a pass is launched, or the reason why it cannot be.
 
@@ -190,7 +192,6 @@ def plan_for(
     """
     if path == "step":
         return plan.step_blocks(item_size)
-    gates = SPECS[cell].num_gates
     return plan.sequence_plan(H, B, gates, item_size, device, precision=precision, backward=backward)
 
 
