@@ -6,10 +6,7 @@ division takes. Safe for every float32, infinities included, and NaN goes throug
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.language import PropagateNan
-from triton.language.extra import libdevice
 
-ALL = gl.constexpr(PropagateNan.ALL)
 LOG2_E = gl.constexpr(1.4426950408889634)
 
 
@@ -36,38 +33,3 @@ def tanh(x):
 @gluon.jit
 def relu(x):
     return gl.where(x < 0.0, 0.0, x)  # unlike a maximum, hands NaN on
-
-
-@gluon.jit
-def exp(x):
-    return libdevice.exp(x)
-
-
-@gluon.jit
-def log(x):
-    return gl.log(x)
-
-
-@gluon.jit
-def log1p(x):
-    return libdevice.log1p(x)
-
-
-@gluon.jit
-def softplus(x):
-    return maximum(x, 0.0) + log1p(exp(-gl.abs(x)))
-
-
-@gluon.jit
-def sqrt(x):
-    return gl.sqrt_rn(x)
-
-
-@gluon.jit
-def minimum(a, b):
-    return gl.minimum(a, b, propagate_nan=ALL)
-
-
-@gluon.jit
-def maximum(a, b):
-    return gl.maximum(a, b, propagate_nan=ALL)

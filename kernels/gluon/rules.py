@@ -1,4 +1,4 @@
-"""Every cell that the kernels know, by name: the rules of kernels/triton, read as Gluon."""
+"""Every cell that the kernels know: the rules of kernels/triton, read as Gluon."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from fastcells.kernels.gluon import activations
+from fastcells.kernels.triton import activations as triton_activations
 from fastcells.kernels.triton import rules
 from fastcells.kernels.triton.rule import UpdateRule
-
-ACTIVATIONS = {name: value for name, value in vars(activations).items() if isinstance(value, JITFunction)}
 
 
 def in_gluon(function: JITFunction) -> JITFunction:
@@ -24,6 +23,12 @@ def in_gluon(function: JITFunction) -> JITFunction:
     twin = FunctionType(plain.__code__, names, plain.__name__, plain.__defaults__, plain.__closure__)
     twin.__module__, twin.__qualname__ = f"{__name__}.{plain.__module__}", plain.__qualname__  # distinct to a cache
     return gluon.jit(twin)
+
+
+# What rules may call. Where this folder has no such function, Triton's source serves; what that calls comes before it.
+ACTIVATIONS: dict[str, JITFunction] = {name: f for name, f in vars(activations).items() if isinstance(f, JITFunction)}
+for _name in ("exp", "log", "log1p", "sqrt", "minimum", "maximum", "softplus"):
+    ACTIVATIONS[_name] = in_gluon(getattr(triton_activations, _name))
 
 
 def _rule_in_gluon(rule: UpdateRule) -> UpdateRule:
