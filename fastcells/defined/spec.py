@@ -28,7 +28,7 @@ def spec_of(name: str, rule: Rule, recurrent: RecurrentProduct) -> CellSpec:
         def gates(h: Tensor, first: int, last: int) -> dict[str, Tensor]:
             """Pre-activations, of which h is what W_hh multiplies."""
             w = w_hh if last - first == G else recurrent.gates(w_hh, G, first, last)
-            product = recurrent.product(h, w, None if b_hh is None else b_hh[first * H : last * H])
+            product = recurrent.product(h, w, None if b_hh is None else b_hh[..., first * H : last * H])
             return rule.gate_inputs(first, x_gates[first:last], product.chunk(last - first, -1))
 
         kept = weights.masked(state[0])
