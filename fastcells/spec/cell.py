@@ -58,6 +58,11 @@ class CellSpec:
         return f"{self.name}-{self.digest}" if self.digest else self.name
 
     @property
+    def kinked(self) -> bool:
+        """Whether a slope jumps somewhere, so that rounding decides on which side of it a unit is."""
+        return self.name == "rnn_relu" if self.rule is None else self.rule.kinked
+
+    @property
     def num_gates(self) -> int:
         return len(self.gates)
 
