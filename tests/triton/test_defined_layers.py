@@ -115,6 +115,18 @@ def test_layers_and_cells(impl: str, device: torch.device) -> None:
     assert error(cell(x), same(x)) <= 16 * torch.finfo(torch.float32).eps
 
 
+@EACH_IMPL
+def test_without_projection(impl: str, device: torch.device) -> None:
+    given = [torch.randn(3, 5, 32, device=device), torch.randn(32, 16, device=device), torch.randn(32, device=device)]
+    results = []
+    for each in (impl, "torch"):
+        x, w, b = leaves = [t.clone().requires_grad_() for t in given]
+        out, last = zoo.MinimalGatedUnit.recurrence(x, weight_hh=w, bias_hh=b, impl=each)
+        torch.manual_seed(0)
+        results.append((out, last, *torch.autograd.grad((out, last), leaves, cotangents((out, last)))))
+    assert_equal_to_rounding(*results)
+
+
 @pytest.mark.parametrize("name", ["CoupledGateLSTM", "MinimalGatedUnit", "TwinGRU"])
 def test_compile_fullgraph(name: str, device: torch.device) -> None:
     """In one graph, where an operator finds the cell by its key."""
