@@ -29,6 +29,7 @@ import torch
 import triton
 
 from bench.cases.compile_cases import DEVICES, DTYPES, Case, cases, gluon_cases, gluon_selection, selection
+from bench.cases.rules import rule_named
 from bench.measure import sass
 from bench.measure.launched import compile_launch
 from bench.measure.provenance import print_table, provenance, write_csv
@@ -37,7 +38,6 @@ from fastcells.kernels.gluon import launch as launch_gluon
 from fastcells.kernels.triton import launch_sequence, launch_split, launch_step, plan
 from fastcells.kernels.triton.launch import BackwardPass, ForwardPass, StepInput
 from fastcells.kernels.triton.rule import UpdateRule
-from fastcells.kernels.triton.rules import RULES
 
 KERNELS = (  # the launcher's module, what the kernel is called there
     (launch_sequence, "sequence_forward_kernel"),
@@ -59,7 +59,7 @@ T = 7
 
 def compile_case(case: Case) -> list[dict[str, object]]:
     """One row for each kernel that the case launches."""
-    rule = RULES[case.rule]
+    rule = rule_named(case.rule)
     rows = []
     for launch in recorded(case, rule):
         name, kernel, arguments, _ = launch

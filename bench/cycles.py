@@ -33,6 +33,7 @@ import torch
 
 from bench import compile as compiling
 from bench.cases.compile_cases import DEVICES, DTYPES, Case, cases, gluon_cases
+from bench.cases.rules import rule_named
 from bench.measure import cycles, provenance, sass
 from bench.measure.kept import Row, check, kept_rows, merged
 from bench.measure.launched import compile_launch
@@ -78,7 +79,7 @@ class Family:
 
 def launched(case: Case) -> Iterator[Kernel]:
     """What the launchers launch for a case, compiled."""
-    for launch in compiling.recorded(case, RULES[case.rule]):
+    for launch in compiling.recorded(case, rule_named(case.rule)):
         name, kernel, arguments, grid = launch
         trips, part = None, launch.part
         if case.path == "step":

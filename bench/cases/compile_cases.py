@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from bench.cases.rules import rule_named
 from fastcells.kernels.gluon.plan import Resident, resident_plan
 from fastcells.kernels.triton import plan
 from fastcells.kernels.triton.exchange import EXCHANGES
@@ -52,10 +53,10 @@ class Case:
     def plan(self, *, backward: bool = False) -> plan.Plan | Resident | str:
         """Its row."""
         dtype, precision = DTYPES[self.dtype]
-        size, gates, device = dtype.itemsize, RULES[self.rule].spec.num_gates, DEVICES[self.target]
+        size, gates, device = dtype.itemsize, rule_named(self.rule).spec.num_gates, DEVICES[self.target]
         if self.path == "gluon":
             resident: dict[str, Any] = {"precision": precision, "backward": backward, "directions": self.directions}
-            resident["two_products"] = RULES[self.rule].reset_hidden is not None
+            resident["two_products"] = rule_named(self.rule).reset_hidden is not None
             return resident_plan(self.H, self.B, gates, size, device, **resident)
         if self.path == "step":
             return plan.step_blocks(size)

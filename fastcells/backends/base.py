@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastcells.defined.evaluate import evaluate
+from fastcells.defined.rule import OPERAND
 from fastcells.modes import autocast_dtype, traced
 from fastcells.spec import CellSpec, RecurrentWeights, State
 from fastcells.token_ids import check_range, gather_rows
@@ -196,13 +198,18 @@ class Backend(ABC):
 
     def obstacle(self, call: Call) -> str | None:
         """Why this backend cannot run a call, or None."""
-        if call.spec.name not in self.cells:
-            return f"there is no kernel for {call.spec.name}"
+        obstacle = self.cell_obstacle(call.spec)
+        if obstacle is not None:
+            return obstacle
         if call.dtype not in self.dtypes:
             return f"there is no kernel for {call.dtype}"
         for option in sorted(call.options - self.options - FOLDED):
             return f"there is no kernel for {option}"
         return None
+
+    def cell_obstacle(self, spec: CellSpec) -> str | None:
+        """Why this backend cannot run a cell, or None."""
+        return None if spec.name in self.cells else f"there is no kernel for {spec.name}"
 
     def advantage(self, call: Call) -> str | None:
         """Why `impl="auto"` should take this backend for a call that it can run: a measurement; or None."""
@@ -318,11 +325,16 @@ class KernelBackend(Backend):
         return torch.mm(x.flatten(0, 1), w_ih.t()).add_(b_ih).view(*x.shape[:2], len(w_ih))
 
     def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
-        if spec.name != "gru_reset_before":
+        if not spec.two_products:
             return super().operands(spec, trace, previous)
-        H = previous.cat.shape[-1]
-        reset_hidden = trace.saved[1][:, :, 0] * previous.cat  # r is saved first
-        return [(2 * H, previous.cat), (H, reset_hidden)]
+        saved, h = dict(zip(spec.saved, trace.saved[1].unbind(2), strict=True)), previous.cat
+        if spec.rule is None:
+            operand = saved["r"] * h
+        else:
+            assert spec.rule.operand_again is not None
+            operand = evaluate(spec.rule.operand_again, saved | {spec.states[0]: h})[OPERAND]
+        H = h.shape[-1]
+        return [((spec.num_gates - 1) * H, h), (H, operand)]
 
 
 def h_and_c(state: State) -> tuple[Tensor, Tensor | None]:

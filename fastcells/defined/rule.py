@@ -14,6 +14,7 @@ from fastcells.defined.reverse import gradients
 from fastcells.defined.saving import to_keep
 
 OPERAND = "operand"
+KINKED = frozenset({"relu", "abs", "minimum", "maximum", "where"})
 _NUMBERED = re.compile(r"v\d+")  # what a graph calls a value for which nobody has a name
 
 
@@ -50,6 +51,11 @@ class Rule:
     def same_gradient(self) -> bool:
         """Whether the gradient of a gate's input projection is that of its recurrent product, for all gates."""
         return not self.apart
+
+    @property
+    def kinked(self) -> bool:
+        """Whether an operation has a slope that jumps."""
+        return any(node.op in KINKED for node in self.forward.nodes)
 
     def forward_states(self) -> Graph:
         """`forward` without what is saved."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from torch import Tensor
 
 from fastcells.defined.evaluate import evaluate
 from fastcells.defined.rule import OPERAND, Rule
 from fastcells.spec import CellSpec, RecurrentWeights, State
 from fastcells.spec.recurrent import RecurrentProduct
+
+DEFINED: dict[str, CellSpec] = {}  # by `CellSpec.key`: operators of torch.library name a cell with a text
 
 
 def spec_of(name: str, rule: Rule, recurrent: RecurrentProduct) -> CellSpec:
@@ -24,7 +28,7 @@ def spec_of(name: str, rule: Rule, recurrent: RecurrentProduct) -> CellSpec:
         def gates(h: Tensor, first: int, last: int) -> dict[str, Tensor]:
             """Pre-activations, of which h is what W_hh multiplies."""
             w = w_hh if last - first == G else recurrent.gates(w_hh, G, first, last)
-            product = recurrent.product(h, w, None if b_hh is None else b_hh[first * H : last * H])
+            product = recurrent.product(h, w, None if b_hh is None else b_hh[..., first * H : last * H])
             return rule.gate_inputs(first, x_gates[first:last], product.chunk(last - first, -1))
 
         kept = weights.masked(state[0])
@@ -34,7 +38,7 @@ def spec_of(name: str, rule: Rule, recurrent: RecurrentProduct) -> CellSpec:
             values |= gates(operand, early, G)
         return tuple(evaluate(only_states, values).values())
 
-    return CellSpec(
+    spec = CellSpec(
         name,
         rule.gates,
         rule.states,
@@ -43,5 +47,15 @@ def spec_of(name: str, rule: Rule, recurrent: RecurrentProduct) -> CellSpec:
         same_gradient=rule.same_gradient,
         extra=rule.extra,
         recurrent=recurrent,
+        two_products=bool(rule.second),
         rule=rule,
+        digest=_digest(rule, recurrent),
     )
+    return DEFINED.setdefault(spec.key, spec)
+
+
+def _digest(rule: Rule, recurrent: RecurrentProduct) -> str:
+    """The same in every process."""
+    names = rule.gates, rule.states, rule.extra, rule.saved, rule.second, sorted(rule.apart)
+    graphs = rule.forward, rule.backward, rule.operand, type(recurrent).__name__, vars(recurrent)
+    return hashlib.sha256("\n".join(map(str, (*names, *graphs))).encode()).hexdigest()[:12]

@@ -48,7 +48,19 @@ class CellSpec:
     # What becomes of the input projection of all steps before the first of them: [T, B, G*H] to the same; or None.
     project: Callable[[Tensor, RecurrentWeights], Tensor] | None = None
     recurrent: RecurrentProduct = DENSE
+    two_products: bool = False  # whether the last gate's rows of W_hh are multiplied with something else than h
     rule: Rule | None = None  # of a cell that a user has defined: what its step was derived from
+    digest: str = ""  # of that cell's equations, since another one may have its name
+
+    @property
+    def key(self) -> str:
+        """What kernels and measurements know the cell by: its name; of a defined one also its digest."""
+        return f"{self.name}-{self.digest}" if self.digest else self.name
+
+    @property
+    def kinked(self) -> bool:
+        """Whether a slope jumps somewhere, so that rounding decides on which side of it a unit is."""
+        return self.name == "rnn_relu" if self.rule is None else self.rule.kinked
 
     @property
     def num_gates(self) -> int:

@@ -46,5 +46,10 @@ GRU_RESET_AFTER = CellSpec(
     same_gradient=False,
 )
 GRU_RESET_BEFORE = CellSpec(
-    "gru_reset_before", gates=("r", "z", "n"), states=("h",), step=_step_reset_before, saved=("r", "z", "n")
+    "gru_reset_before",
+    gates=("r", "z", "n"),
+    states=("h",),
+    step=_step_reset_before,
+    saved=("r", "z", "n"),
+    two_products=True,
 )

@@ -13,7 +13,7 @@ from fastcells.backends.triton.backend import matmul_precision
 class Kind(NamedTuple):
     """Sizes but H are buckets: the smallest power of 2 that is not below."""
 
-    cell: str  # `CellSpec.name`
+    cell: str  # `CellSpec.key`
     dtype: str  # that the recurrence computes in, without "torch."
     precision: str  # of its matmuls in float32: `matmul_precision`
     hidden: int  # columns of W_hh: H, or of a projected LSTM P
@@ -47,7 +47,7 @@ def kind_of(call: Call) -> Kind:
     dtype = call.dtype
     rows, hidden = len(call.w_ih), w.shape[-1]
     return Kind(
-        call.spec.name,
+        call.spec.key,
         str(dtype).removeprefix("torch."),
         matmul_precision(dtype, w.device),
         hidden,

@@ -11,9 +11,7 @@ import contextlib
 import datetime
 import json
 import logging
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -23,6 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fastcells.cache_folder import cache_folder, write_whole
 from fastcells.tuning.machine import Machine
 
 FORMAT = "fastcells verdicts 1"
@@ -98,7 +97,7 @@ class Memory:
                 verdicts = machines.pop(machine, {})  # what is added to counts as added last
                 held = verdict if replace else verdicts.get(kind, verdict)
                 machines[machine] = {**verdicts, kind: held}
-                self._write(dict(list(machines.items())[-MOST_MACHINES:]))
+                write_whole(self.path, as_text(dict(list(machines.items())[-MOST_MACHINES:])))
                 return held
         except (OSError, Timeout, NotImplementedError) as error:  # NotImplementedError: a file system without locks
             log.warning("a verdict could not be kept in %s, and is measured again next time: %s", self.path, error)
@@ -137,29 +136,6 @@ class Memory:
                     stacklevel=2,
                 )
             return None
-
-    def _write(self, machines: dict[Machine, Verdicts]) -> None:
-        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name, suffix=".new")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(as_text(machines))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self.path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
-
-
-def cache_folder() -> Path:
-    """FASTCELLS_CACHE_DIR, or the folder that this system has for it."""
-    given = os.environ.get("FASTCELLS_CACHE_DIR")
-    if given:
-        return Path(given)
-    import platformdirs  # a machine that says where needs no such package
-
-    return Path(platformdirs.user_cache_dir("fastcells", appauthor=False))
 
 
 @cache

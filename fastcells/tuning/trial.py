@@ -123,7 +123,7 @@ def _check(problem: Problem, choices: Sequence[Choice], clock: Clock) -> tuple[d
     exact = problem.exact()
     baseline = problem.run(choices[0])
     limits = [
-        allowed_error(relative_error(b, e), problem.spec.name, problem.dtype, problem.device, roundings=2)
+        allowed_error(relative_error(b, e), problem.spec.kinked, problem.dtype, problem.device, roundings=2)
         for b, e in zip(baseline, exact, strict=True)
     ]
     errors: dict[str, float] = {}

@@ -19,6 +19,7 @@ from fastcells.backends import BACKENDS
 from fastcells.backends.base import WAITING, Call, Choice
 from fastcells.kernels.triton import fault
 from fastcells.modes import compiling
+from fastcells.spec.recurrent import DENSE
 from fastcells.tuning import memory as memories
 from fastcells.tuning.clock import clock_of
 from fastcells.tuning.kind import Kind, in_bucket, kind_of
@@ -89,7 +90,7 @@ def _key(call: Call) -> tuple[object, ...]:
     w = call.w_hh
     cpu = w.is_cpu
     return (
-        call.spec.name,
+        call.spec.key,
         call.token_ids,
         (call.T - 1).bit_length(),
         (call.B - 1).bit_length(),
@@ -128,7 +129,7 @@ def _look_up(call: Call, key: tuple[object, ...]) -> _Found | None:
 def _measurable(call: Call) -> bool:
     """Whether there is a device that can be timed, and something to compute of which a problem can be made up."""
     w, spec = call.w_hh, call.spec
-    made_up = not spec.extra and spec.rule is None
+    made_up = not spec.extra and spec.recurrent is DENSE
     return w.device.type in ("cpu", "cuda") and w.numel() > 0 and call.B > 0 and made_up
 
 

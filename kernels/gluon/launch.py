@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from fastcells.kernels.gluon.backward import backward_kernel
 from fastcells.kernels.gluon.forward import forward_kernel
 from fastcells.kernels.gluon.plan import Resident
-from fastcells.kernels.gluon.rules import RULES
+from fastcells.kernels.gluon.rules import rule_of
 from fastcells.kernels.triton import fault
 from fastcells.kernels.triton.launch import Arguments, Backward, BackwardPass, Forward, ForwardPass, Pass, cdiv
 from fastcells.kernels.triton.mailbox import elements
@@ -91,7 +91,7 @@ P = TypeVar("P", ForwardPass, BackwardPass)
 
 def with_own_rule(given: P) -> P:
     """A pass with the rule that the Gluon kernels have for its cell, and not plain Triton's."""
-    rule = RULES[given.rule.spec.name]
+    rule = rule_of(given.rule.spec.key)
     return given if given.rule is rule else replace(given, rule=rule)
 
 

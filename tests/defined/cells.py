@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import fastcells
-from tests.defined.rules import gru, gru_reset_before, lstm
+from tests.defined.rules import every_operator, gru, gru_reset_before, lstm
 
 TwinGRU = fastcells.define("TwinGRU", gates=("r", "z", "n"), step=gru, doc="A twin.")
 TwinResetBefore = fastcells.define(
@@ -18,3 +18,4 @@ TwinLSTM = fastcells.define("TwinLSTM", gates=("i", "f", "g", "o"), states=("h",
 TwinRNN = fastcells.define("TwinRNN", gates=("a",), step=lambda a: torch.tanh(a))
 TwinRelu = fastcells.define("TwinRelu", gates=("a",), step=lambda a: torch.relu(a))
 HeadsLSTM = fastcells.define("HeadsLSTM", gates="ifgo", states="hc", step=lstm, recurrent="heads")
+EveryOperator = fastcells.define("EveryOperator", gates="ab", states="hs", step=every_operator)

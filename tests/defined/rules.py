@@ -42,6 +42,14 @@ def everything(a: Tensor, b: Tensor, h: Tensor, s: Tensor, p: Tensor) -> tuple[T
     return torch.where(a > b, torch.minimum(a, b) * p, torch.maximum(s, h)), torch.tanh(b) ** -1 + F.logsigmoid(a)
 
 
+def every_operator(a: Tensor, b: Tensor, h: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Each operator of a kernel, in states that neither vanish nor grow: without extra parameters."""
+    a = torch.exp(torch.clamp(a, -2, 2)) / (1 + b**2) - torch.log1p(abs(h)) + F.softplus(b) * torch.relu(s)
+    b = torch.sqrt(b * b + 0.5) + torch.log(a.square() + 1) - torch.reciprocal(2 + torch.sigmoid(h))
+    chosen = torch.where((a > b) & ~(a <= -1) | (b != s), torch.minimum(a, b), torch.maximum(s, h))
+    return torch.tanh(chosen), torch.where((a >= h) | (h < s) & (a == a), b / (1 + b * b), -s)
+
+
 RULES: dict[str, tuple[Any, ...]] = {
     "gru": ("rzn", "h", "", gru),
     "gru_reset_before": ("rzn", "h", "", gru_reset_before, {"n": lambda r, h: torch.sigmoid(r) * h}),

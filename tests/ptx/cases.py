@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from bench.cases.compile_cases import DEVICES, DTYPES
+from bench.cases.rules import rule_named
 from fastcells.backends.base import Steps
 from fastcells.backends.triton.operators import run_backward, run_forward
 from fastcells.kernels.gluon.launch import gluon_backward, gluon_forward
 from fastcells.kernels.gluon.plan import Resident, resident_plan
 from fastcells.kernels.triton import plan
 from fastcells.kernels.triton.launch import BackwardPass, ForwardPass, StepInput
-from fastcells.kernels.triton.rules import RULES
-from fastcells.spec import SPECS, CellSpec, RecurrentWeights
+from fastcells.spec import CellSpec, RecurrentWeights
 from tests.ptx.launch import Options, executed
 from tests.ptx.memory import Race
 from tests.ptx.parse import Text
@@ -75,13 +75,13 @@ class Case:
     def plan(self, *, backward: bool) -> plan.Plan | Resident:
         """How the launcher is asked to launch it: the plan's blocks for this shape."""
         dtype, precision = DTYPES[self.dtype]
-        gates, size = SPECS[self.rule].num_gates, dtype.itemsize
+        gates, size = rule_named(self.rule).spec.num_gates, dtype.itemsize
         device = DEVICES[self.options.target]
         how: Any = {"precision": precision, "backward": backward}
         if self.path == "step":
             return plan.step_blocks(size)
         if self.path == "gluon":
-            second = RULES[self.rule].reset_hidden is not None
+            second = rule_named(self.rule).reset_hidden is not None
             directions = 2 if self.both else 1
             resident = resident_plan(
                 self.H, self.B, gates, size, device, two_products=second, directions=directions, **how
@@ -132,7 +132,7 @@ def run(case: Case) -> Result:
     torch.use_deterministic_algorithms(True)  # only so that uninitialized memory is filled with NaN
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     start = time.perf_counter()
-    rule, (dtype, precision), rounding = RULES[case.rule], DTYPES[case.dtype], ROUNDING[case.dtype]
+    rule, (dtype, precision), rounding = rule_named(case.rule), DTYPES[case.dtype], ROUNDING[case.dtype]
     spec = rule.spec
     torch.manual_seed(case.options.seed)
     T, B, H, rows = case.T, case.B, case.H, spec.num_gates * case.H

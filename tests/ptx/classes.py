@@ -16,7 +16,7 @@ CLASSES = (
     ("atomic", r"atom|red\.|fence|membar"),
     ("shuffle", r"shfl|redux|vote"),
     ("convert", r"cvt"),
-    ("special function", r"ex2|div|rcp|tanh"),
+    ("special function", r"ex2|div|rcp|tanh|sqrt"),
     ("float", r"\S+\.(b?f16|f32)(x2)?$"),
     ("branch", r"bra|ret"),
     ("other", r""),

@@ -242,6 +242,7 @@ def _floats() -> None:
     _add("fma.rn.ftz.f32", "f32", "f32 f32 f32", partial(flushed, fma))
     _add("rcp.rn.f32", "f32", "f32", special["rcp.approx"])
     _add("div.rn.f32", "f32", "f32 f32", np.divide)
+    _add("sqrt.rn.f32", "f32", "f32", np.sqrt)
     _add("tanh.approx.f32", "f32", "f32", np.tanh)
 
 

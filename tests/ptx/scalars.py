@@ -182,6 +182,7 @@ ARITHMETIC: dict[str, Callable[..., Number]] = {
     "rcp": lambda a: _quotient(1.0, a),
     "div": _quotient,
     "tanh": math.tanh,
+    "sqrt": lambda a: math.sqrt(a) if a >= 0 else math.nan,
     "prmt": _bytes,
     "lop3": _table,
     "bfi": _insert,

@@ -45,13 +45,15 @@ def run(case: Case, args: list[Tensor], dtype: torch.dtype, cotangents: list[Ten
     return [*outs, *torch.autograd.grad(outs, leaves, [c.to(dtype) for c in cotangents])]
 
 
-def largest_excess(case: Case, args: list[Tensor], ours: list[Tensor], d: list[Tensor], **options: Any) -> float:
+def largest_excess(
+    case: Case, args: list[Tensor], ours: list[Tensor], d: list[Tensor], *, times: float = 2.0, **options: Any
+) -> float:
     """By how much the error of outputs and gradients exceeds what torch's operators in the same dtype may be off by."""
     dtype = args[-1].dtype
     truth, theirs = (run(case, args, to, d, impl="torch", **options) for to in (torch.float64, dtype))
     eps = torch.finfo(dtype).eps
     pairs = zip(truth, theirs, ours, strict=True)
-    return max(rms_error(mine, exact) - 2 * rms_error(base, exact) - eps for exact, base, mine in pairs)
+    return max(rms_error(mine, exact) - times * rms_error(base, exact) - eps for exact, base, mine in pairs)
 
 
 def excess(

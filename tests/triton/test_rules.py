@@ -3,7 +3,6 @@ autograd."""
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from fastcells.kernels.triton.rule import UpdateRule
 from fastcells.kernels.triton.rules import RULES
 from fastcells.spec import SPECS
 from tests.support.accuracy import error
+from tests.support.rule_twins import twin
 
 B, I, H = 5, 3, 24  # noqa: E741
 # One step of a few dozen terms in float64: far above its rounding, far below any wrong term.
@@ -29,18 +29,6 @@ CELLS: dict[str, tuple[Callable[..., Any], dict[str, object]]] = {
     "lstm": (nn.LSTMCell, {}),
 }
 EACH = pytest.mark.parametrize("name", CELLS)
-SCOPE = {
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "tl": types.SimpleNamespace(where=torch.where, zeros_like=torch.zeros_like),
-}
-
-
-def twin(function: Any) -> Callable[..., Any]:
-    """The same code with the activations and `tl` bound to torch."""
-    code = function.fn.__code__
-    return types.FunctionType(code, {**function.fn.__globals__, **SCOPE}, code.co_name)
 
 
 def step(rule: UpdateRule, x: list[Tensor], w: list[Tensor], b: list[Tensor], state: list[Tensor]) -> tuple[Any, ...]:

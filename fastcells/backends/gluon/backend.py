@@ -26,7 +26,8 @@ from fastcells.backends.base import (
 )
 from fastcells.backends.gluon import policy
 from fastcells.backends.torch.backend import TORCH
-from fastcells.backends.triton.backend import CELLS, INSTALLED, TRITON, gpu, matmul_precision
+from fastcells.backends.triton import cells
+from fastcells.backends.triton.backend import INSTALLED, TRITON, gpu, matmul_precision
 from fastcells.kernels.gluon.plan import Resident, pays, resident_plan
 from fastcells.modes import traced
 from fastcells.spec import CellSpec, State
@@ -45,12 +46,14 @@ class GluonBackend(KernelBackend):
     """The recurrence with its weights in registers, split over programs that exchange the state each step."""
 
     name = "gluon"
-    cells = CELLS
     options = frozenset({"lengths", "resets"})
     dtypes = frozenset({torch.float32, torch.float16, torch.bfloat16})
     devices = frozenset({"cuda"})
     takes_ids = True
     owns_last = True
+
+    def cell_obstacle(self, spec: CellSpec) -> str | None:
+        return cells.obstacle(spec)
 
     def obstacle(self, call: Call) -> str | None:
         if not INSTALLED:
@@ -120,23 +123,23 @@ class GluonBackend(KernelBackend):
         device = gpu(w.device)
         assert device is not None, "asked for a CPU"
         sizes = call.H, call.B, call.spec.num_gates, dtype.itemsize, device
-        precision, two = matmul_precision(dtype, w.device), call.spec.name == "gru_reset_before"
+        precision, two = matmul_precision(dtype, w.device), call.spec.two_products
         options: dict[str, Any] = {"precision": precision, "two_products": two, "directions": directions}
         return resident_plan(*sizes, **options), resident_plan(*sizes, **options, backward=True)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         from fastcells.backends.triton import operators
         from fastcells.kernels.gluon.launch import gluon_forward
-        from fastcells.kernels.gluon.rules import RULES
+        from fastcells.kernels.gluon.rules import rule_of
 
         (x, ids, b_ih), state, (w_hh, b_hh, *_), (reverse, lengths, resets, *_) = inputs
         plans: Plans = choice.plan
         x = x if ids is None else x.mT.contiguous()  # rows in one piece each, as TritonBackend has them
         given = operators.ForwardArguments(
-            x, *h_and_c(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih, resets
+            x, *h_and_c(state), w_hh, b_hh, lengths, spec.key, choice.path, reverse, save, ids, b_ih, resets
         )
         with torch.cuda.device_of(w_hh):
-            forward = operators.forward_pass(given, plans.precision, RULES)
+            forward = operators.forward_pass(given, plans.precision, rule_of)
             out = gluon_forward(operators.contiguous_forward(forward), plans.forward)
         return Trace(out.hidden, out.last, (out.cells, out.saved))
 
@@ -166,17 +169,17 @@ class GluonBackend(KernelBackend):
     ) -> Gradients:
         from fastcells.backends.triton import operators
         from fastcells.kernels.gluon.launch import gluon_backward
-        from fastcells.kernels.gluon.rules import RULES
+        from fastcells.kernels.gluon.rules import rule_of
 
         _, state, (w_hh, *_), (reverse, lengths, resets, *_) = inputs
         cells, saved = trace.saved
         plans: Plans = choice.plan
         given = operators.BackwardArguments(
             d_hidden, *h_and_c(d_last), *h_and_c(state), w_hh,
-            trace.hidden, cells, saved, lengths, spec.name, choice.path, reverse, resets,
+            trace.hidden, cells, saved, lengths, spec.key, choice.path, reverse, resets,
         )  # fmt: skip
         with torch.cuda.device_of(w_hh):
-            backward = operators.backward_pass(given, plans.precision, RULES)
+            backward = operators.backward_pass(given, plans.precision, rule_of)
             out = gluon_backward(operators.contiguous_backward(backward), plans.backward)
         return Gradients(out.d_x.flatten(-2), out.d_gates.flatten(-2), out.d_state)
 

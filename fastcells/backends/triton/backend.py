@@ -28,15 +28,14 @@ from fastcells.backends.base import (
     h_and_c,
 )
 from fastcells.backends.torch.backend import TORCH
-from fastcells.backends.triton import policy
+from fastcells.backends.triton import cells, policy
 from fastcells.kernels.triton import plan
 from fastcells.modes import traced
-from fastcells.spec import SPECS, CellSpec, State
+from fastcells.spec import CellSpec, State
 
 FEW, MANY = 32, 128  # rows: what decides under torch.compile is whether there are many, not how many
 MOST_CANDIDATES = 3  # of a trial: each is compiled, forward and backward, which takes seconds
 INSTALLED = find_spec("triton") is not None  # asked once: torch.compile traces no question to the file system
-CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})  # those with a rule in kernels/triton
 
 
 class Plans(NamedTuple):
@@ -50,7 +49,6 @@ class Plans(NamedTuple):
 class TritonBackend(KernelBackend):
     """The recurrence in Triton: on a GPU, or in Triton's interpreter on a CPU."""
 
-    cells = CELLS
     options = frozenset({"lengths", "resets"})
     dtypes = frozenset({torch.float32, torch.float16, torch.bfloat16})
     devices = frozenset({"cuda"})
@@ -59,6 +57,9 @@ class TritonBackend(KernelBackend):
 
     def __init__(self, name: str) -> None:
         self.name = name  # "triton", one launch for the sequence, or "triton-step", one for each step
+
+    def cell_obstacle(self, spec: CellSpec) -> str | None:
+        return cells.obstacle(spec)
 
     def obstacle(self, call: Call) -> str | None:
         w_hh = call.w_hh
@@ -134,7 +135,7 @@ class TritonBackend(KernelBackend):
         B: int = call.B
         if torch.compiler.is_compiling():  # B may be any number, and the operators look up the plan for the one it is
             B = FEW if B <= MANY else 4096
-        return plan_for(call.spec.name, path, B, call.H, size, gpu(device), _precision(call), backward)
+        return plan_for(call.spec.num_gates, path, B, call.H, size, gpu(device), _precision(call), backward)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         from fastcells.backends.triton import operators
@@ -143,7 +144,7 @@ class TritonBackend(KernelBackend):
         # Rows of W_ih^T in one piece each: columns of W_ih would be as many memory transactions as there are elements.
         x = x if ids is None else x.t().contiguous()
         given = operators.ForwardArguments(
-            x, *h_and_c(state), w_hh, b_hh, lengths, spec.name, choice.path, reverse, save, ids, b_ih, resets
+            x, *h_and_c(state), w_hh, b_hh, lengths, spec.key, choice.path, reverse, save, ids, b_ih, resets
         )
         if not traced():
             plans: Plans = choice.plan
@@ -175,7 +176,7 @@ class TritonBackend(KernelBackend):
             cells if spec.num_states == 2 else None,
             saved if spec.num_saved else None,
             lengths,
-            spec.name,
+            spec.key,
             choice.path,
             reverse,
             resets,
@@ -189,7 +190,7 @@ class TritonBackend(KernelBackend):
 
 
 def plan_for(
-    cell: str, path: str, B: int, H: int, item_size: int, device: plan.Device | None, precision: str, backward: bool
+    gates: int, path: str, B: int, H: int, item_size: int, device: plan.Device | None, precision: str, backward: bool
 ) -> plan.Plan | str:
     """How a pass is launched, or the reason why it cannot be.
 
@@ -198,7 +199,7 @@ def plan_for(
     if path == "step":
         return plan.step_blocks(item_size)
     choose = plan.sequence_plan if torch.compiler.is_compiling() else _planned
-    return choose(H, B, SPECS[cell].num_gates, item_size, device, precision=precision, backward=backward)
+    return choose(H, B, gates, item_size, device, precision=precision, backward=backward)
 
 
 def _planned(*given: Any, **options: Any) -> plan.Plan | str:

@@ -8,7 +8,7 @@ say) is passed to them as None and returned empty. They know nothing of autograd
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
 
@@ -21,7 +21,7 @@ from fastcells.kernels.triton import launch_sequence, launch_split, launch_step
 from fastcells.kernels.triton import plan as plans
 from fastcells.kernels.triton.launch import Backward, BackwardPass, Forward, ForwardPass, StepInput
 from fastcells.kernels.triton.rule import UpdateRule
-from fastcells.kernels.triton.rules import RULES
+from fastcells.kernels.triton.rules import rule_of
 
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
@@ -92,7 +92,7 @@ class ForwardArguments(NamedTuple):
     w: Tensor  # [G*H, H]
     b: Tensor | None  # [G*H]
     lengths: Tensor | None  # [B] int32
-    rule: str
+    rule: str  # `CellSpec.key`
     path: str  # "step", or "sequence" or "split", of which the shape decides
     reverse: bool
     save: bool
@@ -149,17 +149,17 @@ def _operator(
     return operator
 
 
-def forward_pass(a: ForwardArguments, precision: str, rules: Mapping[str, UpdateRule] = RULES) -> ForwardPass:
+def forward_pass(a: ForwardArguments, precision: str, rules: Callable[[str], UpdateRule] = rule_of) -> ForwardPass:
     """As launchers take it. rules: of the kernels that will run."""
     x, state = StepInput(a.x, a.ids, a.b_ih), _given(a.h0, a.c0)
-    common = (rules[a.rule], state, a.w, a.lengths, a.reverse, precision)
+    common = (rules(a.rule), state, a.w, a.lengths, a.reverse, precision)
     return ForwardPass(*common, x, a.b, a.save, resets=_flags(a.resets))
 
 
-def backward_pass(a: BackwardArguments, precision: str, rules: Mapping[str, UpdateRule] = RULES) -> BackwardPass:
+def backward_pass(a: BackwardArguments, precision: str, rules: Callable[[str], UpdateRule] = rule_of) -> BackwardPass:
     """As launchers take it. rules: of the kernels that will run."""
     forward, state, d_last = Forward(a.hidden, a.cells, a.saved, ()), _given(a.h0, a.c0), _given(a.d_h_n, a.d_c_n)
-    common = (rules[a.rule], state, a.w, a.lengths, a.reverse, precision)
+    common = (rules(a.rule), state, a.w, a.lengths, a.reverse, precision)
     return BackwardPass(*common, forward, a.d_hidden, d_last, resets=_flags(a.resets))
 
 
@@ -181,7 +181,8 @@ def _backward_tensors(out: Backward) -> tuple[Tensor, ...]:
 
 def _plan(a: ForwardArguments | BackwardArguments, precision: str, backward: bool) -> plans.Plan:
     B, H = a.h0.shape
-    found = plan_for(a.rule, a.path, B, H, a.h0.element_size(), gpu(a.h0.device), precision, backward)
+    gates = rule_of(a.rule).spec.num_gates
+    found = plan_for(gates, a.path, B, H, a.h0.element_size(), gpu(a.h0.device), precision, backward)
     if isinstance(found, str):  # dispatch asks before; not everyone comes that way
         raise RuntimeError(f"impl='triton' cannot run: {found}")
     return found

@@ -1,0 +1,45 @@
+"""Defined cells as the cases that tests of the kernels run over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastcells import dispatch, one_direction, zoo
+from fastcells.backends.base import Call, LayerWeights, Steps
+from fastcells.defined.layer import DefinedLayer
+from fastcells.spec import RecurrentWeights
+from fastcells.token_ids import is_token_ids
+from tests.defined import cells
+from tests.support.shapes import Case
+
+LAYERS: dict[str, type[DefinedLayer]] = {
+    name: getattr(module, name)
+    for module, names in (
+        (zoo, ("JANET", "CoupledGateLSTM", "MinimalGatedUnit", "UGRNN", "LiGRU")),
+        (cells, ("TwinGRU", "TwinResetBefore", "TwinLSTM", "TwinRNN", "TwinRelu", "EveryOperator")),
+    )
+    for name in names
+}
+
+
+@dataclass(frozen=True)
+class DefinedCase(Case):
+    """A cell as `functional.gru` would have it."""
+
+    def ours(self, *args: Any, **options: Any) -> tuple[Tensor, ...]:
+        impl, lengths = options.pop("impl", "auto"), options.pop("lengths", None)
+        x, state, (w_ih, w_hh, b_ih, b_hh) = args[0], args[1 : 1 + self.states], args[1 + self.states :]
+        steps = Steps(lengths=None if lengths is None else lengths.to(torch.int32), **options)
+        call = Call(impl, self.spec, is_token_ids(x), *x.shape[:2], w_ih, w_hh, steps.options)
+        weights = LayerWeights(w_ih, b_ih, RecurrentWeights(w_hh, b_hh))
+        out, last = one_direction.run(dispatch.choose(call), self.spec, x, state, weights, steps)
+        return out, *last
+
+
+CASES = {name: DefinedCase(name, "", layer.kind.spec()) for name, layer in LAYERS.items()}
+EACH_DEFINED = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
