@@ -38,6 +38,9 @@ class OnCard:
     def numel(self) -> int:
         return self.shape[0] * self.shape[1]
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
