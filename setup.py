@@ -30,7 +30,7 @@ CPU = Extension(
     C_SOURCES,
     depends=C_HEADERS,
     extra_compile_args=[*OPTIMIZED, "-std=gnu11", "-Wno-psabi"],
-    libraries=["dl", "pthread"],
+    libraries=["dl", "m", "pthread"],
     py_limited_api=True,
     optional=True,
 )

@@ -98,6 +98,7 @@ class Gradients(NamedTuple):
     d_extra: tuple[Tensor, ...] = ()  # with respect to `RecurrentWeights.extra`, where a backend knows cells with some
     # [T, B, H] what the last gates' rows of W_hh are multiplied with, where the backward has computed it, and not h
     operand: Tensor | None = None
+    d_w_hh: Tensor | None = None  # where the backward has computed it, and `weight_gradients` need not
 
 
 class PreviousStates:
@@ -187,6 +188,10 @@ class Backend(ABC):
         """Why this backend cannot run a call, or None."""
         if call.spec.name not in self.cells:
             return f"there is no kernel for {call.spec.name}"
+        return self.unsupported(call)
+
+    def unsupported(self, call: Call) -> str | None:
+        """Why a call's dtype or options cannot be, whatever its cell, or None."""
         if call.dtype not in self.dtypes:
             return f"there is no kernel for {call.dtype}"
         for option in sorted(call.options - self.options - FOLDED):
