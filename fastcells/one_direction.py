@@ -30,10 +30,12 @@ def run(
     state: tuple[Tensor | None, ...],
     weights: LayerWeights,
     steps: Steps,
+    projected: bool = False,
 ) -> tuple[Tensor, State]:
     """One layer and direction by the implementation that was chosen.
 
-    x: [T, B, I], or ids [T, B]. state: each [B, H], None for zeros. Returns the outputs [T, B, H], zero past a row's
+    x: [T, B, I], or ids [T, B]; if `projected` the input projection itself, [T, B, G*H], of which w_ih tells the rows
+    alone. state: each [B, H], None for zeros. Returns the outputs [T, B, H], zero past a row's
     length, and the final state.
 
     Raises:
@@ -60,7 +62,7 @@ def run(
             check_range(x, w_ih.shape[1])
             inputs = StepInput(w_ih, x if x.dtype in (torch.int32, torch.int64) else x.int(), b_ih)
         else:
-            x_proj = backend.project(choice, x, w_ih, b_ih)
+            x_proj = x if projected else backend.project(choice, x, w_ih, b_ih)
             inputs = StepInput(x_proj if spec.project is None else spec.project(x_proj, recurrent))
         if unrolled:
             return unroll(spec, inputs.x, initial, recurrent, steps)

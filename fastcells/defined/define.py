@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,11 +72,15 @@ def define(
     facts = _facts(kind)
     # As if the class had been written where `define` was called: pickle looks for it there.
     home: dict[str, Any] = {"__module__": sys._getframe(1).f_globals.get("__name__", "__main__"), "kind": kind}
-    cell: dict[str, Any] = {"__doc__": f"One step of {name}.\n\n{facts}\n{DefinedCell.__doc__}", "states": len(states)}
+    cell: dict[str, Any] = {"__doc__": f"One step of {name}.\n\n{facts}\n{_text(DefinedCell)}", "states": len(states)}
     cell |= {"__qualname__": f"{name}.Cell", "label": f"{name}.Cell"}
-    layer: dict[str, Any] = {"__doc__": f"{doc or name}\n\n{facts}\n{DefinedLayer.__doc__}", "label": name}
+    layer: dict[str, Any] = {"__doc__": f"{doc or name}\n\n{facts}\n{_text(DefinedLayer)}", "label": name}
     layer |= {"__qualname__": name, "Cell": type("Cell", (DefinedCell,), home | cell)}
     return type(name, (DefinedLayer,), home | layer)
+
+
+def _text(base: type) -> str:
+    return inspect.cleandoc(base.__doc__ or "")
 
 
 def _facts(kind: Kind) -> str:

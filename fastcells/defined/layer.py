@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastcells import initial_state
+from fastcells.backends.base import Steps
 from fastcells.call_options import Given, Masks, lengths_of
 from fastcells.defined.cell import DefinedCell
 from fastcells.defined.kinds import Kind
+from fastcells.defined.without_projection import without_projection
 from fastcells.regularised import rates
 from fastcells.spec import CellSpec
 from fastcells.stack import Layer
@@ -105,6 +108,36 @@ class DefinedLayer(Layer):
         start = self._states("reset_state", reset_state)
         start = (start,) if isinstance(start, Tensor) else start
         return self._forward(input, hx, Given(lengths, resets, start, masks))
+
+    @classmethod
+    def recurrence(
+        cls,
+        x: Tensor,
+        hx: Any = None,
+        *,
+        weight_hh: Tensor,
+        bias_hh: Tensor | None = None,
+        extra: Mapping[str, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        reverse: bool = False,
+        impl: str = "auto",
+    ) -> tuple[Tensor, Any]:
+        """The cell over time without an input projection, as a function: x is what the gates read beside h.
+
+        Args:
+            x: [T, B, G*H]. hx: each state [B, H], or None for zeros.
+            weight_hh, bias_hh, extra: as the layer's of one layer and direction; the heads are those of weight_hh.
+            lengths: int [B]. resets: bool [T, B]. reverse: walk time from the last step to the first.
+
+        Returns: out [T, B, H] and the final state in hx's form.
+        """
+        states = cls.kind.given_states(cls.label, "hx", hx)
+        single = len(cls.kind.rule.states) == 1
+        states = (states,) if single else states or (None,) * len(cls.kind.rule.states)
+        steps = Steps(reverse, lengths, resets)
+        out, last = without_projection(cls.kind, x, states, weight_hh, bias_hh, dict(extra or {}), steps, impl)
+        return out, last[0] if single else last
 
     def _states(self, name: str, given: Any) -> Any:
         return self.kind.given_states(self.label, name, given)

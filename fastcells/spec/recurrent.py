@@ -28,13 +28,21 @@ class RecurrentProduct(ABC):
     def product(self, h: Tensor, w_hh: Tensor, b_hh: Tensor | None = None) -> Tensor:
         """[..., G*H] of h [..., H], differentiable."""
 
+    def factor(self, w_hh: Tensor) -> Tensor:
+        """W_hh as `add_product` takes it: what is the same at each step is done once."""
+        return w_hh
+
+    def flat(self, d_gates: Tensor) -> Tensor:
+        """[T, B, G, H] as `add_adjoint` takes a step of it."""
+        return d_gates
+
     @abstractmethod
-    def add_product(self, base: Tensor | None, h: Tensor, w_hh: Tensor, out: Tensor) -> None:
+    def add_product(self, base: Tensor | None, h: Tensor, factor: Tensor, out: Tensor) -> None:
         """out [B, G*H] = base + W_hh h, without autograd. base: [B, G*H] or [G*H], which may be `out`; None for 0."""
 
     @abstractmethod
     def add_adjoint(self, base: Tensor | None, d_gates: Tensor, w_hh: Tensor) -> Tensor:
-        """base + W_hh^T d_gates, [B, H], without autograd. d_gates: [B, G, H]; base: [B, H], or None for 0."""
+        """base + W_hh^T d_gates, [B, H], without autograd. d_gates: a step of `flat`; base: [B, H], or None for 0."""
 
     @abstractmethod
     def weight_gradient(self, d_gates: Tensor, h: Tensor) -> Tensor:
@@ -59,14 +67,19 @@ class Dense(RecurrentProduct):
     def product(self, h: Tensor, w_hh: Tensor, b_hh: Tensor | None = None) -> Tensor:
         return linear(h, w_hh, b_hh)
 
-    def add_product(self, base: Tensor | None, h: Tensor, w_hh: Tensor, out: Tensor) -> None:
+    def factor(self, w_hh: Tensor) -> Tensor:
+        return w_hh.t()
+
+    def flat(self, d_gates: Tensor) -> Tensor:
+        return d_gates.flatten(2)
+
+    def add_product(self, base: Tensor | None, h: Tensor, factor: Tensor, out: Tensor) -> None:
         if base is None:
-            torch.mm(h, w_hh.t(), out=out)
+            torch.mm(h, factor, out=out)
         else:
-            torch.addmm(base, h, w_hh.t(), out=out)
+            torch.addmm(base, h, factor, out=out)
 
     def add_adjoint(self, base: Tensor | None, d_gates: Tensor, w_hh: Tensor) -> Tensor:
-        d_gates = d_gates.flatten(1)
         return d_gates @ w_hh if base is None else torch.addmm(base, d_gates, w_hh)
 
     def weight_gradient(self, d_gates: Tensor, h: Tensor) -> Tensor:
@@ -88,9 +101,9 @@ class Diagonal(RecurrentProduct):
         each = (h.unsqueeze(-2) * w_hh.unflatten(0, (-1, H))).flatten(-2)
         return each if b_hh is None else each + b_hh
 
-    def add_product(self, base: Tensor | None, h: Tensor, w_hh: Tensor, out: Tensor) -> None:
-        B, H = h.shape
-        h, w, out = h.unsqueeze(1), w_hh.view(-1, H), out.view(B, -1, H)
+    def add_product(self, base: Tensor | None, h: Tensor, factor: Tensor, out: Tensor) -> None:
+        H = h.shape[1]
+        h, w, out = h.unsqueeze(1), factor.view(-1, H), out.unflatten(1, (-1, H))
         if base is None:
             torch.mul(h, w, out=out)
         else:
@@ -126,11 +139,17 @@ class Heads(RecurrentProduct):
         each = torch.einsum("...kd,kged->...gke", self._split(h), self._by_gate(w_hh)).flatten(-3)
         return each if b_hh is None else each + b_hh
 
-    def add_product(self, base: Tensor | None, h: Tensor, w_hh: Tensor, out: Tensor) -> None:
+    def factor(self, w_hh: Tensor) -> Tensor:
+        return DENSE.factor(w_hh[0]) if self.heads == 1 else w_hh
+
+    def flat(self, d_gates: Tensor) -> Tensor:
+        return DENSE.flat(d_gates) if self.heads == 1 else d_gates
+
+    def add_product(self, base: Tensor | None, h: Tensor, factor: Tensor, out: Tensor) -> None:
         if self.heads == 1:
-            DENSE.add_product(base, h, w_hh[0], out)
+            DENSE.add_product(base, h, factor, out)
             return
-        each = self.product(h, w_hh)
+        each = self.product(h, factor)
         if base is None:
             out.copy_(each)
         else:

@@ -50,6 +50,7 @@ RULES: dict[str, tuple[Any, ...]] = {
     "rnn_relu": ("a", "h", "", lambda a: torch.relu(a)),
     "peephole": ("ifgo", "hc", "pq", peephole),
     "everything": ("ab", "hs", "p", everything),
+    "alike": ("ab", "h", "", lambda a, b: torch.tanh(a + b)),  # both gates have one factor
 }
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastcells import functional, one_direction
 from fastcells.autograd import unroll
 from fastcells.backends.base import LayerWeights, Steps
+from fastcells.backends.torch import defined_backward
 from fastcells.backends.torch.backend import DERIVED
 from fastcells.defined.spec import spec_of
 from fastcells.spec import CellSpec, RecurrentWeights
@@ -28,12 +29,23 @@ def leaves(spec: CellSpec, bias: bool) -> list[Tensor]:
     return found if bias else [t.detach() * 0 if i in (2, 4) else t for i, t in enumerate(found)]
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_factors_in_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defined_backward, "CHUNK", 2 * B * H)  # two steps, of five
+    for steps in ("reverse", "lengths"):
+        check(name, DENSE, steps)
+
+
 @pytest.mark.parametrize("steps", ["forward", "reverse", "lengths", "reverse lengths"])
 @pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("name", RULES)
 def test_loop_is_the_steps(name: str, product: str, steps: str) -> None:
+    check(name, PRODUCTS[product], steps)
+
+
+def check(name: str, product: RecurrentProduct, steps: str) -> None:
     torch.manual_seed(0)
-    spec = spec_of(name, rule(name), PRODUCTS[product])
+    spec = spec_of(name, rule(name), product)
     lengths = torch.tensor([2, 0, 5, 3], dtype=torch.int32) if "lengths" in steps else None
     way = Steps("reverse" in steps, lengths)
     x, w_ih, b_ih, w_hh, b_hh, *rest = given = leaves(spec, bias=True)
@@ -74,7 +86,12 @@ def test_products_have_the_adjoint_of_their_product() -> None:
         d = torch.randn_like(out)
         d_h, d_w = torch.autograd.grad(out, (h, w), d)
         with torch.no_grad():
-            torch.testing.assert_close(each.add_adjoint(None, d.view(B, 2, H), w), d_h)
-            torch.testing.assert_close(each.add_adjoint(h, d.view(B, 2, H), w), d_h + h)
+            (step,) = each.flat(d.view(1, B, 2, H))
+            torch.testing.assert_close(each.add_adjoint(None, step, w), d_h)
+            torch.testing.assert_close(each.add_adjoint(h, step, w), d_h + h)
+            for base in (None, out.new_ones(2 * H), out.detach().clone()):
+                found = torch.empty_like(out)
+                each.add_product(base, h, each.factor(w), found)
+                torch.testing.assert_close(found, out if base is None else out + base)
             torch.testing.assert_close(each.weight_gradient(d, h), d_w)
             torch.testing.assert_close(each.product(h, each.gates(w, 2, 1, 2)), out[:, H:])

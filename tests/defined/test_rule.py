@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from fastcells.defined.builder import Builder
+from fastcells.defined.definition import derive
 from fastcells.defined.evaluate import evaluate
+from fastcells.defined.linear import linear_backward
 from fastcells.defined.rule import OPERAND
 from fastcells.spec import SPECS
 from tests.defined.rules import RULES, rule
@@ -41,6 +43,38 @@ def test_backward_is_the_adjoint(name: str) -> None:
 @pytest.mark.parametrize("name", SPECS)
 def test_saves_no_more_than_the_rule_written_by_hand(name: str) -> None:
     assert len(rule(name).saved) <= SPECS[name].num_saved
+
+
+def test_ties_are_torchs() -> None:
+    """Where an operator has two derivatives, the one that torch takes."""
+    names = ("a", "b", "h")
+    for step in (
+        lambda a, b, h: torch.minimum(a, b) * torch.maximum(a, h) + torch.relu(b) * h,
+        lambda a, b, h: torch.clamp(a, -1, 1) * b + torch.abs(h) * torch.clamp(b, min=0),
+    ):
+        made = derive("ties", "ab", "h", "", step)
+        values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0], dtype=torch.float64)
+        given = dict(
+            zip(names, (v.flatten().requires_grad_() for v in torch.meshgrid([values] * 3, indexing="ij")), strict=True)
+        )
+        out = step(*given.values())
+        d = torch.randn_like(out)
+        expected = torch.autograd.grad(out, list(given.values()), d)
+        known = given | evaluate(made.forward, given) | {"d_new_h": d}
+        got = evaluate(made.backward, {k: known[k].detach() for k in made.backward.inputs})
+        for name, wanted in zip(names, expected, strict=True):
+            torch.testing.assert_close(got[f"d_{name}"], wanted)
+
+
+def test_sums_are_those_written_by_hand() -> None:
+    """The LSTM's: c' gets its gradient once, and each gate is one product."""
+    sums = linear_backward(rule("lstm")).sums
+    shared = sums[0].name
+    assert [source for source, _ in sums[0].terms] == ["d_new_c", "d_new_h"]
+    assert {s.name: [source for source, _ in s.terms] for s in sums[1:]} == {
+        **{name: [shared] for name in ("d_i", "d_f", "d_g", "d_c")},
+        "d_o": ["d_new_h"],
+    }
 
 
 def test_second_product() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ def layer_of(name: str, inputs: int, hidden: int, **options: int) -> DefinedLaye
     return made
 
 
-def function_of(layer: DefinedLayer) -> tuple[object, list[Tensor]]:
+def function_of(layer: DefinedLayer) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
     """The layer as a function of its input, the initial states and its parameters."""
     names = [name for name, _ in layer.named_parameters()]
     count = layer._spec().num_states
@@ -56,6 +58,24 @@ def test_second_derivatives(name: str) -> None:
     assert torch.autograd.gradgradcheck(run, given)
 
 
+@EACH_CELL
+def test_gradients_that_are_differentiated_again_are_the_same(name: str) -> None:
+    torch.manual_seed(3)
+    run, given = function_of(layer_of(name, 2, 3))
+    outputs = run(*given)
+    d = [torch.randn_like(t) for t in outputs]
+    plain = torch.autograd.grad(outputs, given, d)
+    again = torch.autograd.grad(run(*given), given, d, create_graph=True)
+    torch.testing.assert_close(again, plain)
+
+
+@EACH_CELL
+def test_regularised(name: str) -> None:
+    layer = getattr(zoo, name)(3, 4, zoneout=0.3, recurrent_dropout=0.3, weight_dropout=0.3)
+    out, _ = layer(torch.randn(5, 2, 3))
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(out.sum(), list(layer.parameters())))
+
+
 @pytest.mark.parametrize("heads", [1, 2])
 def test_slstm_is_its_equations(heads: int) -> None:
     """Beck et al. 2024, equations 8 to 14, without the stabiliser, which changes c and n but not h."""
@@ -82,8 +102,9 @@ def test_slstm_is_its_equations(heads: int) -> None:
 
 def test_slstm_survives_large_gates() -> None:
     layer = zoo.SLSTM(2, 4)
-    for scale in (300.0, -300.0):
-        torch.nn.init.constant_(layer.bias_ih_l0, scale)
+    for scales in itertools.product((300.0, 0.0, -300.0), repeat=2):
+        for gate, scale in enumerate(scales):  # i and f
+            torch.nn.init.constant_(layer.bias_ih_l0[4 * gate : 4 * gate + 4], scale)
         out, last = layer(torch.randn(5, 3, 2))
         grads = torch.autograd.grad((out, *last), list(layer.parameters()), [torch.ones_like(t) for t in (out, *last)])
         assert all(torch.isfinite(t).all() for t in (out, *last, *grads))

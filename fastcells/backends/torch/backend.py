@@ -73,7 +73,7 @@ class TorchBackend(Backend):
         return super().project(choice, x, w_ih, b_ih)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
-        return _loop(spec).forward(inputs, save)
+        return loop_of(spec).forward(inputs, save)
 
     def backward(
         self,
@@ -86,13 +86,14 @@ class TorchBackend(Backend):
         d_last: State,
     ) -> Gradients:
         d_hidden = inputs.steps.zero_past_length(d_hidden)
-        return _loop(spec).backward(inputs, trace, previous, d_hidden, d_last)
+        return loop_of(spec).backward(inputs, trace, previous, d_hidden, d_last)
 
     def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
-        return _loop(spec).operands(spec.num_gates, trace, previous)
+        return loop_of(spec).operands(spec.num_gates, trace, previous)
 
 
-def _loop(spec: CellSpec) -> Loop:
+def loop_of(spec: CellSpec) -> Loop:
+    """The loop of a built-in cell, or the one that is made of a defined cell's rule."""
     if spec.rule is None:
         return LOOPS[spec.name]
     loop = DEFINED.get(id(spec))

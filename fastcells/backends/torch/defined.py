@@ -38,7 +38,7 @@ class DefinedLoop(Loop):
         gates = x.new_empty(T if save and program.in_gates else 1, B, G * H)
         own = [x.new_empty(T if save else 1, B, H) for _ in range(program.own)]
         tensors = self._registers(inputs, x, gates, after, own)
-        first, last = (
+        early_calls, late_calls = (
             [Bound(CALLS[c.op], [tensors[a] for a in c.args], tensors[c.out]) for c in calls]
             for calls in (program.early, program.late)
         )
@@ -49,18 +49,20 @@ class DefinedLoop(Loop):
         for a, b in self.sums if rule.apart else []:
             out = each_step(gates[..., a * H : b * H], T)
             adds.append(Bound(torch.add, (out, x[..., a * H : b * H].unbind(0)), out))
-        w_early = w_hh if early == G else product.gates(w_hh, G, 0, early)
-        w_late = product.gates(w_hh, G, early, G)
+        w_early = product.factor(w_hh if early == G else product.gates(w_hh, G, 0, early))
+        w_late = None if early == G else product.factor(product.gates(w_hh, G, early, G))
+        added = [b_hh] * T if rule.apart else x_t
+        first = adds + (early_calls if w_late is not None else early_calls + late_calls)
         for t in steps.order(T):
-            product.add_product(b_hh if rule.apart else x_t[t], state[0], w_early, early_t[t])
-            run(adds, t)
+            product.add_product(added[t], state[0], w_early, early_t[t])
             run(first, t)
-            if program.operand is not None:
+            if w_late is not None and program.operand is not None:
                 product.add_product(x_late_t[t], tensors[program.operand][t], w_late, late_t[t])
-            run(last, t)
+                run(late_calls, t)
             new = tuple([s[t] for s in after_t])
-            for s, old in zip(new, state, strict=True):
-                freeze_finished(mask, t, s, old)
+            if mask is not None:
+                for s, old in zip(new, state, strict=True):
+                    freeze_finished(mask, t, s, old)
             state = new
         saved = (*([gates] if program.in_gates else []), *own, *after[1:])
         ends = tuple(s.clone() for s in state)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from fastcells.defined.rule import OPERAND
 from fastcells.spec import CellSpec, State
 
 D_OPERAND = f"d_{OPERAND}"
+CHUNK = 65536  # elements of a value, of which a few fit into a core's cache
 
 
 class Walk:
@@ -29,9 +32,14 @@ class Walk:
         self.sums = {each.name: each for each in linear.sums}
         self.T, self.B, self.H = d_hidden.shape
         self.mask, self.order = inputs.steps.mask(self.T), inputs.steps.order(self.T)
-        found = evaluate(linear.factors, values) if linear.factors.outputs else {}
-        self.factors = {name: self._masked(value) for name, value in found.items()}
         rule = self.rule
+        self.stacks = self._side_by_side()
+        self.factors = {
+            self._gate(k).terms[0][1] or "": stack[:, :, k - first]
+            for first, last, stack in reversed(self.stacks)
+            for k in range(last - 1, first - 1, -1)
+        }
+        self._evaluate(linear, values)
         self.after = [f"d_x_{gate}" for gate in rule.gates if gate in rule.apart] + [f"d_{p}" for p in rule.extra]
         self.stored = {source: d_hidden.new_empty(d_hidden.shape) for source in linear.sources(set(self.after))}
         self.d_gates = d_hidden.new_empty(self.T, self.B, len(rule.gates), self.H)
@@ -46,7 +54,8 @@ class Walk:
         early, states = G - len(self.rule.second), self.rule.states
         w_early = w_hh if early == G else product.gates(w_hh, G, 0, early)
         w_late = product.gates(w_hh, G, early, G)
-        early_t, late_t = (part.unbind(0) for part in self.d_gates.split([early, G - early], 2))
+        parts = self.d_gates.split([early, G - early], 2)
+        early_t, late_t = (product.flat(part).unbind(0) for part in parts)
         d_hidden_t, (d_new_h, *others) = self.d_hidden.unbind(0), (self.views[f"d_new_{state}"] for state in states)
         h_term = self.views.get(f"d_{states[0]}")
         last, d_h = self.order[-1], d_last[0]
@@ -63,11 +72,42 @@ class Walk:
                 d_h = torch.where(self.mask[t], d_h, d_new_h[t])
         return self._gradients((d_h, *self.ends[1:]), operand)
 
-    def _masked(self, value: Tensor | float) -> Tensor:
-        whole = torch.as_tensor(value, dtype=self.d_hidden.dtype, device=self.d_hidden.device)
-        # Not a product with the mask: past a row's length there may be a quotient by zero.
-        whole = whole if self.mask is None else torch.where(self.mask, whole, 0)
-        return whole.expand(self.T, self.B, self.H)
+    def _side_by_side(self) -> list[tuple[int, int, Tensor]]:
+        """The gates, from one to before another, that are products with one source; their factors [T, B, gates, H]."""
+        G, found, first = len(self.rule.gates), [], 0
+        while first < G:
+            last = first + 1
+            while last < G and self._alike(self._gate(first), self._gate(last)):
+                last += 1
+            if last > first + 1:
+                found.append((first, last, self.d_hidden.new_empty(self.T, self.B, last - first, self.H)))
+            first = last
+        return found
+
+    def _evaluate(self, linear: LinearBackward, values: dict[str, Tensor]) -> None:
+        """All factors, for so many steps at a time as a CPU's cache holds; 0 past a row's length."""
+        for steps in self._chunks():
+            at = {name: value[steps] if value.dim() == 3 else value for name, value in values.items()}
+            for name, value in evaluate(linear.factors, at).items() if linear.factors.outputs else ():
+                shape = self.d_hidden[steps].shape
+                value = torch.as_tensor(value, dtype=self.d_hidden.dtype, device=self.d_hidden.device).expand(shape)
+                # Not a product with the mask: past a row's length there may be a quotient by zero.
+                value = value if self.mask is None else torch.where(self.mask[steps], value, 0)
+                if name not in self.factors and len(value) == self.T:
+                    self.factors[name] = value
+                    continue
+                if name not in self.factors:
+                    self.factors[name] = self.d_hidden.new_empty(self.d_hidden.shape)
+                self.factors[name][steps] = value
+        for first, last, stack in self.stacks:
+            for k in range(first, last):
+                factor = self.factors[self._gate(k).terms[0][1] or ""]
+                if factor.data_ptr() != stack[:, :, k - first].data_ptr():
+                    stack[:, :, k - first].copy_(factor)
+
+    def _chunks(self) -> Iterator[slice]:
+        each = self.T if not self.d_hidden.is_cpu else max(1, CHUNK // max(1, self.B * self.H))
+        return (slice(t, min(t + each, self.T)) for t in range(0, self.T, each))
 
     def _of_state(self, name: str) -> Views:
         """Of a state after each step: two buffers in turn, since each step writes what the next one reads."""
@@ -98,14 +138,15 @@ class Walk:
                 continue
             calls = self.calls[each.late]
             if name in gates:
-                first = last = gates[name]
-                while self._alike(each, last + 1):
-                    last += 1
-                done |= {f"d_{self.rule.h_input(gate)}" for gate in self.rule.gates[first : last + 1]}
-                if last > first:
-                    calls.append(self._side_by_side(each.terms[0][0], first, last + 1))
-                else:
-                    self._bind_sum(each, self.d_gates[:, :, first].unbind(0), ones=True)
+                k = gates[name]
+                for first, last, stack in self.stacks:
+                    if first <= k < last:
+                        done |= {f"d_{self.rule.h_input(gate)}" for gate in self.rule.gates[first:last]}
+                        sources = [d.unsqueeze(1) for d in self._views(each.terms[0][0])]
+                        out = self.d_gates[:, :, first:last].unbind(0)
+                        calls.append(Bound(torch.mul, (stack.unbind(0), sources), out))
+                if name not in done:
+                    self._bind_sum(each, self.d_gates[:, :, k].unbind(0), ones=True)
             elif name in others:
                 self._bind_state(each, others[name])
             elif each.terms:
@@ -125,21 +166,13 @@ class Walk:
         if self.mask is not None:
             self.calls[each.late].append(Bound(torch.where, (self.mask.unbind(0), out, d_new), out))
 
-    def _side_by_side(self, source: str, first: int, last: int) -> Bound:
-        factors = torch.stack([self.factors[self._gate(k).terms[0][1] or ""] for k in range(first, last)], 2)
-        sources = [d.unsqueeze(1) for d in self._views(source)]
-        return Bound(torch.mul, (factors.unbind(0), sources), self.d_gates[:, :, first:last].unbind(0))
-
     def _gate(self, k: int) -> Sum:
         return self.sums[f"d_{self.rule.h_input(self.rule.gates[k])}"]
 
-    def _alike(self, each: Sum, k: int) -> bool:
-        """Whether the gate k has one term, with a factor, of the same source."""
-        if k == len(self.rule.gates) or len(each.terms) != 1 or each.terms[0][1] is None:
-            return False
-        other = self._gate(k)
-        one = len(other.terms) == 1 and other.terms[0][1] is not None
-        return one and other.terms[0][0] == each.terms[0][0] and other.late == each.late
+    def _alike(self, one: Sum, other: Sum) -> bool:
+        """Whether both have one term, with a factor, of the same source."""
+        single = all(len(each.terms) == 1 and each.terms[0][1] is not None for each in (one, other))
+        return single and one.terms[0][0] == other.terms[0][0] and one.late == other.late
 
     def _bind_sum(self, each: Sum, out: Views, ones: bool) -> None:
         """ones: whether a factor of 1 has to be 0 past a row's length."""
@@ -162,26 +195,33 @@ class Walk:
     def _factor(self, name: str | None, ones: bool) -> Tensor | None:
         if name is not None:
             return self.factors[name]
-        return self._masked(1.0) if ones and self.mask is not None else None
+        if not ones or self.mask is None:
+            return None
+        return self.mask.to(self.d_hidden.dtype).expand(self.T, self.B, self.H)
 
     def _gradients(self, d_state: State, operand: Tensor | None) -> Gradients:
         rule, d_gates = self.rule, self.d_gates.flatten(2)
-        after = {name: self._of_all_steps(self.sums[name]) for name in self.after}
-        d_x = d_gates
+        d_x, d_extra = d_gates, [p.new_zeros(p.shape) for p in self.inputs.weights.extra]
         if rule.apart:
-            parts = [after.get(f"d_x_{gate}", self.d_gates[:, :, k]) for k, gate in enumerate(rule.gates)]
-            d_x = torch.cat(parts, -1)
-        extra = zip(rule.extra, self.inputs.weights.extra, strict=True)
-        d_extra = tuple(after[f"d_{name}"].sum_to_size(p.shape) for name, p in extra)
-        return Gradients(d_x, d_gates, d_state, d_extra, operand)
+            d_x = self.d_gates.clone()
+            for k, gate in enumerate(rule.gates):
+                if gate in rule.apart:
+                    for steps in self._chunks():
+                        d_x[steps, :, k] = self._of_steps(f"d_x_{gate}", steps)
+            d_x = d_x.flatten(2)
+        for name, d in zip(rule.extra, d_extra, strict=True):
+            for steps in self._chunks():
+                d += self._of_steps(f"d_{name}", steps).sum((0, 1))
+        return Gradients(d_x, d_gates, d_state, tuple(d_extra), operand)
 
-    def _of_all_steps(self, each: Sum) -> Tensor:
-        """[T, B, H] of a sum that no step waits for."""
-        found = self.d_hidden.new_zeros(())
-        for source, factor in each.terms:
-            whole = self._factor(factor, ones=True)
-            found = found + (self.stored[source] if whole is None else self.stored[source] * whole)
-        return found.expand(self.T, self.B, self.H)
+    def _of_steps(self, name: str, steps: slice) -> Tensor:
+        """[T', B, H] of a sum that no step waits for."""
+        found = self.d_hidden.new_zeros(()).expand(self.d_hidden[steps].shape)
+        for i, (source, factor) in enumerate(self.sums[name].terms):
+            d, whole = self.stored[source][steps], self._factor(factor, ones=True)
+            term = d if whole is None else d * whole[steps]
+            found = term if i == 0 else found + term
+        return found
 
 
 def _copy(value: Tensor, out: Tensor) -> None:

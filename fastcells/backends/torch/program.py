@@ -175,9 +175,8 @@ class _Compiler:
         calls.append(Call(op, registers, self.at[place]))
 
     def _passes(self, place: int) -> bool:
-        """Whether a value's register may hold another one afterwards."""
-        register = self.at[place]
-        return register[0] in ("gate", "scratch") and place not in self.saved and place not in self.new
+        """Whether a value's register may hold another one once nothing reads it: results are read in the end."""
+        return self.at[place][0] in ("gate", "scratch")
 
     def _out(self, place: int, dead: list[Register]) -> Register:
         if place in self.new:
