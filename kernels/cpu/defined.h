@@ -62,9 +62,30 @@ static inline size_t most_of_all(const struct programs *p) {
 /* Rows of a tile whose product is `width` vectors wide. */
 INLINE size_t rows_of(size_t width) { return width ? ROWS[width] : MAX_ROWS; }
 
-/* Blocks of one member; a NULL memory only counts them. Each phase has its own, since constants stay. */
-static inline struct blocks blocks_at(float *memory, const struct programs *p, size_t floats, size_t phase) {
-    return (struct blocks){memory ? memory + phase * most_of_all(p) * floats : NULL, floats};
+/* The floats of a member's blocks. Each phase has its own, since constants stay. */
+static inline size_t member_floats(const struct programs *p) {
+    return p->phases * most_of_all(p) * MAX_ROWS * MAX_WIDTH * LANES;
+}
+
+/* A member's blocks in the memory of all, with the constants in them. vectors: of columns in a tile. */
+static void take_blocks(struct blocks blocks[MAX_PHASES], float *memory, const struct programs *p, size_t vectors,
+                        int member) {
+    const size_t floats = MAX_ROWS * vectors * LANES;
+    for (size_t phase = 0; phase < p->phases; phase++) {
+        float *own = memory + (size_t)member * member_floats(p) + phase * most_of_all(p) * floats;
+        blocks[phase] = (struct blocks){own, floats};
+        fill_constants(&blocks[phase], &p->of[phase], vectors);
+    }
+}
+
+/* Read the programs of both phases, whose access is known. Returns 0, or 1 + the position of a word that is not valid,
+   the second program's words following the first one's. */
+static inline size_t read_programs(struct programs *p, const int32_t *words, size_t size, const int32_t *second,
+                                   size_t second_size) {
+    const size_t places = places_of(&p->layout), fault = read_program(&p->of[0], words, size, p->access[0], places);
+    if (fault || p->phases == 1) return fault;
+    const size_t later = read_program(&p->of[1], second, second_size, p->access[1], places);
+    return later ? size + later : 0;
 }
 
 /* The columns of a tile that there are. */

@@ -13,7 +13,6 @@ struct defined_backward_job {
     float *d_new_h;    /* [B, H], from the first phase to the second; or NULL */
     float *d_extra;    /* [B, E, H]: each row's own, so that sums have one order; or NULL */
     float *blocks;
-    size_t member_floats;
 };
 
 /* A step, the one taken after it (T for none), and h before it; number: of steps that the walk back has taken. */
@@ -212,11 +211,7 @@ static void defined_backward_member(void *argument, int member, int members) {
     struct blocks blocks[MAX_PHASES];
     divide_defined_backward(&job.division, b, (size_t)members);
     if (!take_part(&part, &job.division, B, b->w, pack_backward, member, members)) return;
-    for (size_t phase = 0; phase < phases; phase++) {
-        float *own = job.blocks + (size_t)member * job.member_floats;
-        blocks[phase] = blocks_at(own, &job.programs, MAX_ROWS * job.division.panels[0].vectors * LANES, phase);
-        fill_constants(&blocks[phase], &job.programs.of[phase], job.division.panels[0].vectors);
-    }
+    take_blocks(blocks, job.blocks, &job.programs, job.division.panels[0].vectors, member);
     for (size_t i = 0; i < b->states; i++)
         copy_share(&part.share, H, part.tile_columns, job.d_state[0] + i * B * H, b->d_last + i * B * H);
     struct defined_back_step step = {.later = T};
@@ -262,11 +257,7 @@ static size_t read_backward_programs(struct programs *p, const struct defined_ba
         allow(access, &p->layout, D_EXTRA, 0, E, WRITABLE);
         if (second) allow(access, &p->layout, MADE, 0, 1, WRITABLE);
     }
-    const size_t places = places_of(&p->layout);
-    const size_t fault = read_program(&p->of[0], b->program, b->program_size, p->access[0], places);
-    if (fault || !second) return fault;
-    const size_t later = read_program(&p->of[1], b->second_program, b->second_size, p->access[1], places);
-    return later ? b->program_size + later : 0;
+    return read_programs(p, b->program, b->program_size, b->second_program, b->second_size);
 }
 
 /* Sums over the rows, a few addends at a time, so that rounding errors stay small. */
@@ -291,12 +282,12 @@ static int defined_backward(const struct defined_backward *b, int threads) {
     if (fault) return (int)fault;
     const size_t plane = b->B * b->H, states = b->states * plane, E = b->parameters;
     const size_t two = job.programs.phases > 1 ? plane : 0;
-    job.member_floats = job.programs.phases * most_of_all(&job.programs) * MAX_ROWS * MAX_WIDTH * LANES;
+    const size_t blocks = (size_t)threads * member_floats(&job.programs);
     float *memory = division_scratch(&job.division, b->first_gates, b->second_gates, b->H, threads,
-                                     (size_t)threads * job.member_floats + 2 * states + two + E * plane);
+                                     blocks + 2 * states + two + E * plane);
     if (!memory) return -1;
     job.blocks = memory;
-    memory += (size_t)threads * job.member_floats;
+    memory += blocks;
     job.d_state[0] = memory, job.d_state[1] = memory + states;
     memory += 2 * states;
     if (two) job.d_new_h = memory, memory += plane;

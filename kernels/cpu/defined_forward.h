@@ -11,7 +11,6 @@ struct defined_forward_job {
     float *operand, *carried; /* [B, H] and [B, C, H], from the first phase to the second; or NULL */
     float *others[2];         /* [N-1, B, H] each, after one step and after the next, where `others` is not given */
     float *blocks;            /* of all members */
-    size_t member_floats;
 };
 
 /* A step: h before it, and how far the walk has come. */
@@ -152,11 +151,7 @@ static void defined_forward_member(void *argument, int member, int members) {
     struct blocks blocks[MAX_PHASES];
     divide_defined_forward(&job.division, f, (size_t)members);
     if (!take_part(&part, &job.division, B, f->w, pack_forward, member, members)) return;
-    for (size_t phase = 0; phase < phases; phase++) {
-        float *own = job.blocks + (size_t)member * job.member_floats;
-        blocks[phase] = blocks_at(own, &job.programs, MAX_ROWS * job.division.panels[0].vectors * LANES, phase);
-        fill_constants(&blocks[phase], &job.programs.of[phase], job.division.panels[0].vectors);
-    }
+    take_blocks(blocks, job.blocks, &job.programs, job.division.panels[0].vectors, member);
     struct defined_step step = {.h_prev = f->state};
     for (; step.number < T; step.number++) {
         step.t = f->reverse ? T - 1 - step.number : step.number;
@@ -194,11 +189,7 @@ static size_t read_forward_programs(struct programs *p, const struct defined_for
             allow(access, &p->layout, OPERAND, 0, 1, WRITABLE);
         }
     }
-    const size_t places = places_of(&p->layout);
-    const size_t fault = read_program(&p->of[0], f->program, f->program_size, p->access[0], places);
-    if (fault || !second) return fault;
-    const size_t later = read_program(&p->of[1], f->second_program, f->second_size, p->access[1], places);
-    return later ? f->program_size + later : 0;
+    return read_programs(p, f->program, f->program_size, f->second_program, f->second_size);
 }
 
 static int defined_forward(const struct defined_forward *given, int threads) {
@@ -211,12 +202,12 @@ static int defined_forward(const struct defined_forward *given, int threads) {
     if (!f->hidden) f->hidden = f->out, f->out = NULL;
     const size_t plane = f->B * f->H, others = f->others ? 0 : (f->states - 1) * plane;
     const size_t two = job.programs.phases > 1 ? plane : 0;
-    job.member_floats = job.programs.phases * most_of_all(&job.programs) * MAX_ROWS * MAX_WIDTH * LANES;
+    const size_t blocks = (size_t)threads * member_floats(&job.programs);
     float *memory = division_scratch(&job.division, f->first_gates, f->second_gates, f->H, threads,
-                                     (size_t)threads * job.member_floats + 2 * others + two * (1 + f->carried));
+                                     blocks + 2 * others + two * (1 + f->carried));
     if (!memory) return -1;
     job.blocks = memory;
-    memory += (size_t)threads * job.member_floats;
+    memory += blocks;
     job.others[0] = memory, job.others[1] = memory + others;
     memory += 2 * others;
     if (two) job.operand = memory, job.carried = memory + plane;

@@ -1,4 +1,4 @@
-"""A graph as a program for kernels/cpu/block.h: instructions chosen, registers given to values for as long as they live.
+"""A graph as a program for kernels/cpu/block.h: instructions are chosen, and values have registers while they live.
 
 The words of a program, and what stands for what, are explained in kernels/cpu/program.h.
 """
@@ -14,9 +14,7 @@ from torch import Tensor
 from fastcells.backends.cpu.arguments import c_module
 from fastcells.defined.graph import LEAVES, Graph, Node
 
-OPERATIONS: dict[str, int] = (
-    {} if c_module is None else {name: i for i, (name, _) in enumerate(c_module.operations())}
-)
+OPERATIONS: dict[str, int] = {} if c_module is None else {name: i for i, (name, _) in enumerate(c_module.operations())}
 
 
 Operand = int | float
@@ -36,8 +34,8 @@ def assemble(graph: Graph, places: Mapping[str, int], count: int) -> Tensor:
     at: dict[int, tuple[str, int]] = {}  # of each node: ("place", number), ("register", number)
     constants: list[float] = []
     homes: dict[int, list[int]] = {}
-    for name, node in graph.outputs:
-        homes.setdefault(node, []).append(places[name])
+    for name, place in graph.outputs:
+        homes.setdefault(place, []).append(places[name])
     reads = _last_reads(graph, chosen)
     code: list[tuple[int, tuple[str, int], list[tuple[str, int]]]] = []
     free: list[int] = []
@@ -122,7 +120,9 @@ class _Selection:
             for arg, form in ((node.args[1], "sub_mul"), (node.args[0], "mul_sub")):
                 product = self._inner(arg, "mul")
                 if product is not None:
-                    return Instruction(form, (node.args[0], *product) if form == "sub_mul" else (*product, node.args[1]))
+                    return Instruction(
+                        form, (node.args[0], *product) if form == "sub_mul" else (*product, node.args[1])
+                    )
         if node.op == "mul":
             return self._product(node)
         return Instruction(node.op, node.args)

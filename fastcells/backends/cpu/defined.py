@@ -39,6 +39,7 @@ class DefinedCell:
         self.spec, self.rule = spec, rule
         self.diagonal = spec.recurrent is DIAGONAL
         self.sizes = sizes_of(rule, self.diagonal)
+        self._plans: dict[tuple[str, bool, bool], Recurrence] = {}
         self._forward: dict[tuple[bool, bool], Programs] = {}
         facts = {
             "has_product": not self.diagonal,
@@ -75,7 +76,7 @@ class DefinedCell:
         return Programs(BackwardGraphs(self.rule, self.sizes), self.sizes.backward_sections(), 0)
 
     def forward(self, inputs: Inputs, save: bool) -> Trace:
-        x, weights, steps = inputs.x.x, inputs.weights, inputs.steps
+        x, weights = inputs.x.x, inputs.weights
         given: Tensors = {"x": x, "b": weights.b_hh}
         programs = self.forward_programs(weights.b_hh is not None, save)
         written = self._run("defined_forward", x, programs, inputs, given, save)
@@ -99,14 +100,11 @@ class DefinedCell:
         d_w = d_extra[own:].flatten() if self.diagonal and d_extra is not None else None
         return Gradients(d_x, d_x if d_gates is None else d_gates, d_state.unbind(0), extra, operand, d_w)
 
-    def _run(
-        self, kernel: str, x: Tensor, programs: Programs, inputs: Inputs, given: Tensors, save: bool
-    ) -> Tensors:
+    def _run(self, kernel: str, x: Tensor, programs: Programs, inputs: Inputs, given: Tensors, save: bool) -> Tensors:
         """What C has written. x: whose first two sizes are T and B."""
         sizes, state, steps = self.sizes, inputs.state, inputs.steps
         (T, B), H = x.shape[:2], state[0].shape[-1]
-        apart = {"apart"} if save or steps.lengths is not None else set()
-        plan = Recurrence(kernel, self.facts | apart | ({"save"} if save else set()))
+        plan = self._plan(kernel, save, save or steps.lengths is not None)
         given |= {"state": _stacked(state), "lengths": steps.lengths, "resets": steps.resets}
         given |= {"program": programs.first, "second_program": programs.second}
         given |= self._parameters(inputs.weights, H)
@@ -130,6 +128,13 @@ class DefinedCell:
             if written.get("d_extra") is not None:
                 written["d_extra"].zero_()  # type: ignore[union-attr]
         return written
+
+    def _plan(self, kernel: str, save: bool, apart: bool) -> Recurrence:
+        key = kernel, save, apart
+        if key not in self._plans:
+            more = {name for name, holds in (("save", save), ("apart", apart)) if holds}
+            self._plans[key] = Recurrence(kernel, self.facts | more)
+        return self._plans[key]
 
     def _parameters(self, weights: RecurrentWeights, H: int) -> Tensors:
         w = weights.w_hh

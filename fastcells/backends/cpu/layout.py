@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastcells.backends.cpu.assembler import assemble
 from fastcells.defined.builder import Builder
-from fastcells.defined.graph import Graph
+from fastcells.defined.graph import Graph, Node
 from fastcells.defined.rule import OPERAND, Rule
 
 Values = dict[str, int]  # places of nodes
@@ -75,7 +75,8 @@ class ForwardGraphs:
         outputs = {f"new {i}": found[f"new_{name}"] for i, name in enumerate(rule.states)}
         if save:
             outputs |= {f"saved {i}": found[name] for i, name in enumerate(rule.saved)}
-        self.carried, self.second = 0, None
+        self.carried = 0
+        self.second: Graph | None = None
         if sizes.second_gates:
             assert operand is not None
             self._split(operand, outputs)
@@ -99,7 +100,9 @@ class ForwardGraphs:
         nodes, first = self.builder.nodes, self.sizes.first_gates
         early = _above(nodes, {f"product {k}" for k in range(first)})
         late = _above(nodes, {f"product {k}" for k in range(first, self.sizes.gates)})
-        rest, carried, moved = Builder(), {}, {}
+        rest = Builder()
+        carried: Values = {}
+        moved: dict[int, int] = {}
 
         def visit(place: int) -> int:
             if place not in moved:
@@ -141,7 +144,7 @@ class BackwardGraphs:
         made = {} if rule.operand_again is None else b.add(rule.operand_again, self.known)
         gates = [self._gate(found, k) for k in range(len(rule.gates))]
         rest = self._others(found, made, late)
-        self.second = None
+        self.second: Graph | None = None
         if sizes.second_gates:
             self.first = b.graph([output for gate in gates[late:] for output in gate])
             rest["operand 0"] = made[OPERAND]
@@ -177,7 +180,7 @@ class BackwardGraphs:
         return total
 
 
-def _above(nodes: list, names: set[str]) -> set[int]:  # type: ignore[type-arg]
+def _above(nodes: list[Node], names: set[str]) -> set[int]:
     """The places of all that depends on some inputs, these among them."""
     found: set[int] = set()
     for place, node in enumerate(nodes):
@@ -188,7 +191,8 @@ def _above(nodes: list, names: set[str]) -> set[int]:  # type: ignore[type-arg]
 
 def program(graph: Graph, sections: dict[str, int]) -> Tensor:
     """A graph whose inputs and outputs are named as places are."""
-    places, count = {}, 0
+    places: dict[str, int] = {}
+    count = 0
     for section, size in sections.items():
         places |= {f"{section} {i}": count + i for i in range(size)}
         count += size

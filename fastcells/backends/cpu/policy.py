@@ -81,7 +81,7 @@ def defined_advantage(steps: int, instructions: str) -> str | None:
     """Why C is the fastest for a defined cell, for which there is a loop of torch's operators beside it, or None."""
     if steps < FEWEST_STEPS or instructions not in ("avx512", "avx2"):
         return None
-    return f"C with {instructions} instructions, from the cell's definition"
+    return "C, from the cell's definition; torch would run a loop of its operators"
 
 
 def advantage(
