@@ -156,7 +156,7 @@ def _warm(model: CharLM, rows: list[Tensor]) -> tuple[Tensor, State]:
         states.append(state if isinstance(state, tuple) else (state,))
     back = torch.tensor(order, device=device).argsort()
     joined = tuple(torch.cat(parts, 1)[:, back] for parts in zip(*states, strict=True))
-    return torch.cat(scores)[back], joined[0] if len(joined) == 1 else (joined[0], joined[1])
+    return torch.cat(scores)[back], joined[0] if len(joined) == 1 else joined
 
 
 def _check_stop(stop: str | None) -> None:

@@ -68,7 +68,7 @@ def _restore(training: Training, tensors: Mapping[str, Tensor], values: Mapping[
     training.optimizer.restore(parts["optimizer"])
     world = training.world
     states = [world.rows(parts["state"][str(i)], 1).to(training.parameters[0]) for i in range(len(parts["state"]))]
-    training.state = None if not states else states[0] if len(states) == 1 else (states[0], states[1])
+    training.state = None if not states else states[0] if len(states) == 1 else tuple(states)
     training.loss.copy_(parts["loss"]["epoch"] / world.size)
     training.unseen.copy_(parts["loss"]["unseen"])
     training.shuffle.set_state(parts["random"]["shuffle"])

@@ -68,6 +68,8 @@ def _check_names(name: str, gates: tuple[str, ...], states: tuple[str, ...], ext
 
 
 def _parameters(function: Function) -> tuple[str, ...]:
+    if not hasattr(function, "__code__"):
+        raise DefinitionError(f"a rule must be a Python function, which can be traced, got {function!r}")
     return tuple(inspect.signature(function).parameters)
 
 

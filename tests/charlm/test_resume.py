@@ -33,6 +33,7 @@ CONFIGS = {
     "all-of-it": replace(
         SMALL, cell="lstm", layers=2, dropout=0.3, tied=True, optimizer="adamw", weight_decay=0.1, validation=0.1
     ),
+    "slstm": replace(SMALL, cell="SLSTM"),  # four states
     "accumulate": replace(SMALL, accumulate=3, batch=2, steps=6),
 }
 Losses = list[tuple[int, float]]

@@ -113,6 +113,7 @@ DEFINITIONS: dict[str, tuple[dict[str, Any], str]] = {
     "sum and part": ({"step": lambda a, x_a, b: a * x_a + b}, "take the sum or the parts, not both"),
     "reserved": ({"extra": ("d_h",)}, "no name may begin with"),
     "no name": ({"gates": ("a", "b c")}, "a gate's name must be a Python name, got 'b c'"),
+    "no function": ({"step": torch.tanh}, "a rule must be a Python function, which can be traced, got <built-in"),
     "no gate": ({"gates": ()}, "at least one gate and one state"),
     "shapeless state": (
         {"states": ("h", "c"), "extra": ("p",), "step": lambda a, b, c, p: (a * b + c, p)},

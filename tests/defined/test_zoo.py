@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastcells import zoo
-from fastcells.charlm import CharLM, Config
+from fastcells.charlm import CharLM, Choosing, Config, Vocabulary, generate, generate_batch
 from fastcells.defined.layer import DefinedLayer
 
 EACH_CELL = pytest.mark.parametrize("name", sorted(set(zoo.CELLS) - {"UpdateGateRNN"}))
@@ -136,6 +136,15 @@ def test_definitions_are_short() -> None:
             lengths[node.targets[0].id] = sum((p.end_lineno or 0) - p.lineno + 1 for p in parts)  # type: ignore[attr-defined]
     assert set(lengths) == set(zoo.CELLS) - {"UpdateGateRNN"}
     assert max(lengths.values()) <= 20
+
+
+def test_generates_with_all_states() -> None:
+    text = "what a cell reads it carries in its states "
+    vocabulary = Vocabulary(text)
+    model = CharLM(len(vocabulary), Config(cell="SLSTM", hidden=16))
+    prefixes = ["what a", "reads it carries", "in"]
+    each = [generate(model, vocabulary, prefix, 12) for prefix in prefixes]
+    assert generate_batch(model, vocabulary, prefixes, 12, Choosing()) == each
 
 
 @pytest.mark.parametrize("name", zoo.CELLS)

@@ -51,7 +51,7 @@ class BothStandIn(TorchBackend):
             own = Trace(trace.hidden[i], (), _of(i, trace.saved))
             previous = PreviousStates(own.hidden, one.state[0], one.steps)
             found.append(self.backward(choice, spec, one, own, previous, d_hidden[i], _of(i, d_last)))
-        d_x, d_gates, d_state = zip(*found, strict=True)
+        d_x, d_gates, d_state, *_ = zip(*found, strict=True)
         return Gradients(
             torch.stack(d_x), torch.stack(d_gates), tuple(torch.stack(s) for s in zip(*d_state, strict=True))
         )

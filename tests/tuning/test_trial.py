@@ -68,7 +68,7 @@ def test_a_bidirectional_layer_is_tried_as_a_whole(cell: str, ids: bool, monkeyp
 def test_a_wrong_weight_of_the_second_direction_is_named(stand_in: Any) -> None:
     class WrongInReverse(StandIn):
         def backward(self, choice: Choice, spec: Any, inputs: Any, *given: Any) -> Gradients:
-            d_x, d_gates, d_state = super().backward(choice, spec, inputs, *given)
+            d_x, d_gates, d_state, *_ = super().backward(choice, spec, inputs, *given)
             return Gradients(d_x, d_gates * (1.01 if inputs.steps.reverse else 1), d_state)
 
     stand_in(WrongInReverse("bad"))
@@ -110,7 +110,7 @@ class WrongForward(StandIn):
 
 class WrongBackward(StandIn):
     def backward(self, choice: Choice, *given: Any) -> Gradients:
-        d_x, d_gates, d_state = super().backward(choice, *given)
+        d_x, d_gates, d_state, *_ = super().backward(choice, *given)
         return Gradients(d_x, d_gates, (d_state[0] * 1.001, *d_state[1:]))
 
 
