@@ -22,6 +22,8 @@ struct defined_back_step {
     int first; /* whether it is the first of the forward */
 };
 
+enum defined_phase { FIRST, SECOND, LAST_PRODUCT };
+
 INLINE const float *other_before(const struct defined_backward *b, const struct defined_back_step *step, size_t i) {
     const size_t plane = b->B * b->H;
     if (step->first) return b->state + i * plane;
@@ -77,22 +79,38 @@ static void sum_d_new(const struct defined_backward_job *job, float *d_new, cons
     }
 }
 
-/* What the program does not know of: rows past their length, those that start from zeros, and sums over time. */
+/* The gates of one phase: those of the other are read meanwhile. */
+INLINE struct range gates_of(const struct defined_backward *b, enum defined_phase phase) {
+    if (!b->second_gates) return (struct range){0, b->gates};
+    return phase == FIRST ? (struct range){b->first_gates, b->gates} : (struct range){0, b->first_gates};
+}
+
+/* No gradient of a phase's gates in rows past their length. */
+static void zero_finished(const struct defined_backward *b, const struct tile *at, enum defined_phase phase,
+                          size_t columns) {
+    const struct range gates = gates_of(b, phase);
+    for (size_t r = 0; r < at->rows; r++) {
+        if (is_active(b->lengths, at->t, at->row + r)) continue;
+        for (size_t g = gates.first; g < gates.end; g++) {
+            const size_t offset = ((at->t * b->B + at->row + r) * b->gates + g) * b->H + at->column;
+            memset(b->d_x + offset, 0, columns * sizeof(float));
+            if (b->d_gates) memset(b->d_gates + offset, 0, columns * sizeof(float));
+        }
+    }
+}
+
+/* What the program does not know of: states of rows past their length, rows that start from zeros, and sums over time. */
 static void finish_gradients(const struct defined_backward_job *job, const struct blocks *blocks,
                              const struct defined_back_step *step, const struct tile *at, struct place *table,
                              size_t columns) {
     const struct defined_backward *b = job->task;
-    const size_t B = b->B, H = b->H, G = b->gates, E = b->parameters, width = at->vectors * LANES;
+    const size_t B = b->B, H = b->H, E = b->parameters, width = at->vectors * LANES;
     const size_t *first = job->programs.layout.first, bytes = columns * sizeof(float);
     for (size_t r = 0; r < at->rows; r++) {
         const size_t row = at->row + r, own = row * H + at->column, token = at->t * B + row;
         float *after = job->d_state[(step->number + 1) % 2];
         const float *d_new = table[first[D_NEW]].at + r * width;
         if (!is_active(b->lengths, at->t, row)) {
-            for (size_t g = 0; g < G; g++) {
-                memset(b->d_x + (token * G + g) * H + at->column, 0, bytes);
-                if (b->d_gates) memset(b->d_gates + (token * G + g) * H + at->column, 0, bytes);
-            }
             memcpy(after + own, d_new, bytes);
             for (size_t i = 1; i < b->states; i++)
                 memcpy(after + i * B * H + own, job->d_state[step->number % 2] + i * B * H + own, bytes);
@@ -112,8 +130,6 @@ static void finish_gradients(const struct defined_backward_job *job, const struc
     }
 }
 
-enum defined_phase { FIRST, SECOND, LAST_PRODUCT };
-
 static void defined_gradient_tile(const struct defined_backward_job *job, const struct blocks *blocks,
                                   const struct defined_back_step *step, const struct tile *at,
                                   enum defined_phase phase, int last, tile_t through) {
@@ -131,13 +147,8 @@ static void defined_gradient_tile(const struct defined_backward_job *job, const 
     }
     if (b->resets) zero_starting(blocks, table, first[BEFORE], b->states, at, &extent, b->lengths, b->resets, b->B);
     run_program(blocks, &p->of[phase], table, p->access[phase], &extent);
+    if (b->lengths) zero_finished(b, at, phase, extent.columns);
     if (phase + 1u == p->phases) finish_gradients(job, blocks, step, at, table, extent.columns);
-    else if (b->lengths) { /* the second product reads these */
-        for (size_t r = 0; r < at->rows; r++)
-            for (size_t g = b->first_gates; !is_active(b->lengths, at->t, at->row + r) && g < b->gates; g++)
-                memset((b->d_gates ? b->d_gates : b->d_x) + ((at->t * b->B + at->row + r) * b->gates + g) * b->H +
-                           at->column, 0, extent.columns * sizeof(float));
-    }
 }
 
 /* d_state of h, when the first step's gradients have gone through the weights. */
@@ -249,9 +260,9 @@ static size_t read_backward_programs(struct programs *p, const struct defined_ba
         allow(access, &p->layout, KEPT, 0, S, READABLE);
         allow(access, &p->layout, PARAMETER, 0, E, READABLE);
         if (phase) allow(access, &p->layout, D_OPERAND, 0, 1, READABLE);
-        const size_t from = second && !phase ? b->first_gates : 0, count = second ? phase ? b->first_gates : second : G;
-        allow(access, &p->layout, D_GATE, from, count, WRITABLE);
-        if (b->d_gates) allow(access, &p->layout, D_X, from, count, WRITABLE);
+        const struct range own = gates_of(b, phase ? SECOND : FIRST);
+        allow(access, &p->layout, D_GATE, own.first, own.end - own.first, WRITABLE);
+        if (b->d_gates) allow(access, &p->layout, D_X, own.first, own.end - own.first, WRITABLE);
         if (!final) continue;
         allow(access, &p->layout, D_STATE, 0, N, WRITABLE);
         allow(access, &p->layout, D_EXTRA, 0, E, WRITABLE);
