@@ -84,7 +84,7 @@ class DefinedCell:
         assert out is not None and last is not None
         kept = (others, saved)
         whole = out if hidden is None else hidden
-        return Trace(whole, tuple(s.clone() for s in last), kept, out)
+        return Trace(whole, _apart(last), kept, out)
 
     def backward(
         self, inputs: Inputs, trace: Trace, previous: PreviousStates, d_hidden: Tensor, d_last: State
@@ -96,9 +96,10 @@ class DefinedCell:
         d_x, d_gates, d_state, d_extra, operand = written.values()
         assert d_x is not None and d_state is not None
         own = len(self.rule.extra)
-        extra = () if d_extra is None else tuple(d_extra[:own].unbind(0))
-        d_w = d_extra[own:].flatten() if self.diagonal and d_extra is not None else None
-        return Gradients(d_x, d_x if d_gates is None else d_gates, d_state.unbind(0), extra, operand, d_w)
+        # What a caller gets is in memory of its own.
+        extra = () if d_extra is None else _apart(d_extra[:own])
+        d_w = d_extra[own:].clone().flatten() if self.diagonal and d_extra is not None else None
+        return Gradients(d_x, d_x if d_gates is None else d_gates, _apart(d_state), extra, operand, d_w)
 
     def _run(self, kernel: str, x: Tensor, programs: Programs, inputs: Inputs, given: Tensors, save: bool) -> Tensors:
         """What C has written. x: whose first two sizes are T and B."""
@@ -165,6 +166,10 @@ class DefinedCell:
 def _stacked(state: State) -> Tensor:
     """[N, B, H]"""
     return state[0].unsqueeze(0) if len(state) == 1 else torch.stack(state)
+
+
+def _apart(stacked: Tensor) -> State:
+    return tuple(t.clone() for t in stacked)
 
 
 _cells: dict[int, DefinedCell] = {}  # by the spec's identity: each is kept by its cell
