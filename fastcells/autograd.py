@@ -118,9 +118,9 @@ class Recurrence(torch.autograd.Function):
                 previous = PreviousStates(hidden, state[0], steps)
                 trace = Trace(hidden, (), tuple(saved))
                 d = choice.backend.backward(choice, spec, inputs, trace, previous, d_out, d_last)
-                d_w, d_b = choice.backend.weight_gradients(
-                    spec, trace, previous, d.d_gates, needs_w, needs_b, d.operand
-                )
+                w_left = needs_w and d.d_w_hh is None
+                d_w, d_b = choice.backend.weight_gradients(spec, trace, previous, d.d_gates, w_left, needs_b, d.operand)
+                d_w = d_w if w_left else d.d_w_hh
                 d_x = d.d_x if ids is None else rows_gradient(d.d_x, ids, x.shape[1]) if needs_x else None
                 d_b_ih = d.d_x.sum((0, 1)) if needs_b_ih else None
             gradients = (d_x, d_b_ih, d_w, d_b, *d.d_state, *d.d_extra)

@@ -109,6 +109,7 @@ class Gradients(NamedTuple):
     d_extra: tuple[Tensor | None, ...] = ()
     # [T, B, H] what the last gates' rows of W_hh are multiplied with, where the backward has computed it, and not h
     operand: Tensor | None = None
+    d_w_hh: Tensor | None = None  # where the backward has computed it, and `weight_gradients` need not
 
 
 class PreviousStates:
@@ -198,9 +199,10 @@ class Backend(ABC):
 
     def obstacle(self, call: Call) -> str | None:
         """Why this backend cannot run a call, or None."""
-        obstacle = self.cell_obstacle(call.spec)
-        if obstacle is not None:
-            return obstacle
+        return self.cell_obstacle(call.spec) or self.unsupported(call)
+
+    def unsupported(self, call: Call) -> str | None:
+        """Why a call's dtype or options cannot be, whatever its cell, or None."""
         if call.dtype not in self.dtypes:
             return f"there is no kernel for {call.dtype}"
         for option in sorted(call.options - self.options - FOLDED):

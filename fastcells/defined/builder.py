@@ -8,7 +8,7 @@ x may be infinite.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -40,6 +40,16 @@ class Builder:
             return self.constant(float(apply(op, tensors, like)))
         same = self._simplified(op, args, values)
         return self._place(Node(op, args)) if same is None else same
+
+    def add(self, graph: Graph, known: Mapping[str, int]) -> dict[str, int]:
+        """A whole graph of the nodes that its inputs are known to be. Returns its outputs' places by their names."""
+        places: list[int] = []
+        for node in graph.nodes:
+            if node.op in ("input", "constant"):
+                places.append(known[node.name] if node.op == "input" else self.constant(node.value))
+            else:
+                places.append(self.op(node.op, *(places[arg] for arg in node.args)))
+        return {name: places[place] for name, place in graph.outputs}
 
     def is_logical(self, place: int) -> bool:
         return self.nodes[place].op in LOGICAL

@@ -7,12 +7,12 @@
        WRITE(name, shape, when)       a float tensor that it writes, for the caller
        KEEP(name, shape, when)        a float tensor that it writes, for the backward or another kernel
 
-   Shapes: T time, B batch, H hidden, G gates, S values that a cell saves of each step. All tensors are contiguous and
-   need no alignment beyond that of an element.
+   Shapes: T time, B batch, H hidden, G gates, S values that a cell saves of each step. N, E, P: see below. All tensors are
+   contiguous and need no alignment beyond that of an element.
 
    `when` names what a tensor depends on; without all of that it is NULL. "optional": the caller may leave it out;
-   "two_states", "has_saved", "other_gradient": facts of the cell; "save": a backward follows; "apart": one follows, or
-   rows have lengths. */
+   "two_states", "has_saved" and the like: facts of the cell; "save": a backward follows; "apart": one follows, or rows
+   have lengths. */
 #ifndef FASTCELLS_ARGUMENTS_H
 #define FASTCELLS_ARGUMENTS_H
 
@@ -66,6 +66,56 @@
     KEEP(d_gates, "T B G*H", "other_gradient") /* of h W^T + b; d_x serves where NULL */                               \
     WRITE(d_h0, "B H", "")                                                                                             \
     WRITE(d_c0, "B H", "two_states")
+
+/* ---- the recurrence of a defined cell, whose rule is a program (program.h) ---- */
+
+#define DEFINED_SIZES(NUMBER, READ)                                                                                        \
+    NUMBER(size_t, T)                                                                                                  \
+    NUMBER(size_t, B)                                                                                                  \
+    NUMBER(size_t, H)                                                                                                  \
+    NUMBER(int, reverse)                                                                                               \
+    NUMBER(size_t, gates)        /* G */                                                                               \
+    NUMBER(size_t, first_gates)  /* that multiply h by W_hh; 0 where the program has the whole product */              \
+    NUMBER(size_t, second_gates) /* that multiply the operand which the first program makes */                         \
+    NUMBER(size_t, states)       /* N */                                                                               \
+    NUMBER(size_t, num_saved)    /* S */                                                                               \
+    NUMBER(size_t, parameters)   /* E, of [H] each */                                                                  \
+    NUMBER(size_t, carried)      /* values that the first of two programs leaves for the second */                     \
+    NUMBER(size_t, program_size) /* in words */                                                                        \
+    NUMBER(size_t, second_size)                                                                                        \
+    READ(int32_t, program, "P", "")                                                                                    \
+    READ(int32_t, second_program, "P2", "second_product")
+
+#define DEFINED_FORWARD_ARGUMENTS(NUMBER, READ, WRITE, KEEP)                                                           \
+    DEFINED_SIZES(NUMBER, READ)                                                                                        \
+    READ(float, x, "T B G*H", "")                                                                                      \
+    READ(float, state, "N B H", "") /* the initial one */                                                              \
+    READ(float, w, "G*H H", "has_product")                                                                             \
+    READ(float, b, "G*H", "optional")                                                                                  \
+    READ(float, extra, "E H", "has_extra")                                                                             \
+    STEP_OPTIONS(READ)                                                                                                 \
+    WRITE(out, "T B H", "")                                                                                            \
+    KEEP(hidden, "T B H", "apart")                                                                                     \
+    KEEP(others, "N-1 T B H", "save other_states") /* the states but h, after each step */                             \
+    KEEP(saved, "T B S H", "save has_saved")                                                                           \
+    WRITE(last, "N B H", "")
+
+#define DEFINED_BACKWARD_ARGUMENTS(NUMBER, READ, WRITE, KEEP)                                                          \
+    DEFINED_SIZES(NUMBER, READ)                                                                                        \
+    READ(float, d_hidden, "T B H", "") /* not read past a row's length */                                              \
+    READ(float, d_last, "N B H", "")                                                                                   \
+    READ(float, state, "N B H", "")                                                                                    \
+    READ(float, w, "G*H H", "has_product")                                                                             \
+    READ(float, extra, "E H", "has_extra")                                                                             \
+    STEP_OPTIONS(READ)                                                                                                 \
+    READ(float, hidden, "T B H", "") /* this and the next two: as the forward left them */                             \
+    READ(float, others, "N-1 T B H", "other_states")                                                                   \
+    READ(float, saved, "T B S H", "has_saved")                                                                         \
+    KEEP(d_x, "T B G*H", "")                                                                                           \
+    KEEP(d_gates, "T B G*H", "other_gradient") /* of h W^T + b; d_x serves where NULL */                               \
+    WRITE(d_state, "N B H", "")                                                                                        \
+    WRITE(d_extra, "E H", "has_extra")                                                                                 \
+    KEEP(operand, "T B H", "second_product") /* what the second product multiplies */
 
 /* ---- products ---- */
 
@@ -160,6 +210,8 @@
 
 struct forward { FIELDS(FORWARD_ARGUMENTS) };
 struct backward { FIELDS(BACKWARD_ARGUMENTS) };
+struct defined_forward { FIELDS(DEFINED_FORWARD_ARGUMENTS) };
+struct defined_backward { FIELDS(DEFINED_BACKWARD_ARGUMENTS) };
 struct weight_grad { FIELDS(WEIGHT_GRAD_ARGUMENTS) };
 struct linear { FIELDS(LINEAR_ARGUMENTS) };
 struct cross_entropy { FIELDS(CROSS_ENTROPY_ARGUMENTS) };

@@ -10,6 +10,8 @@ struct backend {
     int (*supported)(void);
     int (*forward)(const struct forward *, int threads);
     int (*backward)(const struct backward *, int threads);
+    int (*defined_forward)(const struct defined_forward *, int threads); /* > 0: a program's word that is not valid */
+    int (*defined_backward)(const struct defined_backward *, int threads);
     int (*weight_grad)(const struct weight_grad *, int threads);
     int (*linear)(const struct linear *, int threads);
     int (*cross_entropy)(const struct cross_entropy *, int threads);

@@ -144,7 +144,7 @@ static void backward_phase(const struct backward_job *job, const struct share *s
 }
 
 static void divide_backward(struct division *d, const struct backward *b, size_t members) {
-    divide(d, b->cell, b->B, b->H, tile_width(b->H, members), members);
+    divide_cell(d, b->cell, b->B, b->H, tile_width(b->H, members), members);
 }
 
 static void backward_member(void *argument, int member, int members) {
@@ -173,7 +173,7 @@ static void backward_member(void *argument, int member, int members) {
 
 static int backward(const struct backward *b, int threads) {
     struct backward_job job = {.task = b};
-    if (!division_scratch(&job.division, b->cell, b->H, threads, 0)) return -1;
+    if (!cell_scratch(&job.division, b->cell, b->H, threads, 0)) return -1;
     divide_backward(&job.division, b, (size_t)threads);
     team_run((int)busy_members(&job.division), backward_member, &job);
     free(job.division.barriers);

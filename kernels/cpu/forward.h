@@ -98,7 +98,7 @@ static void forward_phase(const struct forward_job *job, const struct share *sha
 
 static void divide_forward(struct division *d, const struct forward *f, size_t members) {
     const size_t widest = MAX_WIDTH / CELL_FACTS[f->cell].first_gates; /* all gates of a vector are in one tile */
-    divide(d, f->cell, f->B, f->H, min_size(tile_width(f->H, members), widest), members);
+    divide_cell(d, f->cell, f->B, f->H, min_size(tile_width(f->H, members), widest), members);
 }
 
 static void forward_member(void *argument, int member, int members) {
@@ -126,7 +126,7 @@ static int forward(const struct forward *given, int threads) {
     if (!f->hidden) f->hidden = f->out, f->out = NULL;
     const size_t plane = phases_of(f->cell) > 1 ? f->B * f->H : 0;
     struct forward_job job = {.task = f};
-    float *memory = division_scratch(&job.division, f->cell, f->H, threads, 2 * plane);
+    float *memory = cell_scratch(&job.division, f->cell, f->H, threads, 2 * plane);
     if (!memory) return -1;
     if (plane) job.reset_hidden = memory, job.z = memory + plane;
     divide_forward(&job.division, f, (size_t)threads);

@@ -6,6 +6,8 @@
 #include "backends.h"
 #include "backward.h"
 #include "cross_entropy.h"
+#include "defined_backward.h"
+#include "defined_forward.h"
 #include "forward.h"
 #include "linear.h"
 #include "step_in_place.h"
@@ -24,7 +26,8 @@ static void activations(const float *x, float *s, float *t, size_t n) {
 #define TEXT(name) TEXT_OF(name)
 #define STRUCT_OF(name) backend_##name
 #define STRUCT(name) STRUCT_OF(name)
-const struct backend STRUCT(BACKEND) = {TEXT(BACKEND), supported,     forward, backward,   weight_grad,
-                                        linear,        cross_entropy, step_in_place, matvec, activations};
+const struct backend STRUCT(BACKEND) = {TEXT(BACKEND),    supported,     forward, backward, defined_forward,
+                                        defined_backward, weight_grad,   linear,  cross_entropy, step_in_place,
+                                        matvec,           activations};
 
 #endif

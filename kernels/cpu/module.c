@@ -6,6 +6,7 @@
 
 #include "backends.h"
 #include "ids.h"
+#include "program.h"
 #include "team.h"
 
 /* An argument of a kernel, for Python. */
@@ -25,6 +26,8 @@ struct argument {
     static const struct argument name##_arguments[] = {ARGUMENTS(NUMBER_ROW, READ_ROW, WRITE_ROW, KEEP_ROW){NULL}}
 TABLE(forward, FORWARD_ARGUMENTS);
 TABLE(backward, BACKWARD_ARGUMENTS);
+TABLE(defined_forward, DEFINED_FORWARD_ARGUMENTS);
+TABLE(defined_backward, DEFINED_BACKWARD_ARGUMENTS);
 TABLE(weight_grad, WEIGHT_GRAD_ARGUMENTS);
 TABLE(linear, LINEAR_ARGUMENTS);
 TABLE(cross_entropy, CROSS_ENTROPY_ARGUMENTS);
@@ -82,11 +85,14 @@ static const struct backend *backend_at(size_t index, size_t cell, size_t thread
         Py_BEGIN_ALLOW_THREADS;                                                                                        \
         status = chosen->NAME(&task, (int)threads);                                                                    \
         Py_END_ALLOW_THREADS;                                                                                          \
+        if (status > 0) return PyErr_Format(PyExc_ValueError, "word %d of the program is not valid", status - 1);      \
         if (status) return PyErr_NoMemory();                                                                           \
         Py_RETURN_NONE;                                                                                                \
     }
 KERNEL(forward, FORWARD_ARGUMENTS, (size_t)task.cell)
 KERNEL(backward, BACKWARD_ARGUMENTS, (size_t)task.cell)
+KERNEL(defined_forward, DEFINED_FORWARD_ARGUMENTS, 0)
+KERNEL(defined_backward, DEFINED_BACKWARD_ARGUMENTS, 0)
 KERNEL(weight_grad, WEIGHT_GRAD_ARGUMENTS, 0)
 KERNEL(linear, LINEAR_ARGUMENTS, 0)
 KERNEL(cross_entropy, CROSS_ENTROPY_ARGUMENTS, 0)
@@ -157,8 +163,9 @@ static PyObject *py_arguments(PyObject *self, PyObject *ignored) {
     static const struct {
         const char *kernel;
         const struct argument *arguments;
-    } tables[] = {ENTRY(forward), ENTRY(backward),      ENTRY(weight_grad), ENTRY(linear), ENTRY(cross_entropy),
-                  ENTRY(matvec),  ENTRY(step_in_place), ENTRY(gather),      ENTRY(scatter)};
+    } tables[] = {ENTRY(forward),     ENTRY(backward), ENTRY(defined_forward), ENTRY(defined_backward),
+                  ENTRY(weight_grad), ENTRY(linear),   ENTRY(cross_entropy),   ENTRY(matvec),
+                  ENTRY(step_in_place), ENTRY(gather), ENTRY(scatter)};
     PyObject *found = PyDict_New();
     for (size_t i = 0; found && i < sizeof tables / sizeof *tables; i++) {
         PyObject *list = PyList_New(0);
@@ -168,6 +175,14 @@ static PyObject *py_arguments(PyObject *self, PyObject *ignored) {
         Py_XDECREF(list);
     }
     return found;
+}
+
+static PyObject *py_operations(PyObject *self, PyObject *ignored) {
+    (void)self, (void)ignored;
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && i < NUM_OPERATIONS; i++)
+        append(&list, Py_BuildValue("(si)", operations[i].name, operations[i].operands));
+    return list;
 }
 
 static PyObject *py_team(PyObject *self, PyObject *ignored) {
@@ -184,6 +199,8 @@ static PyObject *py_team(PyObject *self, PyObject *ignored) {
 static PyMethodDef methods[] = {
     KERNEL_METHOD(forward),
     KERNEL_METHOD(backward),
+    KERNEL_METHOD(defined_forward),
+    KERNEL_METHOD(defined_backward),
     KERNEL_METHOD(weight_grad),
     KERNEL_METHOD(linear),
     KERNEL_METHOD(cross_entropy),
@@ -195,6 +212,7 @@ static PyMethodDef methods[] = {
     METHOD(backends, METH_NOARGS, "backends() -> [(name, whether this machine has it), ...], the best first"),
     METHOD(cells, METH_NOARGS, "cells() -> [(name, gates, states, num_saved, same_gradient), ...], by number"),
     METHOD(arguments, METH_NOARGS, "arguments() -> {kernel: [(name, kind, type, shape, when), ...]}: see arguments.h"),
+    METHOD(operations, METH_NOARGS, "operations() -> [(name, operands), ...] of programs, by number: see program.h"),
     METHOD(team, METH_NOARGS, "team() -> where threads come from: 'openmp' or 'threads'"),
     {NULL, NULL, 0, NULL},
 };

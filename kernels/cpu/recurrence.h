@@ -26,25 +26,36 @@ struct division {
     struct barrier *barriers; /* one for each group of rows; the last one for all */
 };
 
-/* vectors: of columns in a tile. */
-static inline void divide(struct division *d, enum cell cell, size_t B, size_t H, size_t vectors, size_t members) {
-    const size_t G = CELL_FACTS[cell].gates, first_gates = CELL_FACTS[cell].first_gates;
+/* first_gates, second_gates: of each phase's product. vectors: of columns in a tile. */
+static inline void divide(struct division *d, size_t first_gates, size_t second_gates, size_t B, size_t H,
+                          size_t vectors, size_t members) {
     d->panels[0] = (struct panels){H, 0, first_gates, vectors, d->panels[0].data};
-    d->panels[1] = (struct panels){H, first_gates, G - first_gates, vectors, d->panels[1].data};
-    d->grid = choose_grid(members, B, tiles_of(&d->panels[0]), G * H * H);
+    d->panels[1] = (struct panels){H, first_gates, second_gates, vectors, d->panels[1].data};
+    d->grid = choose_grid(members, B, tiles_of(&d->panels[0]), (first_gates + second_gates) * H * H);
+}
+
+static inline void divide_cell(struct division *d, enum cell cell, size_t B, size_t H, size_t vectors, size_t members) {
+    const size_t first_gates = CELL_FACTS[cell].first_gates;
+    divide(d, first_gates, CELL_FACTS[cell].gates - first_gates, B, H, vectors, members);
 }
 
 static inline size_t busy_members(const struct division *d) { return d->grid.row_groups * d->grid.members; }
 
 /* Memory for a division among `threads`, and `floats` more, which it returns; NULL where memory does not suffice.
    free(d->barriers) ends it. */
-static inline float *division_scratch(struct division *d, enum cell cell, size_t H, int threads, size_t floats) {
-    const size_t weights = panels_size(H, CELL_FACTS[cell].gates);
+static inline float *division_scratch(struct division *d, size_t first_gates, size_t second_gates, size_t H,
+                                      int threads, size_t floats) {
+    const size_t weights = panels_size(H, first_gates + second_gates);
     float *memory = scratch(&d->barriers, (size_t)threads + 1, weights + floats);
     if (!memory) return NULL;
     d->panels[0].data = memory;
-    d->panels[1].data = memory + panels_size(H, CELL_FACTS[cell].first_gates);
+    d->panels[1].data = memory + panels_size(H, first_gates);
     return memory + weights;
+}
+
+static inline float *cell_scratch(struct division *d, enum cell cell, size_t H, int threads, size_t floats) {
+    const size_t first_gates = CELL_FACTS[cell].first_gates;
+    return division_scratch(d, first_gates, CELL_FACTS[cell].gates - first_gates, H, threads, floats);
 }
 
 /* A member's part. */

@@ -41,6 +41,7 @@ CHECKS: dict[str, Callable[[str, Tensor | None, tuple[int, ...]], Tensor]] = {
     "float": checks.float32,
     "uint8_t": checks.flags,
     "int64_t": checks.lengths,
+    "int32_t": checks.program,
 }
 
 
@@ -58,21 +59,11 @@ ALLOCATE = {"write": _for_the_caller, "keep": _kept}
 class Recurrence:
     """What `forward` or `backward` reads and writes for one cell, in the order of C.
 
-    save: whether the forward keeps what the backward needs. apart: whether states are not the outputs.
+    facts: which conditions of arguments.h hold.
     """
 
-    def __init__(self, kernel: str, cell: str, save: bool, apart: bool) -> None:
-        spec = SPECS[cell]
-        self.gates = len(spec.gates)
-        facts = {
-            "two_states": len(spec.states) == 2,
-            "has_saved": bool(spec.saved),
-            "other_gradient": not spec.same_gradient,
-            "optional": True,
-            "save": save,
-            "apart": apart,
-        }
-        rows = [(a, all(facts[condition] for condition in a.when.split())) for a in TABLES[kernel]]
+    def __init__(self, kernel: str, facts: frozenset[str]) -> None:
+        rows = [(a, all(each in facts or each == "optional" for each in a.when.split())) for a in TABLES[kernel]]
         self.reads = [
             (a.name, CHECKS[a.type] if present else None, a.shape, "optional" in a.when)
             for a, present in rows
@@ -98,8 +89,19 @@ class Recurrence:
 
 @cache
 def recurrence(kernel: str, cell: str, save: bool, apart: bool) -> Recurrence:
-    """One for all calls of a kind."""
-    return Recurrence(kernel, cell, save, apart)
+    """One for all calls of a kind.
+
+    save: whether the forward keeps what the backward needs. apart: whether states are not the outputs.
+    """
+    spec = SPECS[cell]
+    facts = {
+        "two_states": len(spec.states) == 2,
+        "has_saved": bool(spec.saved),
+        "other_gradient": not spec.same_gradient,
+        "save": save,
+        "apart": apart,
+    }
+    return Recurrence(kernel, frozenset(name for name, holds in facts.items() if holds))
 
 
 def shapes(cell: str, T: int, B: int, H: int) -> Shapes:

@@ -17,9 +17,11 @@ from fastcells.backends.base import (
     h_and_c,
 )
 from fastcells.backends.cpu import library, native, policy, products
+from fastcells.backends.cpu.defined import defined_cell
 from fastcells.backends.torch.backend import TORCH
 from fastcells.modes import traced
 from fastcells.spec import CellSpec, State
+from fastcells.spec.recurrent import Heads
 
 
 class CpuBackend(KernelBackend):
@@ -34,11 +36,18 @@ class CpuBackend(KernelBackend):
     def obstacle(self, call: Call) -> str | None:
         if call.w_hh.device.type != "cpu":
             return f"the weights are on {call.w_hh.device}"
-        return native.obstacle() or super().obstacle(call)
+        missing = native.obstacle()
+        if missing is not None or call.spec.rule is None:
+            return missing or super().obstacle(call)
+        if traced():
+            return "C shows a compiler or a tracer no operators of a defined cell"
+        return defined_cell(call.spec).obstacle or self.unsupported(call)
 
     def advantage(self, call: Call) -> str | None:
-        if call.T < policy.FEWEST_STEPS or call.spec.rule is not None:
+        if call.T < policy.FEWEST_STEPS:
             return None
+        if call.spec.rule is not None:
+            return None if traced() else policy.defined_advantage(call.T, native.instruction_set())
         in_aten = TORCH.choose(call, "").path == "aten"
         if in_aten and call.padding > policy.MOST_PADDING:
             return None
@@ -61,6 +70,8 @@ class CpuBackend(KernelBackend):
         return (products.linear if x.is_floating_point() else products.gather_rows)(x, w_ih, b_ih)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
+        if spec.rule is not None:
+            return defined_cell(spec).forward(inputs, save)
         (x, *_), state, (w, b, *_), steps = inputs
         reverse, lengths, resets, *_ = steps
         if not traced():
@@ -82,6 +93,8 @@ class CpuBackend(KernelBackend):
         d_hidden: Tensor,
         d_last: State,
     ) -> Gradients:
+        if spec.rule is not None:
+            return defined_cell(spec).backward(inputs, trace, previous, d_hidden, d_last)
         _, state, (w, *_), (reverse, lengths, resets, *_) = inputs
         kept = (trace.hidden, *trace.saved)
         if not traced():
@@ -108,13 +121,17 @@ class CpuBackend(KernelBackend):
         d_gates = d_gates.flatten(0, 1)
         H = previous.parts[0].shape[-1]
         parts = [part.flatten(0, 1) for part in previous.parts]
-        if spec.name != "gru_reset_before":
+        if spec.name == "gru_reset_before":
+            _, (_, operand) = self.operands(spec, trace, previous)
+        if operand is None:
             d_w, d_b = native.weight_gradients(d_gates, *parts)
-            return d_w, d_b if needs_b else None
-        d_w, d_b = native.weight_gradients(d_gates[:, : 2 * H], *parts)
-        _, (_, reset_hidden) = self.operands(spec, trace, previous)
-        d_w_n, d_b_n = native.weight_gradients(d_gates[:, 2 * H :], reset_hidden.flatten(0, 1))
-        return torch.cat([d_w, d_w_n]), torch.cat([d_b, d_b_n]) if needs_b else None
+        else:
+            first = d_gates.shape[1] - H
+            d_w_first, d_b_first = native.weight_gradients(d_gates[:, :first], *parts)
+            d_w_n, d_b_n = native.weight_gradients(d_gates[:, first:], operand.flatten(0, 1))
+            d_w, d_b = torch.cat([d_w_first, d_w_n]), torch.cat([d_b_first, d_b_n])
+        heads = isinstance(spec.recurrent, Heads)  # one, which has a dimension of its own
+        return d_w.unsqueeze(0) if heads else d_w, d_b if needs_b else None
 
 
 CPU = CpuBackend()

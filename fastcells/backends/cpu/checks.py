@@ -104,6 +104,13 @@ def lengths(name: str, t: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     return in_memory(name, t.long().contiguous())
 
 
+def program(name: str, t: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """The words of a program, which C checks one by one; RuntimeError."""
+    if not isinstance(t, Tensor) or t.shape != shape or t.dtype != torch.int32 or not t.is_cpu:
+        raise RuntimeError(f"{name} must be int32 {list(shape)} on the CPU, got {t}")
+    return in_memory(name, t.contiguous())
+
+
 def pair(state: tuple[Tensor, ...], states: int, names: str = "") -> tuple[Tensor, Tensor | None]:
     """(h, c), c being None where a cell has but one state; RuntimeError for another number of them."""
     if len(state) != states:

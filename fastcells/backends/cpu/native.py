@@ -147,13 +147,22 @@ def recur(kernel: str, cell: str, given: Tensors, reverse: bool, save: bool = Fa
     written = {name: t for name, t, _ in outputs}
     if T and B and H:
         addresses = [0 if t is None else t.data_ptr() for t in read] + [*check.written(*outputs).values()]
-        threads = _threads(T * B * plan.gates * H * H)
+        threads = _threads(T * B * len(SPECS[cell].gates) * H * H)
         getattr(_cpu, kernel)(_instructions, threads, _NUMBERS[cell], T, B, H, reverse, *addresses)
     else:
         for last, first in _WITHOUT_STEPS[kernel]:
             if (to := written[last]) is not None and (source := given[first]) is not None:
                 to.copy_(source)
     return written
+
+
+def call(kernel: str, multiplications: int, *arguments: int) -> None:
+    """The kernel of a defined cell, with the instructions in use, and threads for so much work.
+
+    Raises:
+        ValueError: a program that C refuses. MemoryError.
+    """
+    getattr(_cpu, kernel)(_instructions, _threads(multiplications), *arguments)
 
 
 class StepInPlace:

@@ -77,6 +77,13 @@ def projected_advantage(steps: int, batch: int, H: int, P: int, *, training: boo
     return f"C with {instructions} instructions, {row.speedup} times as fast as torch's projected LSTM"
 
 
+def defined_advantage(steps: int, instructions: str) -> str | None:
+    """Why C is the fastest for a defined cell, for which there is a loop of torch's operators beside it, or None."""
+    if steps < FEWEST_STEPS or instructions not in ("avx512", "avx2"):
+        return None
+    return "C, from the cell's definition; torch would run a loop of its operators"
+
+
 def advantage(
     cell: str, steps: int, batch: int, H: int, *, training: bool, aten: bool, instructions: str
 ) -> str | None:

@@ -6,6 +6,7 @@
 
    -DOVERRUN, -DRACY and -DWRONG plant a fault each: test_cpu_sanitizers.py sees that they are found. */
 #define _GNU_SOURCE
+#include "defined_cases.h"
 #include "product_cases.h"
 #include "recurrence_cases.h"
 #include "team.h"
@@ -28,6 +29,11 @@ static void run_all(const struct backend *backend) {
         for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0))
             recurrence_case(backend, cell, 1 + below(6), 1 + below(20), 1 + below(80));
         for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0)) step_in_place_case(backend, cell, 1 + below(80), 1 + below(40));
+    }
+    for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++, release(0)) {
+        defined_lstm_case(backend, SHAPES[i][0], SHAPES[i][1], SHAPES[i][2]);
+        release(0);
+        defined_gru_case(backend, SHAPES[i][0], SHAPES[i][1], SHAPES[i][2]);
     }
     for (size_t i = 0; i < 6 * RANDOM_SHAPES; i++, release(0))
         weight_grad_case(backend, 1 + below(300), 1 + below(70), 1 + below(120));
