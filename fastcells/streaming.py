@@ -54,6 +54,8 @@ def in_c(layer: Layer, weights: list[Tensor], x: Tensor, ids: bool, rows: int, h
     w_ih, w_hh = weights[:2]
     if rows != 1 or layer.impl not in ("auto", "cpu") or layer.proj_size or not is_plain_tensor(type(x)):
         return False
+    if layer._spec().rule is not None:
+        return False  # of a defined cell, C runs sequences
     if not all(is_plain_tensor(type(w)) for w in weights) or torch._C._is_any_autocast_enabled():
         return False
     if layer._regularised or (layer.training and layer.dropout and layer.num_layers > 1):

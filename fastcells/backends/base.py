@@ -10,16 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcells.defined.evaluate import evaluate
-from fastcells.defined.rule import OPERAND
-from fastcells.modes import autocast_dtype, traced
+from fastcells.modes import autocast_dtype
 from fastcells.spec import CellSpec, RecurrentWeights, State
 from fastcells.token_ids import check_range, gather_rows
 
 NOTHING: frozenset[str] = frozenset()
 IN_ONE_CALL = ("aten", "one-hot")  # paths by which one operator of ATen's runs a whole stack, its projections included
 FOLDED = frozenset({"proj_size"})  # options of an LSTM that projection.py puts around a recurrence without them
-FEW_ELEMENTS = 1 << 22  # of an input projection whose bias may take another pass over it on a GPU
 # Paths whose programs wait for each other, and so may give up: `KernelFault`.
 WAITING = ("split", "resident", "both directions")
 ASKED_FOR = "asked for"  # the reason for what `impl=` names
@@ -313,35 +310,6 @@ class Backend(ABC):
     def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
         """What W_hh is multiplied with: [T, B, H] each, with the number of W_hh's rows that it is for."""
         return [(spec.num_gates * previous.parts[0].shape[-1], previous.cat)]
-
-
-class KernelBackend(Backend):
-    """Kernels of our own. `Trace.saved`: the states c, and what `CellSpec.saved` names; None where a cell has none."""
-
-    def project(self, choice: Choice, x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
-        small = x.is_cuda and b_ih is not None and x.dim() == 3 and x.shape[0] * x.shape[1] * len(w_ih) <= FEW_ELEMENTS
-        if not small or not x.is_floating_point() or traced():
-            return super().project(choice, x, w_ih, b_ih)
-        # With the bias in one call, cuBLASLt looks for the best of its kernels each time, for longer than they run.
-        assert b_ih is not None
-        return torch.mm(x.flatten(0, 1), w_ih.t()).add_(b_ih).view(*x.shape[:2], len(w_ih))
-
-    def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
-        if not spec.two_products:
-            return super().operands(spec, trace, previous)
-        saved, h = dict(zip(spec.saved, trace.saved[1].unbind(2), strict=True)), previous.cat
-        if spec.rule is None:
-            operand = saved["r"] * h
-        else:
-            assert spec.rule.operand_again is not None
-            operand = evaluate(spec.rule.operand_again, saved | {spec.states[0]: h})[OPERAND]
-        H = h.shape[-1]
-        return [((spec.num_gates - 1) * H, h), (H, operand)]
-
-
-def h_and_c(state: State) -> tuple[Tensor, Tensor | None]:
-    """A cell's two states, c being None for one that has h alone."""
-    return state[0], state[1] if len(state) == 2 else None
 
 
 class LossGradients(NamedTuple):

@@ -47,15 +47,20 @@ class CStepper:
 
 def stepper(model: CharLM) -> ModelStepper | CStepper:
     """The fastest stepper that can run `model`."""
-    return CStepper(model) if choose(model.layer).impl == "cpu" else ModelStepper(model)
+    return CStepper(model) if _in_c(model.layer) else ModelStepper(model)
+
+
+@torch.no_grad()
+def _in_c(layer: Layer) -> bool:
+    token = torch.zeros(1, dtype=torch.int64, device=layer.weight_hh_l0.device)
+    return not layer.bidirectional and streaming.in_c(layer, layer._weights(), token, True, 1, None)
 
 
 @torch.no_grad()
 def choose(layer: Layer) -> Choice:
     """Which implementation steps through a model with this layer, and why."""
     w_ih, w_hh = layer.weight_ih_l0, layer.weight_hh_l0
-    token = torch.zeros(1, dtype=torch.int64, device=w_hh.device)
-    if layer.bidirectional or not streaming.in_c(layer, layer._weights(), token, True, 1, None):
-        return explain(layer, token)["l0"]
+    if not _in_c(layer):
+        return explain(layer, torch.zeros(1, dtype=torch.int64, device=w_hh.device))["l0"]
     call = Call("cpu", layer._spec(), True, 1, 1, w_ih, w_hh)
     return CPU.choose(call, f"a step of each layer in C with {native.instruction_set()} instructions")

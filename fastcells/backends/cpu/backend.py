@@ -5,19 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcells.backends.base import (
-    ASKED_FOR,
-    Call,
-    Choice,
-    Gradients,
-    Inputs,
-    KernelBackend,
-    PreviousStates,
-    Trace,
-    h_and_c,
-)
+from fastcells.backends.base import ASKED_FOR, Call, Choice, Gradients, Inputs, PreviousStates, Trace
 from fastcells.backends.cpu import library, native, policy, products
 from fastcells.backends.cpu.defined import defined_cell
+from fastcells.backends.kernel_backend import KernelBackend, h_and_c
 from fastcells.backends.torch.backend import TORCH
 from fastcells.modes import traced
 from fastcells.spec import CellSpec, State

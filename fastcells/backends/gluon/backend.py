@@ -13,18 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastcells.backends.base import (
-    ASKED_FOR,
-    Call,
-    Choice,
-    Gradients,
-    Inputs,
-    KernelBackend,
-    PreviousStates,
-    Trace,
-    h_and_c,
-)
+from fastcells.backends.base import ASKED_FOR, Call, Choice, Gradients, Inputs, PreviousStates, Trace
 from fastcells.backends.gluon import policy
+from fastcells.backends.kernel_backend import KernelBackend, h_and_c
 from fastcells.backends.torch.backend import TORCH
 from fastcells.backends.triton import cells
 from fastcells.backends.triton.backend import INSTALLED, TRITON, gpu, matmul_precision

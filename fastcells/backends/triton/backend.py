@@ -16,17 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastcells.backends.base import (
-    ASKED_FOR,
-    Call,
-    Choice,
-    Gradients,
-    Inputs,
-    KernelBackend,
-    PreviousStates,
-    Trace,
-    h_and_c,
-)
+from fastcells.backends.base import ASKED_FOR, Call, Choice, Gradients, Inputs, PreviousStates, Trace
+from fastcells.backends.kernel_backend import KernelBackend, h_and_c
 from fastcells.backends.torch.backend import TORCH
 from fastcells.backends.triton import cells, policy
 from fastcells.kernels.triton import plan

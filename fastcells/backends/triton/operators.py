@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
 import torch
 from torch import Tensor
 
-from fastcells.backends.base import h_and_c
+from fastcells.backends.kernel_backend import h_and_c
 from fastcells.backends.triton.backend import gpu, matmul_precision, plan_for
 from fastcells.kernels.triton import launch_sequence, launch_split, launch_step
 from fastcells.kernels.triton import plan as plans
