@@ -45,7 +45,7 @@ def derive(
                 f"not {', '.join(second)}"
             )
         known = (*(g for g in gates if g not in second), *states, *extra)
-        (second_place,) = _traced(name, builder, operand[second[0]], known, frozenset(), ("operand",))
+        (second_place,) = _traced(name, builder, operand[second[0]], known, apart - {*second}, ("operand",))
     new = _traced(name, builder, step, (*gates, *states, *extra), apart, states)
     ends = [*new, *([] if second_place is None else [second_place])]
     _check_use(name, builder, gates, states, extra, apart, ends)

@@ -45,7 +45,7 @@ def kind_of(call: Call) -> Kind:
     """The kind of a call as things stand: grad mode, autocast and torch's switches for matmuls are asked."""
     w = call.w_hh
     dtype = call.dtype
-    rows, hidden = len(call.w_ih), w.shape[-1]
+    rows, hidden = call.w_ih.shape[0], w.shape[-1]
     return Kind(
         call.spec.key,
         str(dtype).removeprefix("torch."),

@@ -19,3 +19,9 @@ TwinRNN = fastcells.define("TwinRNN", gates=("a",), step=lambda a: torch.tanh(a)
 TwinRelu = fastcells.define("TwinRelu", gates=("a",), step=lambda a: torch.relu(a))
 HeadsLSTM = fastcells.define("HeadsLSTM", gates="ifgo", states="hc", step=lstm, recurrent="heads")
 EveryOperator = fastcells.define("EveryOperator", gates="ab", states="hs", step=every_operator)
+OperandOfParts = fastcells.define(  # the two halves of either gate apart, and another operand
+    "OperandOfParts",
+    gates=("r", "n"),
+    operand={"n": lambda x_r, h_r, h: torch.sigmoid(x_r - h_r) * h},
+    step=lambda x_r, h_r, x_n, h_n, h: torch.tanh(x_n) * torch.sigmoid(h_n) + torch.tanh(x_r) * torch.tanh(h_r) * h,
+)

@@ -21,7 +21,7 @@ LAYERS: dict[str, type[DefinedLayer]] = {
     name: getattr(module, name)
     for module, names in (
         (zoo, ("JANET", "CoupledGateLSTM", "MinimalGatedUnit", "UGRNN", "LiGRU")),
-        (cells, ("TwinGRU", "TwinResetBefore", "TwinLSTM", "TwinRNN", "TwinRelu", "EveryOperator")),
+        (cells, ("TwinGRU", "TwinResetBefore", "TwinLSTM", "TwinRNN", "TwinRelu", "EveryOperator", "OperandOfParts")),
     )
     for name in names
 }

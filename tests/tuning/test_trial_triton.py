@@ -10,11 +10,14 @@ import pytest
 import torch
 
 import fastcells
+from fastcells import zoo
 from fastcells.backends import BACKENDS
+from fastcells.backends.base import Call
 from fastcells.backends.triton import operators
 from fastcells.errors import KernelFault
 from fastcells.kernels.triton import fault, plan
 from fastcells.tuning import verdicts
+from fastcells.tuning.kind import kind_of
 from fastcells.tuning.memory import Memory
 from fastcells.tuning.trial import candidates, trial
 from tests.support.trials import ToldClock, call_of
@@ -108,3 +111,16 @@ def test_auto_goes_on_with_torch_after_a_fault(planned: Any, memory: Memory, mon
     assert next(iter(kinds.values())).out[NAMES[0]] == verdicts.FAULT
     verdicts.reset()  # a new process reads the file
     assert fastcells.explain(layer, x).impl == "torch"
+
+
+def test_a_defined_cell_takes_part_by_its_key(planned: Any) -> None:
+    """Another definition of its name is another kind of call; what cannot be made up is not measured."""
+    planned(WHOLE)
+    spec, H = zoo.MinimalGatedUnit.kind.spec(), 20
+    weights = [torch.randn(2 * H, columns, requires_grad=True) for columns in (6, H)]
+    call = Call("auto", spec, False, 5, 3, *weights)
+    verdict = trial(call, True, candidates(call), ToldClock({"torch": 300.0, NAMES[1]: 40.0}))
+    assert (verdict.chosen, verdict.out) == (NAMES[1], {})
+    assert verdict.errors[NAMES[1]] <= 1
+    assert kind_of(call).cell == spec.key != spec.name
+    assert verdicts._measurable(call) and not verdicts._measurable(call._replace(spec=zoo.PeepholeLSTM.kind.spec()))

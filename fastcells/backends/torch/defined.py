@@ -24,7 +24,7 @@ class DefinedLoop(Loop):
         self.spec, self.rule = spec, spec.rule
         self.program = compile_rule(spec.rule)
         self.linear = linear_backward(spec.rule)
-        self.sums = _spans([gate not in spec.rule.apart for gate in spec.rule.gates])
+        self.sums = _spans([g not in spec.rule.apart for g in spec.rule.gates if g not in spec.rule.second])
 
     def forward(self, inputs: Inputs, save: bool) -> Trace:
         rule, program, product = self.rule, self.program, self.spec.recurrent
@@ -44,20 +44,24 @@ class DefinedLoop(Loop):
         )
         after_t = [tensors["new", state] for state in rule.states]
         early_t, late_t = (each_step(part, T) for part in gates.split([early * H, (G - early) * H], -1))
-        x_t, x_late_t = (part.unbind(0) for part in x.split([early * H, (G - early) * H], -1))
+        x_early, x_late = x.split([early * H, (G - early) * H], -1)
+        b_early, b_late = (None, None) if b_hh is None else b_hh.split([early * H, (G - early) * H])
+        added = [b_early] * T if rule.apart else x_early.unbind(0)
+        if b_late is not None:
+            x_late = x_late + b_late
+        added_late = [b_late] * T if rule.apart.intersection(rule.second) else x_late.unbind(0)
         adds = []
         for a, b in self.sums if rule.apart else []:
             out = each_step(gates[..., a * H : b * H], T)
             adds.append(Bound(torch.add, (out, x[..., a * H : b * H].unbind(0)), out))
         w_early = product.factor(w_hh if early == G else product.gates(w_hh, G, 0, early))
         w_late = None if early == G else product.factor(product.gates(w_hh, G, early, G))
-        added = [b_hh] * T if rule.apart else x_t
         first = adds + (early_calls if w_late is not None else early_calls + late_calls)
         for t in steps.order(T):
             product.add_product(added[t], state[0], w_early, early_t[t])
             run(first, t)
             if w_late is not None and program.operand is not None:
-                product.add_product(x_late_t[t], tensors[program.operand][t], w_late, late_t[t])
+                product.add_product(added_late[t], tensors[program.operand][t], w_late, late_t[t])
                 run(late_calls, t)
             new = tuple([s[t] for s in after_t])
             if mask is not None:
