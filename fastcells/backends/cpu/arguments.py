@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastcells.backends.cpu import buffers, checks
@@ -37,11 +38,9 @@ TABLES: dict[str, list[Argument]] = (
     if c_module is None
     else {kernel: [Argument(*row) for row in rows] for kernel, rows in c_module.arguments().items()}
 )
-CHECKS: dict[str, Callable[[str, Tensor | None, tuple[int, ...]], Tensor]] = {
-    "float": checks.float32,
-    "uint8_t": checks.flags,
-    "int64_t": checks.lengths,
-}
+Check = Callable[[str, Tensor | None, tuple[int, ...]], Tensor]
+CHECKS: dict[str, Check] = {"uint8_t": checks.flags, "int64_t": checks.lengths}
+ELEMENTS: dict[torch.dtype, Check] = {torch.float32: checks.float32, torch.bfloat16: checks.bfloat16}
 
 
 def _for_the_caller(like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -49,20 +48,21 @@ def _for_the_caller(like: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _kept(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return buffers.empty(*shape)
+    return buffers.empty(*shape, dtype=like.dtype)
 
 
 ALLOCATE = {"write": _for_the_caller, "keep": _kept}
 
 
 class Recurrence:
-    """What `forward` or `backward` reads and writes for one cell, in the order of C.
+    """What `forward` or `backward` reads and writes for one cell and dtype, in the order of C.
 
     save: whether the forward keeps what the backward needs. apart: whether states are not the outputs.
     """
 
-    def __init__(self, kernel: str, cell: str, save: bool, apart: bool) -> None:
-        spec = SPECS[cell]
+    def __init__(self, kernel: str, cell: str, save: bool, apart: bool, dtype: torch.dtype) -> None:
+        spec, check = SPECS[cell], {**CHECKS, "element": ELEMENTS[dtype]}
+        self.dtype, self.function = dtype, kernel if dtype == torch.float32 else f"{kernel}_bf16"
         self.gates = len(spec.gates)
         facts = {
             "two_states": len(spec.states) == 2,
@@ -74,7 +74,7 @@ class Recurrence:
         }
         rows = [(a, all(facts[condition] for condition in a.when.split())) for a in TABLES[kernel]]
         self.reads = [
-            (a.name, CHECKS[a.type] if present else None, a.shape, "optional" in a.when)
+            (a.name, check[a.type] if present else None, a.shape, "optional" in a.when)
             for a, present in rows
             if a.kind == "read"
         ]
@@ -97,9 +97,11 @@ class Recurrence:
 
 
 @cache
-def recurrence(kernel: str, cell: str, save: bool, apart: bool) -> Recurrence:
+def recurrence(
+    kernel: str, cell: str, save: bool, apart: bool, dtype: torch.dtype = torch.float32
+) -> Recurrence:
     """One for all calls of a kind."""
-    return Recurrence(kernel, cell, save, apart)
+    return Recurrence(kernel, cell, save, apart, dtype)
 
 
 def shapes(cell: str, T: int, B: int, H: int) -> Shapes:

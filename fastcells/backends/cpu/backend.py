@@ -23,18 +23,19 @@ from fastcells.spec import CellSpec, State
 
 
 class CpuBackend(KernelBackend):
-    """The recurrence in C, float32."""
+    """The recurrence in C: float32, and bfloat16 where the processor multiplies it."""
 
     name = "cpu"
     cells = frozenset(native._NUMBERS)
     options = frozenset({"lengths", "resets"})
-    dtypes = frozenset({torch.float32})
+    dtypes = frozenset({torch.float32, torch.bfloat16})
     devices = frozenset({"cpu"})
 
     def obstacle(self, call: Call) -> str | None:
         if call.w_hh.device.type != "cpu":
             return f"the weights are on {call.w_hh.device}"
-        return native.obstacle() or super().obstacle(call)
+        bf16 = native.bf16_obstacle() if call.dtype == torch.bfloat16 else None
+        return native.obstacle() or super().obstacle(call) or bf16
 
     def advantage(self, call: Call) -> str | None:
         if call.T < policy.FEWEST_STEPS:
@@ -42,7 +43,7 @@ class CpuBackend(KernelBackend):
         in_aten = TORCH.choose(call, "").path == "aten"
         if in_aten and call.padding > policy.MOST_PADDING:
             return None
-        training, instructions = call.w_hh.requires_grad and torch.is_grad_enabled(), native.instruction_set()
+        training, instructions = call.w_hh.requires_grad and torch.is_grad_enabled(), native.instruction_set(call.dtype)
         columns = call.w_hh.shape[1]  # H, or P of a projection
         if "proj_size" in call.options:
             return policy.projected_advantage(
@@ -54,10 +55,12 @@ class CpuBackend(KernelBackend):
 
     def choose(self, call: Call, reason: str) -> Choice:
         if reason == ASKED_FOR:
-            reason = f"{reason}; C with {native.instruction_set()} instructions"
+            reason = f"{reason}; C with {native.instruction_set(call.dtype)} instructions"
         return Choice("cpu", "cpu", reason, backend=self)
 
     def project(self, choice: Choice, x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
+        if w_ih.dtype != torch.float32:  # oneDNN's products, which know the instructions
+            return super().project(choice, x, w_ih, b_ih)
         return (products.linear if x.is_floating_point() else products.gather_rows)(x, w_ih, b_ih)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
@@ -96,7 +99,7 @@ class CpuBackend(KernelBackend):
     def weight_gradients(
         self, spec: CellSpec, trace: Trace, previous: PreviousStates, d_gates: Tensor, needs_w: bool, needs_b: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        if traced() or not needs_w:
+        if traced() or not needs_w or d_gates.dtype != torch.float32:
             return super().weight_gradients(spec, trace, previous, d_gates, needs_w, needs_b)
         d_gates = d_gates.flatten(0, 1)
         H = previous.parts[0].shape[-1]

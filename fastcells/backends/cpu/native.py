@@ -48,10 +48,13 @@ def _chosen() -> int:
 
 
 _instructions = _chosen()
+BF16 = _cpu is not None and _cpu.bf16()  # whether this machine multiplies bfloat16
 
 
-def instruction_set() -> str:
+def instruction_set(dtype: torch.dtype = torch.float32) -> str:
     """The vector instructions in use; "" without the C module."""
+    if dtype == torch.bfloat16:
+        return "avx512_bf16"
     return list(INSTRUCTIONS)[_instructions] if INSTRUCTIONS else ""
 
 
@@ -65,6 +68,15 @@ def obstacle() -> str | None:
     if _cpu is None:
         return "the C module was not built: fastcells was installed without a C compiler"
     return None
+
+
+def bf16_obstacle() -> str | None:
+    """Why C cannot run a recurrence in bfloat16 here, or None."""
+    if not BF16:
+        return "this processor has no instructions for bfloat16 (avx512_bf16)"
+    if instruction_set() != "avx512":
+        return f"there are no instructions for bfloat16 in {instruction_set()}"
+    return obstacle()
 
 
 def forward(
@@ -83,7 +95,8 @@ def forward(
 
     x: [T, B, G*H], the input projection with its bias. state: (h0,) or (h0, c0), each [B, H]. w: [G*H, H]. b: [G*H].
     lengths: integers [B]; from step lengths[b] on, the state of row b stands still. resets: bool [T, B], true where a
-    step starts from zeros; past a row's length they mean nothing. All else float32; any strides.
+    step starts from zeros; past a row's length they mean nothing. All else float32, or bfloat16 where `bf16_obstacle`
+    has nothing against it; any strides.
     save: whether `backward` will follow.
 
     Raises:
@@ -139,20 +152,27 @@ def recur(kernel: str, cell: str, given: Tensors, reverse: bool, save: bool = Fa
     """`forward` or `backward` with the tensors by their names in arguments.h. What C has written, None if nothing."""
     T, B, H = check.sizes(given["x"] if kernel == "forward" else given["d_hidden"], given["w"])
     shapes = arguments.shapes(cell, T, B, H)
-    plan = arguments.recurrence(kernel, cell, save, save or given["lengths"] is not None)
+    plan = arguments.recurrence(kernel, cell, save, save or given["lengths"] is not None, _element(given["w"]))
     read = plan.read(given, shapes)
     assert read[0] is not None
     outputs = plan.allocate(read[0], shapes)
     written = {name: t for name, t, _ in outputs}
     if T and B and H:
-        addresses = [0 if t is None else t.data_ptr() for t in read] + [*check.written(*outputs).values()]
+        addresses = [0 if t is None else t.data_ptr() for t in read]
+        addresses += check.written(*outputs, dtype=plan.dtype).values()
         threads = _threads(T * B * plan.gates * H * H)
-        getattr(_cpu, kernel)(_instructions, threads, _NUMBERS[cell], T, B, H, reverse, *addresses)
+        getattr(_cpu, plan.function)(_instructions, threads, _NUMBERS[cell], T, B, H, reverse, *addresses)
     else:
         for last, first in _WITHOUT_STEPS[kernel]:
             if (to := written[last]) is not None and (source := given[first]) is not None:
                 to.copy_(source)
     return written
+
+
+def _element(w: Tensor | None) -> torch.dtype:
+    """The dtype that tensors beside these weights must have."""
+    bf16 = w is not None and w.dtype is torch.bfloat16 and bf16_obstacle() is None
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 class StepInPlace:
