@@ -7,7 +7,6 @@
 #include "vector.h"
 
 #ifdef ROUNDED
-#include <immintrin.h>
 
 typedef bfloat16 element;
 typedef struct forward_bf16 forward_task;
