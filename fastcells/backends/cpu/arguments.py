@@ -97,9 +97,7 @@ class Recurrence:
 
 
 @cache
-def recurrence(
-    kernel: str, cell: str, save: bool, apart: bool, dtype: torch.dtype = torch.float32
-) -> Recurrence:
+def recurrence(kernel: str, cell: str, save: bool, apart: bool, dtype: torch.dtype = torch.float32) -> Recurrence:
     """One for all calls of a kind."""
     return Recurrence(kernel, cell, save, apart, dtype)
 

@@ -43,19 +43,17 @@ class CpuBackend(KernelBackend):
         in_aten = TORCH.choose(call, "").path == "aten"
         if in_aten and call.padding > policy.MOST_PADDING:
             return None
-        training, instructions = call.w_hh.requires_grad and torch.is_grad_enabled(), native.instruction_set(call.dtype)
+        training, using = call.w_hh.requires_grad and torch.is_grad_enabled(), instructions(call)
         columns = call.w_hh.shape[1]  # H, or P of a projection
         if "proj_size" in call.options:
-            return policy.projected_advantage(
-                call.T, call.B, call.H, columns, training=training, instructions=instructions
-            )
+            return policy.projected_advantage(call.T, call.B, call.H, columns, training=training, instructions=using)
         return policy.advantage(
-            call.spec.name, call.T, call.B, columns, training=training, aten=in_aten, instructions=instructions
+            call.spec.name, call.T, call.B, columns, training=training, aten=in_aten, instructions=using
         )
 
     def choose(self, call: Call, reason: str) -> Choice:
         if reason == ASKED_FOR:
-            reason = f"{reason}; C with {native.instruction_set(call.dtype)} instructions"
+            reason = f"{reason}; C with {instructions(call)} instructions"
         return Choice("cpu", "cpu", reason, backend=self)
 
     def project(self, choice: Choice, x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
@@ -111,6 +109,11 @@ class CpuBackend(KernelBackend):
         _, (_, reset_hidden) = self.operands(spec, trace, previous)
         d_w_n, d_b_n = native.weight_gradients(d_gates[:, 2 * H :], reset_hidden.flatten(0, 1))
         return torch.cat([d_w, d_w_n]), torch.cat([d_b, d_b_n]) if needs_b else None
+
+
+def instructions(call: Call) -> str:
+    """The vector instructions that C uses for a call."""
+    return "avx512_bf16" if call.dtype == torch.bfloat16 else native.instruction_set()
 
 
 CPU = CpuBackend()

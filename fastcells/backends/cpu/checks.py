@@ -69,9 +69,7 @@ def in_memory(name: str, t: Tensor) -> Tensor:
     return t if address % t.element_size() == 0 else t.clone()
 
 
-def written(
-    *outputs: tuple[str, Tensor | None, tuple[int, ...]], dtype: torch.dtype = torch.float32
-) -> dict[str, int]:
+def written(*outputs: tuple[str, Tensor | None, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> dict[str, int]:
     """The addresses of what C is to write, each a tensor of that shape and dtype, or None: 0. RuntimeError.
 
     They were allocated by this package, but what torch allocates depends on the state that a process is in.

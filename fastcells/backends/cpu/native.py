@@ -51,10 +51,8 @@ _instructions = _chosen()
 BF16 = _cpu is not None and _cpu.bf16()  # whether this machine multiplies bfloat16
 
 
-def instruction_set(dtype: torch.dtype = torch.float32) -> str:
+def instruction_set() -> str:
     """The vector instructions in use; "" without the C module."""
-    if dtype == torch.bfloat16:
-        return "avx512_bf16"
     return list(INSTRUCTIONS)[_instructions] if INSTRUCTIONS else ""
 
 
