@@ -39,7 +39,7 @@ SHAPES = [
 ]
 EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "T{}-B{}-H{}".format(*s))
 OPTIONS = [
-    dict(lengths=a, resets=b, reverse=c, ids=d)
+    {"lengths": a, "resets": b, "reverse": c, "ids": d}
     for a, b, c, d in ((0, 0, 0, 0), (1, 0, 1, 0), (0, 1, 0, 1), (1, 1, 1, 0))
 ]
 
@@ -233,3 +233,27 @@ def test_where_there_are_no_instructions(missing: str, monkeypatch: pytest.Monke
     assert fastcells.explain(gru, x).impl == "torch"
     with pytest.raises(RuntimeError, match=r"impl='cpu' cannot run: .*no instructions for bfloat16"):
         fastcells.GRU(INPUT, 64, impl="cpu").to(BF16)(x)
+
+
+AUTO = [  # layer, sequence length, batch, hidden units, what auto runs in inference and in training
+    ("GRU", 35, 32, 256, "cpu", "cpu"),
+    ("GRU", 4, 1, 64, "cpu", "cpu"),
+    ("RNN", 35, 32, 256, "cpu", "cpu"),
+    ("RNN", 4, 32, 256, "torch", "torch"),
+    ("LSTM", 35, 32, 256, "torch", "torch"),
+    ("LSTM", 35, 128, 512, "torch", "cpu"),
+    ("LSTM", 128, 8, 256, "torch", "cpu"),
+    ("LSTM", 35, 1, 256, "cpu", "cpu"),
+    ("LSTM", 35, 32, 1024, "cpu", "cpu"),
+]
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["parameters", "autocast"])
+@pytest.mark.parametrize(("name", "T", "B", "H", "inference", "training"), AUTO)
+def test_what_auto_runs(name: str, T: int, B: int, H: int, inference: str, training: str, autocast: bool) -> None:
+    dtype = torch.float32 if autocast else BF16
+    layer, x = getattr(fastcells, name)(4, H, dtype=dtype), torch.zeros(T, B, 4, dtype=dtype)
+    with torch.autocast("cpu", BF16, enabled=autocast):
+        assert fastcells.explain(layer, x).impl == training
+        with torch.no_grad():
+            assert fastcells.explain(layer, x).impl == inference
