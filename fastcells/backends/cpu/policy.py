@@ -58,9 +58,9 @@ CPU_ROWS = (
     CpuRow("lstm", "1 to 1.7", steps=128, widest=256, training=True),
     CpuRow("lstm", "1.1 to 1.2", steps=128, widest=512, batch=32, training=True),
 )
-# In bfloat16 with AVX-512's products of it, against torch.nn in bfloat16. Grid: T 4, 16, 35, 128; B 1, 8, 32, 128; H 64,
-# 256, 512, 1024, AMD EPYC (Zen 5), one thread; the rows are in bench/results/bfloat16-cpu.csv. oneDNN's LSTM has the
-# instructions too: narrow ones are as fast or faster there.
+# In bfloat16 with AVX-512's products of it, against torch.nn in bfloat16, whose LSTM is oneDNN's and has the same
+# instructions: narrow ones are as fast or faster there. Grid: T 4, 16, 35, 128; B 1, 8, 32, 128; H 64, 256, 512, 1024;
+# `python -m bench.bfloat16 --full`, AMD EPYC (Zen 5), one thread; the rows are in bench/results/bfloat16-cpu-grid.csv.
 BF16_ROWS = (
     CpuRow("gru", "1.1 to 10", steps=16),
     CpuRow("gru", "1 to 1.5", steps=4),
