@@ -42,8 +42,10 @@ INLINE void write_n(element *p, vec v, size_t n) {
 /* n elements as they are, two a lane; the others are 0. */
 INLINE vec load_terms(const element *p, size_t n) {
     vec v = {0};
-    if (n == TERM * LANES) return load((const float *)p);
-    memcpy(&v, p, n * sizeof *p);
+    if (n == TERM * LANES)
+        memcpy(&v, p, sizeof v);
+    else
+        memcpy(&v, p, n * sizeof *p);
     return v;
 }
 
