@@ -16,6 +16,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -57,10 +58,11 @@ def full() -> Iterator[Case]:
 
 
 def main() -> int:
-    """Print the table, write bench/results/layers-DEVICE[-SUFFIX].csv and a picture of it."""
+    """Print the table, write bench/results/layers-DEVICE[-DTYPE][-SUFFIX].csv and a picture of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--impl", choices=IMPLEMENTATIONS, default="auto")
     parser.add_argument("--require", type=float, metavar="X", help="fail if a row is less than X times as fast")
     parser.add_argument("--no-write", action="store_true", help="leave bench/results alone")
@@ -73,6 +75,7 @@ def main() -> int:
     options = parser.parse_args()
     device = torch.device(options.device)
     name = f"layers-{device.type}" + (f"-{options.impl}" if options.impl != "auto" else "")
+    name += f"-{options.dtype}" if options.dtype != "float32" else ""
     name += f"-{options.suffix}" if options.suffix else ""
     last = read(RESULTS / f"{name}.csv") if options.again is not None else []
     if options.again is not None:
@@ -80,7 +83,7 @@ def main() -> int:
         options.cases = lambda: iter(below)
     rows: list[Row] = []
     try:
-        for case in options.cases():
+        for case in (replace(case, dtype=options.dtype) for case in options.cases()):
             try:
                 rows.append(measure(case, f"fastcells-{options.impl}", device, options.rounds))
             except Skipped as reason:

@@ -20,6 +20,9 @@ from fastcells.modes import autocast_dtype, no_autocast, recording, traced, tran
 from fastcells.spec import CellSpec, RecurrentWeights, State
 from fastcells.token_ids import check_range, is_token_ids, one_hot
 
+# Under autocast on a CPU torch.nn's GRU adds products in the lower precision to a state that it leaves alone, and
+# returns what that gives; so does ours, whatever runs it.
+GRUS = frozenset({"gru", "gru_reset_before"})
 ONEDNN = torch.backends.mkldnn.is_available()  # asked once: Dynamo cannot trace the question
 
 
@@ -47,7 +50,7 @@ def run(
         x = one_hot(x, weights.w_ih.shape[1], weights.w_ih) if choice.path == "one-hot" else x
         return aten.one_direction(spec.name, x, initial, weights, steps.reverse)
     backend, ids = choice.backend, is_token_ids(x)
-    dtype = dtype_of_all(choice, spec, x, weights)
+    dtype, state_dtype = dtype_of_all(choice, spec, x, weights), initial[0].dtype
     if dtype is not None:
         x = x if ids else x.to(dtype)
         weights, initial = cast(weights, dtype), tuple(s.to(dtype) for s in initial)
@@ -78,7 +81,12 @@ def run(
             with torch.no_grad():  # the loops write into buffers, which autograd would refuse
                 trace = backend.forward(choice, spec, Inputs(inputs, start, plain, steps), save=False)
             out, last = outputs(trace, steps), trace.last
-        return projection.unfold(out, last, initial[0], recurrent, steps) if folded else (out, last)
+        if folded:
+            out, last = projection.unfold(out, last, initial[0], recurrent, steps)
+        if dtype is not None and out.is_cpu and spec.name in GRUS:
+            returned = torch.promote_types(state_dtype, dtype)
+            out, last = out.to(returned), tuple(s.to(returned) for s in last)
+        return out, last
 
 
 def dtype_of_all(choice: Choice, spec: CellSpec, x: Tensor, weights: LayerWeights) -> torch.dtype | None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fastcells import initial_state
 from fastcells.backends.base import Call
-from fastcells.backends.cpu import native
 from fastcells.backends.cpu.backend import CPU
+from fastcells.backends.cpu.step_in_place import StepInPlace
 from fastcells.layer_shapes import each_of
 from fastcells.modes import is_plain_tensor, traced, transformed
 from fastcells.spec import State
@@ -76,11 +76,11 @@ class Stack:
     def __init__(self, layer: Layer, weights: list[Tensor], state: State) -> None:
         self.state = tuple(s.detach().clone(memory_format=torch.contiguous_format) for s in state)
         cell = layer._spec().name
-        self.layers: list[tuple[native.StepInPlace, Tensor]] = []  # and the h that it changes
+        self.layers: list[tuple[StepInPlace, Tensor]] = []  # and the h that it changes
         for row in range(layer.num_layers):
             w_ih, b_ih, (w_hh, b_hh, *_) = layer._weights_of(row, weights)
             own = tuple([s[row, 0] for s in self.state])
-            self.layers.append((native.StepInPlace(cell, own, (w_ih, w_hh, b_ih, b_hh)), own[0]))
+            self.layers.append((StepInPlace(cell, own, (w_ih, w_hh, b_ih, b_hh)), own[0]))
 
     def __call__(self, x: Tensor | int) -> Tensor:
         """The output [H] for x [I] or a token id: the last layer's own state, which the next step changes."""

@@ -4,8 +4,10 @@
 
        NUMBER(type, name)             a number
        READ(type, name, shape, when)  a tensor that the kernel reads
-       WRITE(name, shape, when)       a float tensor that it writes, for the caller
-       KEEP(name, shape, when)        a float tensor that it writes, for the backward or another kernel
+       WRITE(name, shape, when)       a tensor of elements that it writes, for the caller
+       KEEP(name, shape, when)        a tensor of elements that it writes, for the backward or another kernel
+
+   An element is a float; in the structs whose names end in bf16, a bfloat16.
 
    Shapes: T time, B batch, H hidden, G gates, S values that a cell saves of each step. N, E, P: see below. All tensors are
    contiguous and need no alignment beyond that of an element.
@@ -37,11 +39,11 @@
 
 #define FORWARD_ARGUMENTS(NUMBER, READ, WRITE, KEEP)                                                                   \
     SIZES(NUMBER)                                                                                                      \
-    READ(float, x, "T B G*H", "") /* input projection, W_ih's bias included */                                         \
-    READ(float, h0, "B H", "")                                                                                         \
-    READ(float, c0, "B H", "two_states")                                                                               \
-    READ(float, w, "G*H H", "")                                                                                        \
-    READ(float, b, "G*H", "optional")                                                                                  \
+    READ(element, x, "T B G*H", "") /* input projection, W_ih's bias included */                                       \
+    READ(element, h0, "B H", "")                                                                                       \
+    READ(element, c0, "B H", "two_states")                                                                             \
+    READ(element, w, "G*H H", "")                                                                                      \
+    READ(element, b, "G*H", "optional")                                                                                \
     STEP_OPTIONS(READ)                                                                                                 \
     WRITE(out, "T B H", "")               /* h after each step, 0 past a row's length */                               \
     KEEP(hidden, "T B H", "apart")        /* h after each step; where NULL, `out` serves */                            \
@@ -52,16 +54,16 @@
 
 #define BACKWARD_ARGUMENTS(NUMBER, READ, WRITE, KEEP)                                                                  \
     SIZES(NUMBER)                                                                                                      \
-    READ(float, d_hidden, "T B H", "") /* not read past a row's length */                                              \
-    READ(float, d_h_n, "B H", "")                                                                                      \
-    READ(float, d_c_n, "B H", "two_states")                                                                            \
-    READ(float, h0, "B H", "")                                                                                         \
-    READ(float, c0, "B H", "two_states")                                                                               \
-    READ(float, w, "G*H H", "")                                                                                        \
+    READ(element, d_hidden, "T B H", "") /* not read past a row's length */                                            \
+    READ(element, d_h_n, "B H", "")                                                                                    \
+    READ(element, d_c_n, "B H", "two_states")                                                                          \
+    READ(element, h0, "B H", "")                                                                                       \
+    READ(element, c0, "B H", "two_states")                                                                             \
+    READ(element, w, "G*H H", "")                                                                                      \
     STEP_OPTIONS(READ)                                                                                                 \
-    READ(float, hidden, "T B H", "") /* this and the next two: as the forward left them */                             \
-    READ(float, cells, "T B H", "two_states")                                                                          \
-    READ(float, saved, "T B S H", "has_saved")                                                                         \
+    READ(element, hidden, "T B H", "") /* this and the next two: as the forward left them */                           \
+    READ(element, cells, "T B H", "two_states")                                                                        \
+    READ(element, saved, "T B S H", "has_saved")                                                                       \
     KEEP(d_x, "T B G*H", "")                                                                                           \
     KEEP(d_gates, "T B G*H", "other_gradient") /* of h W^T + b; d_x serves where NULL */                               \
     WRITE(d_h0, "B H", "")                                                                                             \
@@ -205,9 +207,12 @@
 
 #define NUMBER_FIELD(type, name) type name;
 #define READ_FIELD(type, name, shape, when) const type *name;
-#define WRITE_FIELD(name, shape, when) float *name;
+#define WRITE_FIELD(name, shape, when) element *name;
 #define FIELDS(ARGUMENTS) ARGUMENTS(NUMBER_FIELD, READ_FIELD, WRITE_FIELD, WRITE_FIELD)
 
+typedef uint16_t bfloat16; /* its bits */
+
+#define element float
 struct forward { FIELDS(FORWARD_ARGUMENTS) };
 struct backward { FIELDS(BACKWARD_ARGUMENTS) };
 struct defined_forward { FIELDS(DEFINED_FORWARD_ARGUMENTS) };
@@ -219,5 +224,11 @@ struct matvec { FIELDS(MATVEC_ARGUMENTS) };
 struct step_in_place { FIELDS(STEP_IN_PLACE_ARGUMENTS) };
 struct gather { FIELDS(GATHER_ARGUMENTS) };
 struct scatter { FIELDS(SCATTER_ARGUMENTS) };
+#undef element
+
+#define element bfloat16
+struct forward_bf16 { FIELDS(FORWARD_ARGUMENTS) };
+struct backward_bf16 { FIELDS(BACKWARD_ARGUMENTS) };
+#undef element
 
 #endif

@@ -3,6 +3,7 @@
 extern const struct backend backend_portable;
 #if defined(__x86_64__)
 extern const struct backend backend_avx512, backend_avx2;
+extern const struct bf16_backend backend_avx512_bf16;
 #endif
 
 const struct backend *const backends[] = {
@@ -13,3 +14,9 @@ const struct backend *const backends[] = {
     &backend_portable,
 };
 const int backend_count = sizeof backends / sizeof *backends;
+
+#if defined(__x86_64__)
+const struct bf16_backend *const bf16_backend = &backend_avx512_bf16;
+#else
+const struct bf16_backend *const bf16_backend = NULL;
+#endif

@@ -20,8 +20,19 @@ struct backend {
     void (*activations)(const float *x, float *sigmoid, float *tanh, size_t n); /* for tests of their accuracy */
 };
 
+/* The recurrences alone, in bfloat16: the products of the processors that have instructions for it. */
+struct bf16_backend {
+    const char *name;
+    int (*supported)(void);
+    int (*forward)(const struct forward_bf16 *, int threads);
+    int (*backward)(const struct backward_bf16 *, int threads);
+};
+
 /* The best first; the last one runs everywhere. */
 extern const struct backend *const backends[];
 extern const int backend_count;
+
+/* The one there is for this architecture, or NULL. */
+extern const struct bf16_backend *const bf16_backend;
 
 #endif

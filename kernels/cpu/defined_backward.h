@@ -224,7 +224,7 @@ static void defined_backward_member(void *argument, int member, int members) {
     if (!take_part(&part, &job.division, B, b->w, pack_backward, member, members)) return;
     take_blocks(blocks, job.blocks, &job.programs, job.division.panels[0].vectors, member);
     for (size_t i = 0; i < b->states; i++)
-        copy_share(&part.share, H, part.tile_columns, job.d_state[0] + i * B * H, b->d_last + i * B * H);
+        write_share(&part, H, job.d_state[0] + i * B * H, b->d_last + i * B * H);
     struct defined_back_step step = {.later = T};
     for (size_t i = T; i-- > 0; step.number++) {
         const size_t t = b->reverse ? T - 1 - i : i;
@@ -240,7 +240,7 @@ static void defined_backward_member(void *argument, int member, int members) {
     }
     if (b->first_gates) defined_backward_phase(&job, &part.share, NULL, &step, LAST_PRODUCT);
     for (size_t i = 0; i < b->states; i++)
-        copy_share(&part.share, H, part.tile_columns, b->d_state + i * B * H,
+        write_share(&part, H, b->d_state + i * B * H,
                    job.d_state[step.number % 2] + i * B * H);
 }
 

@@ -163,7 +163,7 @@ static void defined_forward_member(void *argument, int member, int members) {
         step.before = step.t;
     }
     for (size_t i = 0; i < f->states; i++)
-        copy_share(&part.share, H, part.tile_columns, f->last + i * B * H, state_before(&job, &step, i));
+        write_share(&part, H, f->last + i * B * H, state_before(&job, &step, i));
 }
 
 /* What each phase may read and has to write. Returns 0, or what read_program says. */

@@ -6,14 +6,16 @@
 #include "recurrence.h"
 
 struct forward_job {
-    const struct forward *task;
+    const forward_task *task;
     struct division division;
-    float *reset_hidden, *z; /* [B, H] each, from the first phase to the second; or NULL */
+    element *reset_hidden; /* this and z: [B, H] each, from the first phase to the second; or NULL */
+    float *z;
+    float *h, *c; /* [B, H] each, where the states are carried apart */
 };
 
 INLINE void update_rows(enum cell cell, size_t phase, const struct forward_job *job, const struct tile *at,
-                        const float *h_prev, tile_t products) {
-    const struct forward *f = job->task;
+                        const element *h_prev, tile_t products) {
+    const forward_task *f = job->task;
     const size_t B = f->B, H = f->H, G = CELL_FACTS[cell].gates, S = CELL_FACTS[cell].num_saved;
     const size_t first_gate = phase ? CELL_FACTS[cell].first_gates : 0;
     const size_t gates = phase ? G - first_gate : CELL_FACTS[cell].first_gates;
@@ -30,14 +32,15 @@ INLINE void update_rows(enum cell cell, size_t phase, const struct forward_job *
                 if (!u.starts_episode || phase > 0) product[g] += load(products[r][g * at->vectors + v]);
             }
             u.x = f->x + token * G * H + column;
-            u.h_prev = h_prev + own;
-            u.h = f->hidden + now;
-            u.out = at_or_null(f->out, now);
-            u.c = at_or_null(f->c_n, own);
-            u.cells = at_or_null(f->cells, now);
-            u.saved = at_or_null(f->saved, token * S * H + column);
-            u.reset_hidden = at_or_null(job->reset_hidden, own);
-            u.z = at_or_null(job->z, own);
+            u.h_prev = CARRIED(job->h, h_prev) + own;
+            u.h = CARRIED(job->h + own, f->hidden + now);
+            u.hidden = f->hidden + now;
+            u.out = AT_OR_NULL(f->out, now);
+            u.c = AT_OR_NULL(CARRIED(job->c, f->c_n), own);
+            u.cells = AT_OR_NULL(f->cells, now);
+            u.saved = AT_OR_NULL(f->saved, token * S * H + column);
+            u.reset_hidden = AT_OR_NULL(job->reset_hidden, own);
+            u.z = AT_OR_NULL(job->z, own);
             update_vector(cell, phase, &u, product);
         }
     }
@@ -45,7 +48,7 @@ INLINE void update_rows(enum cell cell, size_t phase, const struct forward_job *
 
 /* The compiler sees each cell and phase by itself: told at run time, a reset-before GRU took 2 to 5 % more of the whole
    forward (measured with AVX2 and AVX-512, H 256 and 512). */
-static void update_tile(const struct forward_job *job, const struct tile *at, size_t phase, const float *h_prev,
+static void update_tile(const struct forward_job *job, const struct tile *at, size_t phase, const element *h_prev,
                         tile_t products) {
     switch (job->task->cell) {
     case RNN_TANH: update_rows(RNN_TANH, 0, job, at, h_prev, products); break;
@@ -62,7 +65,7 @@ static void update_tile(const struct forward_job *job, const struct tile *at, si
 }
 
 /* What the update of a tile reads and writes. */
-static void prefetch_update(struct prefetch *list, const struct forward *f, const struct tile *at,
+static void prefetch_update(struct prefetch *list, const forward_task *f, const struct tile *at,
                             const struct panels *p) {
     const size_t G = CELL_FACTS[f->cell].gates, S = CELL_FACTS[f->cell].num_saved, H = f->H;
     list->count = 0;
@@ -76,11 +79,11 @@ static void prefetch_update(struct prefetch *list, const struct forward *f, cons
     }
 }
 
-static void forward_phase(const struct forward_job *job, const struct share *share, size_t t, const float *h_prev,
+static void forward_phase(const struct forward_job *job, const struct share *share, size_t t, const element *h_prev,
                           size_t phase) {
-    const struct forward *f = job->task;
+    const forward_task *f = job->task;
     const struct panels *p = &job->division.panels[phase];
-    const float *a = phase ? job->reset_hidden : h_prev;
+    const element *a = phase ? job->reset_hidden : h_prev;
     tile_t products;
     struct prefetch list;
     for (size_t tile = share->first_tile; tile < share->first_tile + share->tiles; tile++) {
@@ -96,20 +99,21 @@ static void forward_phase(const struct forward_job *job, const struct share *sha
     }
 }
 
-static void divide_forward(struct division *d, const struct forward *f, size_t members) {
+static void divide_forward(struct division *d, const forward_task *f, size_t members) {
     const size_t widest = MAX_WIDTH / CELL_FACTS[f->cell].first_gates; /* all gates of a vector are in one tile */
     divide_cell(d, f->cell, f->B, f->H, min_size(tile_width(f->H, members), widest), members);
 }
 
 static void forward_member(void *argument, int member, int members) {
     struct forward_job job = *(struct forward_job *)argument;
-    const struct forward *f = job.task;
+    const forward_task *f = job.task;
     const size_t B = f->B, H = f->H, T = f->T, phases = phases_of(f->cell);
     struct part part;
     divide_forward(&job.division, f, (size_t)members);
     if (!take_part(&part, &job.division, B, f->w, pack_forward, member, members)) return;
-    if (f->c_n) copy_share(&part.share, H, part.tile_columns, f->c_n, f->c0);
-    const float *h_prev = f->h0;
+    if (f->c_n) read_share(&part, H, CARRIED(job.c, f->c_n), f->c0);
+    if (STATES_CARRIED) read_share(&part, H, job.h, f->h0);
+    const element *h_prev = f->h0;
     for (size_t i = 0; i < T; i++) {
         const size_t t = f->reverse ? T - 1 - i : i;
         for (size_t phase = 0; phase < phases; phase++) {
@@ -118,17 +122,20 @@ static void forward_member(void *argument, int member, int members) {
         }
         h_prev = f->hidden + t * B * H;
     }
-    copy_share(&part.share, H, part.tile_columns, f->h_n, h_prev);
+    write_share(&part, H, f->h_n, CARRIED(job.h, h_prev));
+    if (STATES_CARRIED && f->c_n) write_share(&part, H, f->c_n, job.c);
 }
 
-static int forward(const struct forward *given, int threads) {
-    struct forward task = *given, *f = &task;
+static int forward(const forward_task *given, int threads) {
+    forward_task task = *given, *f = &task;
     if (!f->hidden) f->hidden = f->out, f->out = NULL;
-    const size_t plane = phases_of(f->cell) > 1 ? f->B * f->H : 0;
+    const size_t plane = phases_of(f->cell) > 1 ? f->B * f->H : 0, state = STATES_CARRIED ? f->B * f->H : 0;
     struct forward_job job = {.task = f};
-    float *memory = cell_scratch(&job.division, f->cell, f->H, threads, 2 * plane);
+    float *memory = cell_scratch(&job.division, f->cell, f->H, threads, 2 * plane + 2 * state);
     if (!memory) return -1;
-    if (plane) job.reset_hidden = memory, job.z = memory + plane;
+    if (plane) job.z = memory, job.reset_hidden = (element *)(memory + plane);
+    job.h = memory + 2 * plane;
+    if (f->c_n) job.c = job.h + state;
     divide_forward(&job.division, f, (size_t)threads);
     team_run((int)busy_members(&job.division), forward_member, &job);
     free(job.division.barriers);

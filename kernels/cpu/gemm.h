@@ -2,8 +2,8 @@
 #ifndef FASTCELLS_GEMM_H
 #define FASTCELLS_GEMM_H
 
+#include "element.h"
 #include "team.h"
-#include "vector.h"
 
 enum { MAX_WIDTH = 4 }; /* vectors of a tile: the gates of one vector of columns, or columns of one gate */
 enum { MAX_ROWS = 8 };
@@ -25,13 +25,13 @@ typedef float tile_t[MAX_ROWS][MAX_WIDTH][LANES] __attribute__((aligned(64)));
    and it would wait for the first ones. */
 struct prefetch {
     size_t count;
-    const float *line[MAX_PREFETCH];
+    const void *line[MAX_PREFETCH];
 };
 
 /* Add to the list what the update of a tile reads or writes: `planes` planes of a row, H apart, for `vectors` vectors
    of columns. */
-static inline void prefetch(struct prefetch *list, const float *row, size_t planes, size_t H, size_t vectors) {
-    enum { LINE = CACHE_LINE / sizeof(float) };
+static inline void prefetch(struct prefetch *list, const element *row, size_t planes, size_t H, size_t vectors) {
+    enum { LINE = CACHE_LINE / sizeof(element) };
     for (size_t plane = 0; plane < planes; plane++) {
         for (size_t i = 0; i < vectors * LANES && list->count < MAX_PREFETCH; i += LINE)
             list->line[list->count++] = row + plane * H + i;
@@ -39,20 +39,20 @@ static inline void prefetch(struct prefetch *list, const float *row, size_t plan
 }
 
 /* One term of the sums of a tile: acc[r][v] += a[r * row_step] * w[v] */
-INLINE void add_term(size_t rows, size_t width, vec acc[MAX_ROWS][MAX_WIDTH], const float *restrict a, size_t row_step,
+INLINE void add_term(size_t rows, size_t width, vec acc[MAX_ROWS][MAX_WIDTH], const element *restrict a, size_t row_step,
                      const float *restrict w) {
     vec columns[MAX_WIDTH];
     UNROLL for (size_t v = 0; v < width; v++) columns[v] = load(w + v * LANES);
     UNROLL for (size_t r = 0; r < rows; r++) {
-        vec s = splat(a[r * row_step]);
-        UNROLL for (size_t v = 0; v < width; v++) acc[r][v] += s * columns[v];
+        vec s = splat_term(a + r * row_step);
+        UNROLL for (size_t v = 0; v < width; v++) acc[r][v] = add_product(acc[r][v], s, columns[v]);
     }
 }
 
 /* out[r][v] (+)= sum over k of a[r * row_step + k * k_step] * panel[k][v], prefetching `lines` lines on the way; the
    last eighth of it leaves them time to arrive. */
-INLINE void gemm_part(size_t rows, size_t width, tile_t out, const float *restrict a, size_t row_step, size_t k_step,
-                      const float *restrict panel, size_t K, int add, const float *const *line, size_t lines) {
+INLINE void gemm_part(size_t rows, size_t width, tile_t out, const element *restrict a, size_t row_step, size_t k_step,
+                      const float *restrict panel, size_t K, int add, const void *const *line, size_t lines) {
     vec acc[MAX_ROWS][MAX_WIDTH];
     UNROLL for (size_t r = 0; r < rows; r++) {
         UNROLL for (size_t v = 0; v < width; v++) acc[r][v] = splat(0.0f);
@@ -73,8 +73,8 @@ INLINE void gemm_part(size_t rows, size_t width, tile_t out, const float *restri
 /* One function for each size of a tile. */
 #define GEMM_PART(rows, width)                                                                                         \
     static __attribute__((noinline)) void gemm_part_##rows##_##width(                                                  \
-        tile_t out, const float *a, size_t row_step, size_t k_step, const float *panel, size_t K, int add,             \
-        const float *const *line, size_t lines) {                                                                      \
+        tile_t out, const element *a, size_t row_step, size_t k_step, const float *panel, size_t K, int add,           \
+        const void *const *line, size_t lines) {                                                                       \
         gemm_part(rows, width, out, a, row_step, k_step, panel, K, add, line, lines);                                  \
     }
 #define GEMM_PARTS(width)                                                                                              \
@@ -91,7 +91,7 @@ GEMM_PARTS(2)
 GEMM_PARTS(3)
 GEMM_PARTS(4)
 
-typedef void (*gemm_part_fn)(tile_t, const float *, size_t, size_t, const float *, size_t, int, const float *const *,
+typedef void (*gemm_part_fn)(tile_t, const element *, size_t, size_t, const float *, size_t, int, const void *const *,
                              size_t);
 #define GEMM_PART_NAMES(width)                                                                                         \
     {gemm_part_1_##width, gemm_part_2_##width, gemm_part_3_##width, gemm_part_4_##width,                               \
@@ -100,15 +100,24 @@ static const gemm_part_fn GEMM_PART_OF[MAX_WIDTH][MAX_ROWS] = {GEMM_PART_NAMES(1
                                                                GEMM_PART_NAMES(3), GEMM_PART_NAMES(4)};
 
 /* out[r][v] = sum over k of a[r][k] * panel[k][v]. Long sums are taken in parts, so that rounding errors do not pile
-   up along K. */
-static inline void gemm_tile(size_t rows, size_t width, tile_t out, const float *a, size_t a_stride, const float *panel,
-                             size_t K, const struct prefetch *list) {
+   up along K. A panel has ceil(K / TERM) terms. */
+static inline void gemm_tile(size_t rows, size_t width, tile_t out, const element *a, size_t a_stride,
+                             const float *panel, size_t K, const struct prefetch *list) {
     const gemm_part_fn part = GEMM_PART_OF[width - 1][rows - 1];
+    const size_t whole = K / TERM;
     size_t fetched = 0;
-    for (size_t k = 0; k < K; k += PART) {
-        const size_t terms = K - k < PART ? K - k : PART, upto = list->count * (k + terms) / K;
-        part(out, a + k, a_stride, 1, panel + k * width * LANES, terms, k > 0, list->line + fetched, upto - fetched);
+    for (size_t k = 0; k < whole; k += PART) {
+        const size_t terms = whole - k < PART ? whole - k : PART, upto = list->count * (k + terms) / whole;
+        part(out, a + k * TERM, a_stride, TERM, panel + k * width * LANES, terms, k > 0, list->line + fetched,
+             upto - fetched);
         fetched = upto;
+    }
+    if (K % TERM == 0) return;
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t v = 0; v < width; v++) {
+            const vec sum = whole ? load(out[r][v]) : splat(0.0f);
+            store(out[r][v], add_last(sum, a + r * a_stride + K - 1, load(panel + (whole * width + v) * LANES)));
+        }
     }
 }
 

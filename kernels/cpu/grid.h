@@ -66,14 +66,6 @@ static inline struct share share_of(struct grid grid, size_t member, size_t B, s
     return (struct share){rows.first, rows.end - rows.first, columns.first, columns.end - columns.first};
 }
 
-/* Copy a share of a plane [B, H]. */
-static inline void copy_share(const struct share *share, size_t H, size_t tile_columns, float *to, const float *from) {
-    const size_t column = share->first_tile * tile_columns, end = (share->first_tile + share->tiles) * tile_columns;
-    const size_t count = min_size(end, H) - min_size(column, H);
-    for (size_t row = share->first_row; row < share->first_row + share->rows; row++)
-        memcpy(to + row * H + column, from + row * H + column, count * sizeof(float));
-}
-
 /* Rows in tiles of nearly the same height, none above `most`. */
 static inline size_t height(size_t rows, size_t done, size_t most) {
     const size_t left = rows - done;

@@ -13,15 +13,15 @@
 struct argument {
     const char *name;
     const char *kind;  /* "number", "read", "write" or "keep" */
-    const char *type;  /* C's */
+    const char *type;  /* C's, or "element" */
     const char *shape; /* of a tensor */
     const char *when;
 };
 
 #define NUMBER_ROW(type, name) {#name, "number", #type, "", ""},
 #define READ_ROW(type, name, shape, when) {#name, "read", #type, shape, when},
-#define WRITE_ROW(name, shape, when) {#name, "write", "float", shape, when},
-#define KEEP_ROW(name, shape, when) {#name, "keep", "float", shape, when},
+#define WRITE_ROW(name, shape, when) {#name, "write", "element", shape, when},
+#define KEEP_ROW(name, shape, when) {#name, "keep", "element", shape, when},
 #define TABLE(name, ARGUMENTS)                                                                                         \
     static const struct argument name##_arguments[] = {ARGUMENTS(NUMBER_ROW, READ_ROW, WRITE_ROW, KEEP_ROW){NULL}}
 TABLE(forward, FORWARD_ARGUMENTS);
@@ -71,33 +71,44 @@ static const struct backend *backend_at(size_t index, size_t cell, size_t thread
     return NULL;
 }
 
-/* py_NAME(backend, threads, the kernel's arguments, which may be named); CELL: of its task. */
-#define KERNEL(NAME, ARGUMENTS, CELL)                                                                                  \
+static const struct bf16_backend *bf16_backend_at(size_t index, size_t cell, size_t threads) {
+    if (!backend_at(index, cell, threads)) return NULL;
+    if (bf16_backend && bf16_backend->supported()) return bf16_backend;
+    PyErr_SetString(PyExc_ValueError, "this machine has no instructions for bfloat16");
+    return NULL;
+}
+
+/* py_NAME(backend, threads, the kernel's arguments, which may be named): KERNEL of TYPE, with the arguments of the
+   kernel TABLE. CELL: of its task. */
+#define KERNEL(NAME, TABLE, TYPE, KERNEL, ARGUMENTS, CELL)                                                             \
     static PyObject *py_##NAME(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {             \
         (void)self;                                                                                                    \
         struct NAME task;                                                                                              \
-        if (!complete(NAME##_arguments, count - 2, names)) return NULL;                                                \
+        if (!complete(TABLE##_arguments, count - 2, names)) return NULL;                                               \
         const size_t backend = number(&args), threads = number(&args);                                                 \
         ARGUMENTS(READ_NUMBER, READ_ADDRESS, READ_OUTPUT, READ_OUTPUT)                                                 \
-        const struct backend *chosen = backend_at(backend, CELL, threads);                                             \
+        const struct TYPE *chosen = TYPE##_at(backend, CELL, threads);                                                 \
         if (!chosen) return NULL;                                                                                      \
         int status;                                                                                                    \
         Py_BEGIN_ALLOW_THREADS;                                                                                        \
-        status = chosen->NAME(&task, (int)threads);                                                                    \
+        status = chosen->KERNEL(&task, (int)threads);                                                                  \
         Py_END_ALLOW_THREADS;                                                                                          \
         if (status > 0) return PyErr_Format(PyExc_ValueError, "word %d of the program is not valid", status - 1);      \
         if (status) return PyErr_NoMemory();                                                                           \
         Py_RETURN_NONE;                                                                                                \
     }
-KERNEL(forward, FORWARD_ARGUMENTS, (size_t)task.cell)
-KERNEL(backward, BACKWARD_ARGUMENTS, (size_t)task.cell)
-KERNEL(defined_forward, DEFINED_FORWARD_ARGUMENTS, 0)
-KERNEL(defined_backward, DEFINED_BACKWARD_ARGUMENTS, 0)
-KERNEL(weight_grad, WEIGHT_GRAD_ARGUMENTS, 0)
-KERNEL(linear, LINEAR_ARGUMENTS, 0)
-KERNEL(cross_entropy, CROSS_ENTROPY_ARGUMENTS, 0)
-KERNEL(matvec, MATVEC_ARGUMENTS, 0)
-KERNEL(step_in_place, STEP_IN_PLACE_ARGUMENTS, (size_t)task.cell)
+#define FLOAT_KERNEL(NAME, ARGUMENTS, CELL) KERNEL(NAME, NAME, backend, NAME, ARGUMENTS, CELL)
+FLOAT_KERNEL(forward, FORWARD_ARGUMENTS, (size_t)task.cell)
+FLOAT_KERNEL(backward, BACKWARD_ARGUMENTS, (size_t)task.cell)
+FLOAT_KERNEL(defined_forward, DEFINED_FORWARD_ARGUMENTS, 0)
+FLOAT_KERNEL(defined_backward, DEFINED_BACKWARD_ARGUMENTS, 0)
+FLOAT_KERNEL(weight_grad, WEIGHT_GRAD_ARGUMENTS, 0)
+FLOAT_KERNEL(linear, LINEAR_ARGUMENTS, 0)
+FLOAT_KERNEL(cross_entropy, CROSS_ENTROPY_ARGUMENTS, 0)
+FLOAT_KERNEL(matvec, MATVEC_ARGUMENTS, 0)
+FLOAT_KERNEL(step_in_place, STEP_IN_PLACE_ARGUMENTS, (size_t)task.cell)
+KERNEL(forward_bf16, forward, bf16_backend, forward, FORWARD_ARGUMENTS, (size_t)task.cell)
+KERNEL(backward_bf16, backward, bf16_backend, backward, BACKWARD_ARGUMENTS, (size_t)task.cell)
 
 /* py_NAME(threads, the arguments) -> position of an id outside the vocabulary, or the number of tokens. */
 #define IDS_KERNEL(NAME, ARGUMENTS)                                                                                    \
@@ -146,6 +157,11 @@ static PyObject *py_backends(PyObject *self, PyObject *ignored) {
     return list;
 }
 
+static PyObject *py_bf16(PyObject *self, PyObject *ignored) {
+    (void)self, (void)ignored;
+    return PyBool_FromLong(bf16_backend && bf16_backend->supported());
+}
+
 static PyObject *py_cells(PyObject *self, PyObject *ignored) {
     (void)self, (void)ignored;
     PyObject *list = PyList_New(0);
@@ -192,6 +208,8 @@ static PyObject *py_team(PyObject *self, PyObject *ignored) {
 
 #define METHOD(NAME, FLAGS, DOC) {#NAME, (PyCFunction)(void (*)(void))py_##NAME, FLAGS, DOC}
 #define KERNEL_METHOD(NAME) METHOD(NAME, METH_FASTCALL | METH_KEYWORDS, #NAME "(backend, threads, *arguments()[" #NAME "])")
+#define BF16_METHOD(NAME)                                                                                              \
+    METHOD(NAME##_bf16, METH_FASTCALL | METH_KEYWORDS, #NAME ", of tensors in bfloat16")
 #define IDS_METHOD(NAME)                                                                                               \
     METHOD(NAME, METH_FASTCALL | METH_KEYWORDS, #NAME "(threads, *arguments()[" #NAME                                  \
                                                       "]) -> position of an id outside, or tokens")
@@ -206,10 +224,13 @@ static PyMethodDef methods[] = {
     KERNEL_METHOD(cross_entropy),
     KERNEL_METHOD(matvec),
     KERNEL_METHOD(step_in_place),
+    BF16_METHOD(forward),
+    BF16_METHOD(backward),
     IDS_METHOD(gather),
     IDS_METHOD(scatter),
     METHOD(activations, METH_FASTCALL, "activations(backend, x, sigmoid, tanh, n)"),
     METHOD(backends, METH_NOARGS, "backends() -> [(name, whether this machine has it), ...], the best first"),
+    METHOD(bf16, METH_NOARGS, "bf16() -> whether this machine has the recurrences in bfloat16"),
     METHOD(cells, METH_NOARGS, "cells() -> [(name, gates, states, num_saved, same_gradient), ...], by number"),
     METHOD(arguments, METH_NOARGS, "arguments() -> {kernel: [(name, kind, type, shape, when), ...]}: see arguments.h"),
     METHOD(operations, METH_NOARGS, "operations() -> [(name, operands), ...] of programs, by number: see program.h"),

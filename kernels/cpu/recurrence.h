@@ -31,7 +31,7 @@ static inline void divide(struct division *d, size_t first_gates, size_t second_
                           size_t vectors, size_t members) {
     d->panels[0] = (struct panels){H, 0, first_gates, vectors, d->panels[0].data};
     d->panels[1] = (struct panels){H, first_gates, second_gates, vectors, d->panels[1].data};
-    d->grid = choose_grid(members, B, tiles_of(&d->panels[0]), (first_gates + second_gates) * H * H);
+    d->grid = choose_grid(members, B, tiles_of(&d->panels[0]), (first_gates + second_gates) * H * terms_of(H));
 }
 
 static inline void divide_cell(struct division *d, enum cell cell, size_t B, size_t H, size_t vectors, size_t members) {
@@ -67,8 +67,8 @@ struct part {
 };
 
 /* Pack this member's part of the weights and wait for the others. Returns 0 for a member that has nothing to do. */
-static inline int take_part(struct part *part, const struct division *d, size_t B, const float *w,
-                            void (*pack)(const struct panels *, const float *restrict, size_t), int member,
+static inline int take_part(struct part *part, const struct division *d, size_t B, const element *w,
+                            void (*pack)(const struct panels *, const element *restrict, size_t), int member,
                             int members) {
     const size_t tiles = tiles_of(&d->panels[0]), busy = busy_members(d), me = (size_t)member;
     if (me >= busy) return 0;
@@ -84,17 +84,42 @@ static inline int take_part(struct part *part, const struct division *d, size_t 
     return 1;
 }
 
+/* The columns of a share: `tile_columns` in each tile but the last. */
+static inline struct range columns_of(const struct part *part, size_t H) {
+    const size_t first = part->share.first_tile * part->tile_columns;
+    return (struct range){min_size(first, H), min_size(first + part->share.tiles * part->tile_columns, H)};
+}
+
+/* A member's share of a plane [B, H], from elements to floats and back. */
+static inline void read_share(const struct part *part, size_t H, float *to, const element *from) {
+    const struct range columns = columns_of(part, H);
+    for (size_t row = part->share.first_row; row < part->share.first_row + part->share.rows; row++) {
+        for (size_t column = columns.first; column < columns.end; column += LANES) {
+            const size_t at = row * H + column, lanes = lanes_at(columns.end, column);
+            store_n(to + at, read_n(from + at, lanes), lanes);
+        }
+    }
+}
+static inline void write_share(const struct part *part, size_t H, element *to, const float *from) {
+    const struct range columns = columns_of(part, H);
+    for (size_t row = part->share.first_row; row < part->share.first_row + part->share.rows; row++) {
+        for (size_t column = columns.first; column < columns.end; column += LANES) {
+            const size_t at = row * H + column, lanes = lanes_at(columns.end, column);
+            write_n(to + at, load_n(from + at, lanes), lanes);
+        }
+    }
+}
+
 /* A tile of rows and columns in one step. */
 struct tile {
     size_t t, row, rows, column, vectors;
 };
 
 /* b: [G, H], or NULL. */
-INLINE vec bias(const float *b, size_t H, size_t gate, size_t column, size_t lanes) {
-    return b ? load_n(b + gate * H + column, lanes) : splat(0.0f);
+INLINE vec bias(const element *b, size_t H, size_t gate, size_t column, size_t lanes) {
+    return b ? read_n(b + gate * H + column, lanes) : splat(0.0f);
 }
 
-INLINE float *at_or_null(float *p, size_t offset) { return p ? p + offset : NULL; }
-INLINE const float *const_at_or_null(const float *p, size_t offset) { return p ? p + offset : NULL; }
+#define AT_OR_NULL(p, offset) ((p) ? (p) + (offset) : NULL)
 
 #endif

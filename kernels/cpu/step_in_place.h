@@ -61,7 +61,7 @@ static void step_phase(const struct step_in_place_job *job, size_t phase, size_t
             .x = job->x + column,
             .h_prev = s->h + column,
             .h = job->h + column,
-            .c = at_or_null(s->c, column),
+            .c = AT_OR_NULL(s->c, column),
             .reset_hidden = job->reset_hidden + column,
             .z = job->z + column,
         };

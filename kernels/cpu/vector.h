@@ -8,6 +8,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef ROUNDED /* to bfloat16, with AVX-512 */
+#include <immintrin.h>
+#endif
 
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -80,7 +83,8 @@ INLINE void transpose(vec square[LANES]) {
 }
 
 /* exp(y) = scale + scale * fraction, for -87 <= y <= 0 (and NaN): y = n ln 2 + r with |r| <= ln(2) / 2,
-   scale = 2^n, fraction = exp(r) - 1 by its series to r^8 (the rest is below 2^-31 of it). */
+   scale = 2^n, fraction = exp(r) - 1 by its series to r^8 (the rest is below 2^-31 of it), or where results are rounded
+   to r^5 (below 2^-18). */
 struct exponential {
     vec scale, fraction;
 };
@@ -90,14 +94,50 @@ INLINE vec exp_fraction(vec y, vec rounded) {
     vec n = rounded - ROUND;
     vec r = y - n * 0.693145751953125f; /* ln 2 in two parts; the first has zeros at its end, its product is exact */
     r = r - n * 1.42860682030941723212e-6f;
+#ifdef ROUNDED
+    vec p = splat(1.0f / 120);
+#else
     vec p = r * (1.0f / 40320) + 1.0f / 5040;
     p = p * r + 1.0f / 720;
     p = p * r + 1.0f / 120;
+#endif
     p = p * r + 1.0f / 24;
     p = p * r + 1.0f / 6;
     p = p * r + 0.5f;
     return r + r * r * p;
 }
+
+#ifdef ROUNDED
+
+/* For what is rounded to 8 bits: right to 17, in half of the time. Exponents end at that of the smallest normal number,
+   where bfloat16's conversions end too. */
+
+INLINE struct exponential exp_of(vec y) {
+    y = where(y < -87.0f, splat(-87.0f), y);
+    vec rounded = y * 1.44269504088896341f + ROUND;
+    vec scale = (vec)(((ivec)rounded - (ivec)splat(ROUND) + 127) << 23);
+    return (struct exponential){scale, exp_fraction(y, rounded)};
+}
+
+INLINE vec reciprocal(vec x) { /* of 1 to 2 */
+    vec r = (vec)_mm512_rcp14_ps((__m512)x);
+    return r * (2.0f - x * r);
+}
+
+INLINE vec sigmoid(vec x) {
+    struct exponential e = exp_of((vec)((ivec)x | (int32_t)0x80000000)); /* exp(-|x|) cannot overflow */
+    vec whole = e.scale + e.scale * e.fraction;
+    return where(x < 0.0f, whole, splat(1.0f)) * reciprocal(1.0f + whole);
+}
+
+INLINE vec tanh_of(vec x) { /* (1 - e) / (1 + e) with e = exp(-2|x|); the numerator does not cancel near 0 */
+    struct exponential e = exp_of(-2.0f * (vec)((ivec)x & 0x7fffffff));
+    vec change = e.scale * e.fraction;
+    vec quotient = ((1.0f - e.scale) - change) * reciprocal((1.0f + e.scale) + change);
+    return (vec)((ivec)quotient | ((ivec)x & (int32_t)0x80000000));
+}
+
+#else
 
 /* exp(y) for y <= 0, and NaN. */
 INLINE vec exp_of(vec y) {
@@ -129,6 +169,8 @@ INLINE vec tanh_of(vec x) {
     vec quotient = where(small, one_less_e, e + e) / ((1.0f + scale) + scale * fraction);
     return (vec)((ivec)where(small, quotient, 1.0f - quotient) | sign);
 }
+
+#endif
 
 INLINE vec relu(vec x) { return where(x < 0.0f, splat(0.0f), x); } /* NaN goes through */
 

@@ -80,7 +80,7 @@ static void weight_grad_member(void *argument, int member, int members) {
             store_n(task->d_b + row, first ? sum : load_n(task->d_b + row, lanes) + sum, lanes);
 
             /* Meanwhile, prefetch what the next block reads of d: a line of each token, far from each other. */
-            const float *line[TOKENS];
+            const void *line[TOKENS];
             const size_t next_token = block + 1 < own.end ? token : token + TOKENS;
             const size_t next_row = block + 1 < own.end ? row + LANES : own.first * LANES;
             size_t lines = 0, fetched = 0, done = 0;

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fastcells
-from fastcells.backends.cpu import native
+from fastcells.backends.cpu.step_in_place import StepInPlace
 
 T, B, I, H = 7, 3, 5, 6  # noqa: E741
 LAYERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -32,8 +32,8 @@ def layer(name: str, **options: Any) -> Any:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The cells that C stepped."""
     calls: list[str] = []
-    original = native.StepInPlace.__call__
-    monkeypatch.setattr(native.StepInPlace, "__call__", lambda self, x: calls.append(self.cell) or original(self, x))
+    original = StepInPlace.__call__
+    monkeypatch.setattr(StepInPlace, "__call__", lambda self, x: calls.append(self.cell) or original(self, x))
     return calls
 
 

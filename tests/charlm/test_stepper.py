@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastcells.backends.cpu import native
+from fastcells.backends.cpu.step_in_place import StepInPlace
 from fastcells.charlm.model import CharLM
 from fastcells.charlm.presets import Config
 from fastcells.charlm.stepper import CStepper, ModelStepper, stepper
@@ -62,8 +63,7 @@ def test_without_bias(name: str) -> None:
     with_zeros = stepper(ours)
     without = CStepper(ours)
     without.stack.layers = [
-        (native.StepInPlace(step.cell, step.state, (*step.weights[:2], None, None)), h)
-        for step, h in without.stack.layers
+        (StepInPlace(step.cell, step.state, (*step.weights[:2], None, None)), h) for step, h in without.stack.layers
     ]
     for token in (3, 1, 4):
         assert torch.equal(with_zeros(token), without(token))
@@ -103,7 +103,7 @@ def test_what_a_step_reads_is_what_the_tensors_hold(how: str) -> None:
     transposed = "transposed" in how
     w_ih, w_hh = torch.randn(9, 5), torch.randn(3, 9).t() if transposed else torch.randn(9, 3)
     h, x = torch.randn(3), torch.randn(5)
-    step = native.StepInPlace("gru", (h,), (w_ih, w_hh, None, None))
+    step = StepInPlace("gru", (h,), (w_ih, w_hh, None, None))
     step(x)
     if how == "another shape":
         w_hh.data = torch.randn(9, 4)
@@ -112,7 +112,7 @@ def test_what_a_step_reads_is_what_the_tensors_hold(how: str) -> None:
         return
     w_hh.data = torch.randn(9, 3) if how == "elsewhere" else w_hh.data.zero_()
     expected = h.clone()
-    native.StepInPlace("gru", (expected,), (w_ih, w_hh.clone(), None, None))(x)
+    StepInPlace("gru", (expected,), (w_ih, w_hh.clone(), None, None))(x)
     step(x)
     assert torch.equal(h, expected)
 
@@ -122,12 +122,12 @@ def test_wrong_input() -> None:
     weights = (w_ih, w_hh, None, None)
     for token in (-1, 5):
         with pytest.raises(IndexError, match=rf"token id {token} is outside \[0, 5\)"):
-            native.StepInPlace("gru", (h,), weights)(token)
+            StepInPlace("gru", (h,), weights)(token)
     with pytest.raises(RuntimeError, match=r"a state that changes in place must be contiguous, got strides \(2,\)"):
-        native.StepInPlace("gru", (torch.zeros(6)[::2],), weights)
+        StepInPlace("gru", (torch.zeros(6)[::2],), weights)
     with pytest.raises(RuntimeError, match=r"expected 2 states, got 1"):
-        native.StepInPlace("lstm", (h,), (torch.randn(12, 5), torch.randn(12, 3), None, None))
+        StepInPlace("lstm", (h,), (torch.randn(12, 5), torch.randn(12, 3), None, None))
     with pytest.raises(RuntimeError, match=r"x must be float32 \[5\] on the CPU, got torch.float32 \[4\] on cpu"):
-        native.StepInPlace("gru", (h,), weights)(torch.zeros(4))
+        StepInPlace("gru", (h,), weights)(torch.zeros(4))
     with pytest.raises(RuntimeError, match=r"x must be float32 \[3\] on the CPU, got torch.float64 \[3\]"):
         native.matvec(w_hh, torch.zeros(3).double(), None)

@@ -116,7 +116,7 @@ def test_auto_leaves_the_operators_to_who_looks_at_them() -> None:
     expected = gru(x)[0]
     mapped = torch.func.vmap(lambda v: functional.gru(v, None, *gru.parameters(), reset_after=False)[0])(x[None])
     assert mapped.shape == (1, 20, 3, 16)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.float16):
         assert fastcells.explain(gru, x).impl == "torch"
     torch._dynamo.reset()
     assert error(torch.compile(gru, fullgraph=True, backend="eager")(x)[0], expected) <= 16 * EPS

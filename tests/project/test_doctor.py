@@ -12,6 +12,7 @@ from fastcells.backends.cpu import native
 from fastcells.charlm.cli import main
 
 C = native.obstacle() is None  # there is none where there was no compiler
+BF16 = native.bf16_obstacle() is None
 
 
 @pytest.mark.slow
@@ -23,7 +24,7 @@ def test_report(capsys: pytest.CaptureFixture[str]) -> None:
         assert re.search(r"C on the CPU +\w+ instructions, in torch's OpenMP threads", out)
     else:
         assert re.search(r"C on the CPU +the C module was not built: .*; impl='cpu' cannot run", out)
-    assert out.count("] right\n") == 3 * 5 * 3 + 5 * C  # implementations, cells, dtypes; C knows float32 only
+    assert out.count("] right\n") == 3 * 5 * 3 + 5 * C * (1 + BF16)  # implementations, cells, dtypes; in C
     assert out.count("cannot run: there is no kernel for torch.") == 2 * 5 and "WRONG" not in out
     assert out.endswith("everything that runs here is right\n")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastcells.backends.cpu import buffers, checks
@@ -37,12 +38,14 @@ TABLES: dict[str, list[Argument]] = (
     if c_module is None
     else {kernel: [Argument(*row) for row in rows] for kernel, rows in c_module.arguments().items()}
 )
-CHECKS: dict[str, Callable[[str, Tensor | None, tuple[int, ...]], Tensor]] = {
+Check = Callable[[str, Tensor | None, tuple[int, ...]], Tensor]
+CHECKS: dict[str, Check] = {
     "float": checks.float32,
     "uint8_t": checks.flags,
     "int64_t": checks.lengths,
     "int32_t": checks.program,
 }
+ELEMENTS: dict[torch.dtype, Check] = {torch.float32: checks.float32, torch.bfloat16: checks.bfloat16}
 
 
 def _for_the_caller(like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -50,22 +53,24 @@ def _for_the_caller(like: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _kept(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return buffers.empty(*shape)
+    return buffers.empty(*shape, dtype=like.dtype)
 
 
 ALLOCATE = {"write": _for_the_caller, "keep": _kept}
 
 
 class Recurrence:
-    """What `forward` or `backward` reads and writes for one cell, in the order of C.
+    """What `forward` or `backward` reads and writes for one cell and dtype, in the order of C.
 
     facts: which conditions of arguments.h hold.
     """
 
-    def __init__(self, kernel: str, facts: frozenset[str]) -> None:
+    def __init__(self, kernel: str, facts: frozenset[str], dtype: torch.dtype = torch.float32) -> None:
+        check = {**CHECKS, "element": ELEMENTS[dtype]}
+        self.dtype, self.function = dtype, kernel if dtype == torch.float32 else f"{kernel}_bf16"
         rows = [(a, all(each in facts or each == "optional" for each in a.when.split())) for a in TABLES[kernel]]
         self.reads = [
-            (a.name, CHECKS[a.type] if present else None, a.shape, "optional" in a.when)
+            (a.name, check[a.type] if present else None, a.shape, "optional" in a.when)
             for a, present in rows
             if a.kind == "read"
         ]
@@ -88,7 +93,7 @@ class Recurrence:
 
 
 @cache
-def recurrence(kernel: str, cell: str, save: bool, apart: bool) -> Recurrence:
+def recurrence(kernel: str, cell: str, save: bool, apart: bool, dtype: torch.dtype = torch.float32) -> Recurrence:
     """One for all calls of a kind.
 
     save: whether the forward keeps what the backward needs. apart: whether states are not the outputs.
@@ -101,7 +106,7 @@ def recurrence(kernel: str, cell: str, save: bool, apart: bool) -> Recurrence:
         "save": save,
         "apart": apart,
     }
-    return Recurrence(kernel, frozenset(name for name, holds in facts.items() if holds))
+    return Recurrence(kernel, frozenset(name for name, holds in facts.items() if holds), dtype)
 
 
 def shapes(cell: str, T: int, B: int, H: int) -> Shapes:

@@ -16,12 +16,12 @@ from fastcells.spec.recurrent import Heads
 
 
 class CpuBackend(KernelBackend):
-    """The recurrence in C, float32."""
+    """The recurrence in C: float32, and bfloat16 where the processor multiplies it."""
 
     name = "cpu"
     cells = frozenset(native._NUMBERS)
     options = frozenset({"lengths", "resets"})
-    dtypes = frozenset({torch.float32})
+    dtypes = frozenset({torch.float32, torch.bfloat16})
     devices = frozenset({"cpu"})
 
     def obstacle(self, call: Call) -> str | None:
@@ -29,7 +29,8 @@ class CpuBackend(KernelBackend):
             return f"the weights are on {call.w_hh.device}"
         missing = native.obstacle()
         if missing is not None or call.spec.rule is None:
-            return missing or super().obstacle(call)
+            bf16 = native.bf16_obstacle() if call.dtype == torch.bfloat16 else None
+            return missing or super().obstacle(call) or bf16
         if traced():
             return "C shows a compiler or a tracer no operators of a defined cell"
         return defined_cell(call.spec).obstacle or self.unsupported(call)
@@ -42,22 +43,22 @@ class CpuBackend(KernelBackend):
         in_aten = TORCH.choose(call, "").path == "aten"
         if in_aten and call.padding > policy.MOST_PADDING:
             return None
-        training, instructions = call.w_hh.requires_grad and torch.is_grad_enabled(), native.instruction_set()
+        training, using = call.w_hh.requires_grad and torch.is_grad_enabled(), instructions(call)
         columns = call.w_hh.shape[1]  # H, or P of a projection
         if "proj_size" in call.options:
-            return policy.projected_advantage(
-                call.T, call.B, call.H, columns, training=training, instructions=instructions
-            )
+            return policy.projected_advantage(call.T, call.B, call.H, columns, training=training, instructions=using)
         return policy.advantage(
-            call.spec.name, call.T, call.B, columns, training=training, aten=in_aten, instructions=instructions
+            call.spec.name, call.T, call.B, columns, training=training, aten=in_aten, instructions=using
         )
 
     def choose(self, call: Call, reason: str) -> Choice:
         if reason == ASKED_FOR:
-            reason = f"{reason}; C with {native.instruction_set()} instructions"
+            reason = f"{reason}; C with {instructions(call)} instructions"
         return Choice("cpu", "cpu", reason, backend=self)
 
     def project(self, choice: Choice, x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
+        if w_ih.dtype != torch.float32:  # oneDNN's products, which know the instructions
+            return super().project(choice, x, w_ih, b_ih)
         return (products.linear if x.is_floating_point() else products.gather_rows)(x, w_ih, b_ih)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
@@ -107,7 +108,7 @@ class CpuBackend(KernelBackend):
         needs_b: bool,
         operand: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        if traced() or not needs_w:
+        if traced() or not needs_w or d_gates.dtype != torch.float32:
             return super().weight_gradients(spec, trace, previous, d_gates, needs_w, needs_b, operand)
         d_gates = d_gates.flatten(0, 1)
         H = previous.parts[0].shape[-1]
@@ -123,6 +124,11 @@ class CpuBackend(KernelBackend):
             d_w, d_b = torch.cat([d_w_first, d_w_n]), torch.cat([d_b_first, d_b_n])
         heads = isinstance(spec.recurrent, Heads)  # one, which has a dimension of its own
         return d_w.unsqueeze(0) if heads else d_w, d_b if needs_b else None
+
+
+def instructions(call: Call) -> str:
+    """The vector instructions that C uses for a call."""
+    return "avx512_bf16" if call.dtype == torch.bfloat16 else native.instruction_set()
 
 
 CPU = CpuBackend()

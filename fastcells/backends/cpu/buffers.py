@@ -25,15 +25,15 @@ _kept: list[np.ndarray] = [np.empty(0, np.uint8)]  # the least recently used fir
 _FREE = sys.getrefcount(_kept[0])  # of an array that nobody else has
 
 
-def empty(*shape: int) -> Tensor:
-    """`torch.empty(shape)` in float32, for tensors that no user gets to see: their storage cannot be resized."""
-    size = 4 * math.prod(shape)
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`torch.empty(shape)` on the CPU, for tensors that no user gets to see: their storage cannot be resized."""
+    size = dtype.itemsize * math.prod(shape)
     # Without waiting: who holds the lock may be the code that a signal handler of this thread interrupted, or a thread
     # that this process, a fork, has not got.
     if size < SMALLEST or not _lock.acquire(blocking=False):
-        return torch.empty(shape, dtype=torch.float32, device="cpu")  # not what the process has as defaults
+        return torch.empty(shape, dtype=dtype, device="cpu")  # not what the process has as defaults
     try:
-        tensor = _view(_take(size + ALIGNMENT), shape)
+        tensor = _view(_take(size + ALIGNMENT), size, dtype).view(shape)
     finally:
         _lock.release()
     if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
@@ -67,6 +67,6 @@ def _take(size: int) -> np.ndarray:
     return _kept[-1]
 
 
-def _view(array: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+def _view(array: np.ndarray, size: int, dtype: torch.dtype) -> Tensor:
     first = -array.ctypes.data % ALIGNMENT
-    return torch.from_numpy(array[first : first + 4 * math.prod(shape)].view(np.float32).reshape(shape))
+    return torch.from_numpy(array[first : first + size]).view(dtype)

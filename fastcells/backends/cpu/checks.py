@@ -30,19 +30,30 @@ def matrix(name: str, t: Tensor) -> tuple[int, int]:
     return t.shape[0], t.shape[1]
 
 
-def float32(name: str, t: Tensor | None, shape: tuple[int, ...], *, rows_apart: bool = False) -> Tensor:
+def float32(
+    name: str,
+    t: Tensor | None,
+    shape: tuple[int, ...],
+    *,
+    rows_apart: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """A float32 tensor on the CPU, contiguous, or a matrix with contiguous rows that may lie apart; RuntimeError."""
     if not isinstance(t, Tensor):
         raise RuntimeError(f"{name} must be a tensor of shape {list(shape)}, got {type(t).__name__}")
-    if not t.is_cpu or t.dtype is not torch.float32 or t.shape != shape:
-        raise RuntimeError(
-            f"{name} must be float32 {list(shape)} on the CPU, got {t.dtype} {list(t.shape)} on {t.device}"
-        )
+    if not t.is_cpu or t.dtype is not dtype or t.shape != shape:
+        wanted = f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+        raise RuntimeError(f"{name} must be {wanted} on the CPU, got {t.dtype} {list(t.shape)} on {t.device}")
     if t.is_neg():
         t = t.resolve_neg()
     if not (rows_apart and t.layout is torch.strided and t.stride(1) == 1 and t.stride(0) >= t.shape[1]):
         t = t.contiguous()  # raises for a layout that has no strides
     return in_memory(name, t)
+
+
+def bfloat16(name: str, t: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """A bfloat16 tensor on the CPU, contiguous; RuntimeError."""
+    return float32(name, t, shape, dtype=torch.bfloat16)
 
 
 def in_memory(name: str, t: Tensor) -> Tensor:
@@ -58,8 +69,10 @@ def in_memory(name: str, t: Tensor) -> Tensor:
     return t if address % t.element_size() == 0 else t.clone()
 
 
-def written(*outputs: tuple[str, Tensor | None, tuple[int, ...]], rows_apart: bool = False) -> dict[str, int]:
-    """The addresses of what C is to write, each a float32 tensor of that shape, or None: 0. RuntimeError.
+def written(
+    *outputs: tuple[str, Tensor | None, tuple[int, ...]], rows_apart: bool = False, dtype: torch.dtype = torch.float32
+) -> dict[str, int]:
+    """The addresses of what C is to write, each a tensor of that shape and dtype, or None: 0. RuntimeError.
 
     They were allocated by this package, but what torch allocates depends on the state that a process is in.
     rows_apart: of matrices; their rows are contiguous.
@@ -72,14 +85,15 @@ def written(*outputs: tuple[str, Tensor | None, tuple[int, ...]], rows_apart: bo
         address = t.data_ptr()
         if not (
             t.is_cpu
-            and t.dtype is torch.float32
+            and t.dtype is dtype
             and t.shape == shape
             and (t.is_contiguous() or (rows_apart and t.stride(1) == 1 and t.stride(0) >= shape[1]))
-            and address % 4 == 0
+            and address % dtype.itemsize == 0
             and (address != 0 or t.numel() == 0)
         ):
+            wanted = f"{str(dtype).removeprefix('torch.')} {list(shape)}"
             raise RuntimeError(
-                f"{name}, to be written by C, must be float32 {list(shape)} on the CPU and contiguous, got {t.dtype} "
+                f"{name}, to be written by C, must be {wanted} on the CPU and contiguous, got {t.dtype} "
                 f"{list(t.shape)} on {t.device} with strides {t.stride()}"
             )
         addresses[name] = address

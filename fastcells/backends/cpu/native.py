@@ -49,6 +49,7 @@ def _chosen() -> int:
 
 
 _instructions = _chosen()
+BF16 = _cpu is not None and _cpu.bf16()  # whether this machine multiplies bfloat16
 
 
 def instruction_set() -> str:
@@ -68,6 +69,15 @@ def obstacle() -> str | None:
     return None
 
 
+def bf16_obstacle() -> str | None:
+    """Why C cannot run a recurrence in bfloat16 here, or None."""
+    if not BF16:
+        return "this processor has no instructions for bfloat16 (avx512_bf16)"
+    if instruction_set() != "avx512":
+        return f"there are no instructions for bfloat16 in {instruction_set()}"
+    return obstacle()
+
+
 def forward(
     cell: str,
     x: Tensor,
@@ -84,7 +94,8 @@ def forward(
 
     x: [T, B, G*H], the input projection with its bias. state: (h0,) or (h0, c0), each [B, H]. w: [G*H, H]. b: [G*H].
     lengths: integers [B]; from step lengths[b] on, the state of row b stands still. resets: bool [T, B], true where a
-    step starts from zeros; past a row's length they mean nothing. All else float32; any strides.
+    step starts from zeros; past a row's length they mean nothing. All else float32, or bfloat16 where `bf16_obstacle`
+    has nothing against it; any strides.
     save: whether `backward` will follow.
 
     Raises:
@@ -140,20 +151,27 @@ def recur(kernel: str, cell: str, given: Tensors, reverse: bool, save: bool = Fa
     """`forward` or `backward` with the tensors by their names in arguments.h. What C has written, None if nothing."""
     T, B, H = check.sizes(given["x"] if kernel == "forward" else given["d_hidden"], given["w"])
     shapes = arguments.shapes(cell, T, B, H)
-    plan = arguments.recurrence(kernel, cell, save, save or given["lengths"] is not None)
+    plan = arguments.recurrence(kernel, cell, save, save or given["lengths"] is not None, _element(given["w"]))
     read = plan.read(given, shapes)
     assert read[0] is not None
     outputs = plan.allocate(read[0], shapes)
     written = {name: t for name, t, _ in outputs}
     if T and B and H:
-        addresses = [0 if t is None else t.data_ptr() for t in read] + [*check.written(*outputs).values()]
+        addresses = [0 if t is None else t.data_ptr() for t in read]
+        addresses += check.written(*outputs, dtype=plan.dtype).values()
         threads = _threads(T * B * len(SPECS[cell].gates) * H * H)
-        getattr(_cpu, kernel)(_instructions, threads, _NUMBERS[cell], T, B, H, reverse, *addresses)
+        getattr(_cpu, plan.function)(_instructions, threads, _NUMBERS[cell], T, B, H, reverse, *addresses)
     else:
         for last, first in _WITHOUT_STEPS[kernel]:
             if (to := written[last]) is not None and (source := given[first]) is not None:
                 to.copy_(source)
     return written
+
+
+def _element(w: Tensor | None) -> torch.dtype:
+    """The dtype that tensors beside these weights must have."""
+    bf16 = w is not None and w.dtype is torch.bfloat16 and bf16_obstacle() is None
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 def call(kernel: str, multiplications: int, *arguments: int) -> None:
@@ -163,59 +181,6 @@ def call(kernel: str, multiplications: int, *arguments: int) -> None:
         ValueError: a program that C refuses. MemoryError.
     """
     getattr(_cpu, kernel)(_instructions, _threads(multiplications), *arguments)
-
-
-class StepInPlace:
-    """Steps of one sequence, each of which makes `state` the state after it: `StepInPlace(cell, state, weights)(x)`.
-
-    state: (h,) or (h, c), each [H] and contiguous. weights: w_ih [G*H, I], w_hh [G*H, H], b_ih and b_hh [G*H] or None.
-    All float32. They keep their shapes, and are read anew at each step; checked again only if one lies elsewhere.
-
-    Raises:
-        as `forward`.
-    """
-
-    def __init__(
-        self, cell: str, state: tuple[Tensor, ...], weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-    ) -> None:
-        self.cell, self.state, self.weights = cell, state, weights
-        self._prepare()
-        self._fresh = True
-
-    def _prepare(self) -> None:
-        spec = SPECS[self.cell]
-        w_ih, w_hh, b_ih, b_hh = self.weights
-        (rows, I), (_, H) = check.matrix("w_ih", w_ih), check.matrix("w_hh", w_hh)  # noqa: E741
-        gates = len(spec.gates) * H
-        w_ih, w_hh = check.float32("w_ih", w_ih, (gates, I)), check.float32("w_hh", w_hh, (gates, H))
-        b_ih, b_hh = (None if b is None else check.float32(n, b, (rows,)) for n, b in (("b_ih", b_ih), ("b_hh", b_hh)))
-        h, c = check.pair(self.state, len(spec.states))
-        for s in self.state:
-            if check.float32("state", s, (H,)).data_ptr() != s.data_ptr():
-                raise RuntimeError(f"a state that changes in place must be contiguous, got strides {s.stride()}")
-        check.written(("h", h, (H,)), ("c", c, (H,)))
-        self._read = w_ih, w_hh, b_ih, b_hh, h, c  # as C reads them: a copy of what is not contiguous
-        self._given = *self.weights, h, c
-        self._addresses = [0 if t is None else t.data_ptr() for t in self._read]
-        self._sizes = _NUMBERS[self.cell], H, I
-
-    def __call__(self, x: Tensor | int) -> None:
-        """x: [I], or a token id. Raises as `forward`, and IndexError for an id outside [0, I)."""
-        if self._fresh:
-            self._fresh = False
-        elif [0 if t is None else t.data_ptr() for t in self._given] != self._addresses:
-            self._prepare()
-        *_, H, I = self._sizes  # noqa: E741
-        if isinstance(x, int):
-            if not 0 <= x < I:
-                raise IndexError(f"token id {x} is outside [0, {I})")
-            token, address = x, 0
-        else:
-            x = check.float32("x", x, (I,))
-            token, address = I, x.data_ptr()
-        if H:
-            threads = _threads(self.weights[1].numel())
-            _cpu.step_in_place(_instructions, threads, *self._sizes, token, address, *self._addresses)
 
 
 def matvec(w: Tensor, x: Tensor, b: Tensor | None) -> Tensor:

@@ -58,6 +58,19 @@ CPU_ROWS = (
     CpuRow("lstm", "1 to 1.7", steps=128, widest=256, training=True),
     CpuRow("lstm", "1.1 to 1.2", steps=128, widest=512, batch=32, training=True),
 )
+# In bfloat16 with AVX-512's products of it, against torch.nn in bfloat16, whose LSTM is oneDNN's and has the same
+# instructions: narrow ones are as fast or faster there. Grid: T 4, 16, 35, 128; B 1, 8, 32, 128; H 64, 256, 512, 1024;
+# `python -m bench.bfloat16 --full`, AMD EPYC (Zen 5), one thread; the rows are in bench/results/bfloat16-cpu-grid.csv.
+BF16_ROWS = (
+    CpuRow("gru", "1.1 to 10", steps=16),
+    CpuRow("gru", "1 to 1.5", steps=4),
+    CpuRow("rnn_tanh", "1.1 to 8", steps=16),
+    CpuRow("rnn_relu", "1.1 to 8", steps=16),
+    CpuRow("lstm", "1.2 to 10", steps=4, hidden=512, training=True),
+    CpuRow("lstm", "1.2 to 2.3", steps=128, hidden=256, training=True),
+    CpuRow("lstm", "1.1 to 2", steps=4, hidden=256, batch=1),
+    CpuRow("lstm", "1.1 to 1.7", steps=4, hidden=1024, batch=32),
+)
 # A projection folded into the weights (fastcells/projection.py), which costs a product of its own and, with the smaller
 # P, up to 6 times the multiplications of a step. Measured with one thread of a busy machine, T=4 and 35, B 1 to 128, P
 # an eighth to three quarters of H: against torch.nn's dense LSTM, and against a loop of steps, where ATen has none.
@@ -66,6 +79,9 @@ PROJECTED_ROWS = (
     CpuRow("lstm", "1.1 to 1.7", steps=32, widest=256, rows=8),
 )
 PROJECTED_WIDE = CpuRow("lstm", "1.2 to 1.6", steps=32, widest=512, rows=32)  # where P is at least half of H
+
+
+ROWS_OF = {"avx512": CPU_ROWS, "avx2": CPU_ROWS, "avx512_bf16": BF16_ROWS}
 
 
 def projected_advantage(steps: int, batch: int, H: int, P: int, *, training: bool, instructions: str) -> str | None:
@@ -92,9 +108,9 @@ def advantage(
     training: whether a backward follows. aten: whether the alternative is ATen's fused recurrence; otherwise it is a
     loop over torch's operators, which is slower at every shape of more than one step.
     """
-    if steps < FEWEST_STEPS or instructions not in ("avx512", "avx2"):  # the portable code was not timed
+    if steps < FEWEST_STEPS or instructions not in ROWS_OF:  # the portable code was not timed
         return None
     if not aten:
         return f"C with {instructions} instructions; ATen has no fused recurrence for this case"
-    row = next((r for r in CPU_ROWS if r.holds(cell, steps, batch, H, training)), None)
+    row = next((r for r in ROWS_OF[instructions] if r.holds(cell, steps, batch, H, training)), None)
     return None if row is None else f"C with {instructions} instructions, {row.speedup} times as fast as ATen here"

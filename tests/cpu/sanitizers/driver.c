@@ -6,6 +6,7 @@
 
    -DOVERRUN, -DRACY and -DWRONG plant a fault each: test_cpu_sanitizers.py sees that they are found. */
 #define _GNU_SOURCE
+#include "bf16_cases.h"
 #include "defined_cases.h"
 #include "product_cases.h"
 #include "recurrence_cases.h"
@@ -45,6 +46,15 @@ static void run_all(const struct backend *backend) {
     for (size_t n = 1; n < 70; n++, release(0)) activations_case(backend, n);
 }
 
+static void run_bf16(const struct bf16_backend *backend) {
+    for (enum cell cell = 0; cell < NUM_CELLS; cell++) {
+        for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++)
+            bf16_case(backend, cell, SHAPES[i][0], SHAPES[i][1], SHAPES[i][2]);
+        for (size_t i = 0; i < RANDOM_SHAPES; i++) bf16_case(backend, cell, 1 + below(6), 1 + below(20), 1 + below(80));
+    }
+    bf16_case(backend, LSTM, 1, 2, 1101); /* a sum in several parts, and an odd one */
+}
+
 int main(int count, char **arguments) {
     int runs = 0;
     team_init();
@@ -53,6 +63,11 @@ int main(int count, char **arguments) {
         if (!backends[i]->supported() || (count > 1 && strcmp(arguments[1], backends[i]->name))) continue;
         run_all(backends[i]);
         printf("%s\n", backends[i]->name);
+        runs++;
+    }
+    if (bf16_backend && bf16_backend->supported() && (count < 2 || !strcmp(arguments[1], bf16_backend->name))) {
+        run_bf16(bf16_backend);
+        printf("%s\n", bf16_backend->name);
         runs++;
     }
     for (size_t i = 0; i < 6 * RANDOM_SHAPES; i++, release(0)) ids_case(1 + below(60), 1 + below(50), 1 + below(40));

@@ -1,0 +1,101 @@
+/* What the tensors of a recurrence are made of: float, or where ROUNDED is defined bfloat16, the upper half of a float.
+   Whatever is computed is a float. Included once for each set of instructions, after LANES is defined. */
+#ifndef FASTCELLS_ELEMENT_H
+#define FASTCELLS_ELEMENT_H
+
+#include "arguments.h"
+#include "vector.h"
+
+#ifdef ROUNDED
+
+typedef bfloat16 element;
+typedef struct forward_bf16 forward_task;
+typedef struct backward_bf16 backward_task;
+
+enum { TERM = 2 }; /* neighbours along a product's sum that one instruction multiplies and adds up */
+
+/* Of `stored`, a tensor that the kernel writes, and `carried`, floats of its own: where a state lies from step to step. */
+#define CARRIED(carried, stored) ((void)(stored), (carried))
+
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+typedef uint16_t unaligned_halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+/* n elements as floats; the lanes past them are 0. */
+INLINE vec read_n(const element *p, size_t n) {
+    halves h = {0};
+    if (n == LANES)
+        h = *(const unaligned_halves *)p;
+    else
+        memcpy(&h, p, n * sizeof *p);
+    return (vec)(__builtin_convertvector(h, ivec) << 16);
+}
+
+/* Rounded to the nearest, ties to even, whatever the thread's rounding; subnormal numbers become 0. */
+INLINE void write_n(element *p, vec v, size_t n) {
+    const halves h = (halves)_mm512_cvtneps_pbh((__m512)v);
+    if (n == LANES)
+        *(unaligned_halves *)p = h;
+    else
+        memcpy(p, &h, n * sizeof *p);
+}
+
+/* n elements as they are, two a lane; the others are 0. */
+INLINE vec load_terms(const element *p, size_t n) {
+    vec v = {0};
+    if (n == TERM * LANES)
+        memcpy(&v, p, sizeof v);
+    else
+        memcpy(&v, p, n * sizeof *p);
+    return v;
+}
+
+/* A lane for each column of the first of `terms` rows, which lie `step` apart, and of the next one, if there is one. */
+INLINE vec load_columns(const element *p, size_t step, size_t terms, size_t lanes) {
+    const ivec first = (ivec)read_n(p, lanes), second = terms > 1 ? (ivec)read_n(p + step, lanes) : (ivec){0};
+    return (vec)(((first >> 16) & 0xffff) | second);
+}
+
+INLINE vec splat_term(const element *p) {
+    int32_t bits;
+    memcpy(&bits, p, sizeof bits);
+    return (vec)((ivec){0} + bits);
+}
+
+INLINE vec add_product(vec sum, vec a, vec w) {
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)w);
+}
+
+/* The last element of an odd sum, of which a term of the weights has the other half 0: what lies behind it in `a` is
+   another row's, or nobody's. */
+INLINE vec add_last(vec sum, const element *a, vec w) {
+    return sum + (vec)((ivec){0} + (int32_t)((uint32_t)*a << 16)) * (vec)((ivec)w << 16);
+}
+
+#else
+
+typedef float element;
+typedef struct forward forward_task;
+typedef struct backward backward_task;
+
+enum { TERM = 1 };
+#define CARRIED(carried, stored) (stored) /* nothing is lost in it */
+
+INLINE vec read_n(const element *p, size_t n) { return load_n(p, n); }
+INLINE void write_n(element *p, vec v, size_t n) { store_n(p, v, n); }
+INLINE vec load_terms(const element *p, size_t n) { return load_n(p, n); }
+INLINE vec load_columns(const element *p, size_t step, size_t terms, size_t lanes) {
+    (void)step, (void)terms;
+    return load_n(p, lanes);
+}
+INLINE vec splat_term(const element *p) { return splat(*p); }
+INLINE vec add_product(vec sum, vec a, vec w) { return sum + a * w; }
+INLINE vec add_last(vec sum, const element *a, vec w) {
+    (void)a, (void)w;
+    return sum;
+}
+
+#endif
+
+enum { STATES_CARRIED = TERM > 1 }; /* in floats of their own */
+
+#endif
