@@ -6,8 +6,10 @@ cell's equations and this version's generator say, or is written again.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import logging
+import shutil
 import sys
 import tempfile
 from functools import cache
@@ -30,18 +32,19 @@ def load(name: str, text: str) -> ModuleType:
 
 
 def _written(name: str, text: str) -> Path:
-    for folder in (lambda: cache_folder() / "cells", _own_folder):
-        path = Path(name)
-        try:
-            path = folder() / name
-            if not _holds(path, text):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, text)
-            return path
-        except OSError as error:
-            log.warning("%s cannot be written: %s", path, error)
-            failure = error
-    raise failure
+    try:
+        return _in(cache_folder() / "cells", name, text)
+    except OSError as error:
+        log.warning("%s is kept by this process alone, since the cache folder cannot be written: %s", name, error)
+        return _in(_own_folder(), name, text)
+
+
+def _in(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    if not _holds(path, text):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
+    return path
 
 
 def _holds(path: Path, text: str) -> bool:
@@ -53,10 +56,7 @@ def _holds(path: Path, text: str) -> bool:
 
 @cache
 def _own_folder() -> Path:
-    """Of this process, where the cache folder cannot be written."""
-    folder = tempfile.TemporaryDirectory(prefix="fastcells-cells-")
-    _kept.append(folder)
-    return Path(folder.name)
-
-
-_kept: list[tempfile.TemporaryDirectory[str]] = []  # removed with the process
+    """Removed with the process."""
+    folder = tempfile.mkdtemp(prefix="fastcells-cells-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

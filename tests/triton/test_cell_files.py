@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_written(
     monkeypatch.setenv("FASTCELLS_CACHE_DIR", str(tmp_path / "file"))
     module = cell_file.load("One", TEXT)
     assert module.forward(1) == 2 and inspect.getsource(module.forward)
-    assert "cannot be written" in caplog.text
+    assert "cannot be written: " in caplog.text
     assert (tmp_path / "file").read_text() == "no folder"
 
 
