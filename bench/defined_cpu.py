@@ -5,7 +5,8 @@ loop of torch's operators over their cell and torch.compile of that loop. Forwar
     python -m bench.defined_cpu --threads 2 --compile   # with torch.compile, which needs a C++ compiler: minutes
 
 `ratio` is the median over rounds of the other's time over ours in the same round, which a busy machine disturbs less
-than the medians beside it.
+than the medians beside it. With one thread the clock is the processor's time for the process, which stands still while
+others have the processor.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -82,14 +84,37 @@ def beside_loops(name: str, inputs: int, compiled: bool) -> dict[str, Callable[[
     }
 
 
+def processor_time(runs: Mapping[str, Callable[[], object]], rounds: int, inner: int) -> dict[str, list[float]]:
+    """As `compare`, in milliseconds of the processor."""
+    samples: dict[str, list[float]] = {who: [] for who in runs}
+    for _ in range(rounds):
+        for who, run in runs.items():
+            run()  # brings its own memory and code back into the caches
+            start = time.process_time()
+            for _ in range(inner):
+                run()
+            samples[who].append((time.process_time() - start) * 1e3 / inner)
+    return samples
+
+
 def rows(name: str, inputs: int, runs: dict[str, Callable[[], list[Tensor]]], rounds: int) -> list[dict[str, object]]:
     """One for each contender."""
     expected = runs["ours"]()
     for who in runs:
         must_agree(runs[who](), expected, 1e-4)
-    samples = compare(runs, rounds=rounds, inner=calls_per_measurement(list(runs.values())))
+    alone = torch.get_num_threads() == 1
+    inner = max(5, calls_per_measurement(list(runs.values())))
+    samples = processor_time(runs, rounds, inner) if alone else compare(runs, rounds=rounds, inner=inner)
     ms = {who: summary(times).median for who, times in samples.items()}
-    case = {"cell": name, "T": T, "B": B, "I": inputs, "H": H, "instructions": native.instruction_set()}
+    case: dict[str, object] = {
+        "cell": name,
+        "T": T,
+        "B": B,
+        "I": inputs,
+        "H": H,
+        "instructions": native.instruction_set(),
+    }
+    case["clock"] = "processor" if alone else "wall"
     return [
         {**case, "contender": who, "ours_ms": ms["ours"], "theirs_ms": ms[who], "best_ours_ms": min(samples["ours"])}
         | {"best_theirs_ms": min(samples[who]), "ratio": ratio(samples[who], samples["ours"]), "rounds": rounds}
