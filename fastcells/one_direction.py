@@ -21,7 +21,7 @@ from fastcells.spec import CellSpec, RecurrentWeights, State
 from fastcells.token_ids import check_range, is_token_ids, one_hot
 
 # Under autocast on a CPU torch.nn's GRU adds products in the lower precision to a state that it leaves alone, and
-# returns what that gives; so does ours, whatever runs it.
+# returns what that gives; so does ours in C, which "auto" may take in its place.
 GRUS = frozenset({"gru", "gru_reset_before"})
 ONEDNN = torch.backends.mkldnn.is_available()  # asked once: Dynamo cannot trace the question
 
@@ -83,7 +83,7 @@ def run(
             out, last = outputs(trace, steps), trace.last
         if folded:
             out, last = projection.unfold(out, last, initial[0], recurrent, steps)
-        if dtype is not None and out.is_cpu and spec.name in GRUS:
+        if dtype is not None and choice.impl == "cpu" and spec.name in GRUS:
             returned = torch.promote_types(state_dtype, dtype)
             out, last = out.to(returned), tuple(s.to(returned) for s in last)
         return out, last

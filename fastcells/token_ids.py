@@ -79,6 +79,8 @@ def gather_rows(ids: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
     `check_range` comes first on the CPU. On another device an id outside `[0, I)` acts as an all-zero input; it is
     never read out of bounds.
     """
+    if b_ih is not None and b_ih.dtype != w_ih.dtype:  # where x were dense, the matmul would say so
+        raise RuntimeError(f"expected w_ih and b_ih to have the same dtype, got {w_ih.dtype} and {b_ih.dtype}")
     ids = ids.long()
     if ids.device.type == "cpu":
         if not torch.compiler.is_compiling() and 2 * ids.numel() <= w_ih.shape[1]:  # few are gathered where they lie

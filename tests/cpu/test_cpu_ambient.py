@@ -15,6 +15,7 @@ from torch import Tensor
 
 import fastcells
 from fastcells.backends.cpu import buffers, checks, native
+from fastcells.backends.cpu.step_in_place import StepInPlace
 from tests.support.shapes import EACH_CELL, Case, Shape
 
 if native.obstacle() is not None and os.environ.get("CI") != "true":
@@ -92,10 +93,10 @@ def test_one_step_in_every_state(state: str) -> None:
     cell, w = fastcells.GRUCell(4, 16), torch.randn(8, 16)
     weights = tuple(p.detach() for p in cell.parameters())
     x, h, expected = torch.randn(4), torch.zeros(16), torch.zeros(16)
-    native.StepInPlace("gru", (expected,), weights)(x)
+    StepInPlace("gru", (expected,), weights)(x)
     scores = native.matvec(w, expected, None)
     with STATES[state]():
-        native.StepInPlace("gru", (h,), weights)(x)
+        StepInPlace("gru", (h,), weights)(x)
         assert torch.equal(h, expected) and torch.equal(native.matvec(w, h, None), scores)
 
 
@@ -114,7 +115,7 @@ def test_what_c_writes_is_checked(wrong: str, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(RuntimeError, match="to be written by C, must be float32"):
         checks.written(("t", WRONG[wrong](torch.zeros(5)), (5,)))
     empty = buffers.empty
-    monkeypatch.setattr(buffers, "empty", lambda *shape: WRONG[wrong](empty(*shape)))
+    monkeypatch.setattr(buffers, "empty", lambda *shape, **options: WRONG[wrong](empty(*shape, **options)))
     x, h, w = torch.randn(3, 2, 48), torch.zeros(2, 16), torch.randn(48, 16)
     with pytest.raises(RuntimeError, match="hidden, to be written by C, must be float32"):
         native.forward("gru", x, (h,), w, None, None, save=True)

@@ -172,7 +172,7 @@ def test_what_no_kernel_expresses_is_declined(make: Any, reason: str, device: to
     layer = make()
     with pytest.raises(fastcells.CannotRun, match=reason):
         layer(5, 8, impl="triton", device=device)(torch.zeros(2, 3, 5, device=device))
-    assert fastcells.explain(layer(5, 8, device=device), torch.zeros(2, 3, 5, device=device)).impl == "torch"
+    assert fastcells.explain(layer(5, 8, device=device), torch.zeros(2, 3, 5, device=device)).impl in ("torch", "cpu")
 
 
 def three_states() -> type[DefinedLayer]:

@@ -12,6 +12,7 @@ from fastcells import functional
 from fastcells.autograd import unroll
 from fastcells.backends.base import Steps
 from fastcells.backends.cpu import native
+from fastcells.backends.cpu.step_in_place import StepInPlace
 from fastcells.spec import RNN_RELU, CellSpec, RecurrentWeights
 from tests.support.fuzz.call import CELLS, Arguments, Call, double, ids_of, size
 from tests.support.fuzz.changes import FAULTS, resized
@@ -179,7 +180,7 @@ class Step(Call):
 
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
         state = tuple(s.clone() if isinstance(s, Tensor) else s for s in (a["h"], a.get("c"))[: self.spec.num_states])
-        native.StepInPlace(self.spec.name, state, (a["w_ih"], a["w_hh"], a["b_ih"], a["b_hh"]))(a["x"])
+        StepInPlace(self.spec.name, state, (a["w_ih"], a["w_hh"], a["b_ih"], a["b_hh"]))(a["x"])
         return {"h": state[0], "c": state[-1]}
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
