@@ -63,7 +63,7 @@ CPU_ROWS = (
 # `python -m bench.bfloat16 --full`, AMD EPYC (Zen 5), one thread; the rows are in bench/results/bfloat16-cpu-grid.csv.
 BF16_ROWS = (
     CpuRow("gru", "1.1 to 10", steps=16),
-    CpuRow("gru", "1 to 1.5", steps=4),
+    CpuRow("gru", "1 to 1.5", steps=4, tokens=64),
     CpuRow("rnn_tanh", "1.1 to 8", steps=16),
     CpuRow("rnn_relu", "1.1 to 8", steps=16),
     CpuRow("lstm", "1.2 to 10", steps=4, hidden=512, training=True),
