@@ -114,7 +114,7 @@ def test_what_c_writes_is_checked(wrong: str, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(RuntimeError, match="to be written by C, must be float32"):
         checks.written(("t", WRONG[wrong](torch.zeros(5)), (5,)))
     empty = buffers.empty
-    monkeypatch.setattr(buffers, "empty", lambda *shape: WRONG[wrong](empty(*shape)))
+    monkeypatch.setattr(buffers, "empty", lambda *shape, **kind: WRONG[wrong](empty(*shape, **kind)))
     x, h, w = torch.randn(3, 2, 48), torch.zeros(2, 16), torch.randn(48, 16)
     with pytest.raises(RuntimeError, match="hidden, to be written by C, must be float32"):
         native.forward("gru", x, (h,), w, None, None, save=True)
