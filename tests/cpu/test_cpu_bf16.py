@@ -237,7 +237,8 @@ def test_where_there_are_no_instructions(missing: str, monkeypatch: pytest.Monke
 
 AUTO = [  # layer, sequence length, batch, hidden units, what auto runs in inference and in training
     ("GRU", 35, 32, 256, "cpu", "cpu"),
-    ("GRU", 4, 1, 64, "cpu", "cpu"),
+    ("GRU", 4, 1, 64, "torch", "torch"),
+    ("GRU", 4, 32, 256, "cpu", "cpu"),
     ("RNN", 35, 32, 256, "cpu", "cpu"),
     ("RNN", 4, 32, 256, "torch", "torch"),
     ("LSTM", 35, 32, 256, "torch", "torch"),

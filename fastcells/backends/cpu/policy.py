@@ -62,14 +62,14 @@ CPU_ROWS = (
 # instructions: narrow ones are as fast or faster there. Grid: T 4, 16, 35, 128; B 1, 8, 32, 128; H 64, 256, 512, 1024;
 # `python -m bench.bfloat16 --full`, AMD EPYC (Zen 5), one thread; the rows are in bench/results/bfloat16-cpu-grid.csv.
 BF16_ROWS = (
-    CpuRow("gru", "1.1 to 10", steps=16),
-    CpuRow("gru", "1 to 1.5", steps=4),
-    CpuRow("rnn_tanh", "1.1 to 8", steps=16),
-    CpuRow("rnn_relu", "1.1 to 8", steps=16),
+    CpuRow("gru", "1.1 to 27", steps=16),
+    CpuRow("gru", "1 to 1.6", steps=4, tokens=64),
+    CpuRow("rnn_tanh", "1.1 to 14", steps=16),
+    CpuRow("rnn_relu", "1.1 to 14", steps=16),
     CpuRow("lstm", "1.2 to 10", steps=4, hidden=512, training=True),
-    CpuRow("lstm", "1.2 to 2.3", steps=128, hidden=256, training=True),
-    CpuRow("lstm", "1.1 to 2", steps=4, hidden=256, batch=1),
-    CpuRow("lstm", "1.1 to 1.7", steps=4, hidden=1024, batch=32),
+    CpuRow("lstm", "1.1 to 3", steps=128, hidden=256, training=True),
+    CpuRow("lstm", "1.2 to 2.5", steps=4, hidden=256, batch=1),
+    CpuRow("lstm", "1 to 1.6", steps=4, hidden=1024, batch=32),
 )
 # A projection folded into the weights (fastcells/projection.py), which costs a product of its own and, with the smaller
 # P, up to 6 times the multiplications of a step. Measured with one thread of a busy machine, T=4 and 35, B 1 to 128, P
