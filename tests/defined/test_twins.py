@@ -100,6 +100,7 @@ def test_layer_is_a_module_like_others(ours: Ours, theirs: type[nn.Module], more
     fresh = ours(I, H, 2, dtype=torch.float64)
     fresh.load_state_dict(other.state_dict())
     same(fresh(x), expected)
+    torch._dynamo.reset()  # of what other tests have compiled
     same(torch.compile(one, fullgraph=True, backend="aot_eager")(x), expected)
     assert fastcells.explain(one, x).path == "recurrence"
     with pytest.raises(fastcells.CannotRun, match=r"there is no kernel for torch\.float64"):
