@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from bench.cases.loops import both_ways, cell_of, over_cell
 from bench.measure.guard import must_agree
 from bench.measure.provenance import origin_line, print_table, provenance, write_csv
 from bench.measure.timing import calls_per_measurement, compare, ratio, summary
@@ -75,26 +77,13 @@ def of_the_zoo(name: str, T: int, B: int, H: int, rounds: int, compiled: bool) -
     """The layer by each implementation that runs it, beside a loop over its cell: milliseconds, both ways."""
     torch.manual_seed(0)
     layer: DefinedLayer = getattr(zoo, name)(H, H)
-    cell = type(layer).Cell(H, H)
-    cell.load_state_dict({key.removesuffix("_l0"): value for key, value in layer.state_dict().items()})
+    cell = cell_of(layer)
+    loop = partial(over_cell, cell)
     x, d = torch.randn(T, B, H), torch.randn(T, B, H)
-
-    def loop(x: Tensor) -> Tensor:
-        out, state = [], None
-        for x_t in x:
-            state = cell(x_t, state)
-            out.append(state[0] if isinstance(state, tuple) else state)
-        return torch.stack(out)
-
-    def both_ways(model: Callable[[Tensor], Any], module: nn.Module) -> list[Tensor]:
-        out = model(x)
-        out = out[0] if isinstance(out, tuple) else out
-        return [out.detach(), *torch.autograd.grad(out, list(module.parameters()), d)]
-
-    runs: dict[str, Callable[[], Any]] = {"loop": lambda: both_ways(loop, cell)}
+    runs: dict[str, Callable[[], Any]] = {"loop": lambda: both_ways(loop, cell.parameters(), x, d)}
     if compiled:
         fused = torch.compile(loop)
-        runs["compiled loop"] = lambda: both_ways(fused, cell)
+        runs["compiled loop"] = lambda: both_ways(fused, cell.parameters(), x, d)
     for impl in IMPLEMENTATIONS:
         layer.impl = impl
         try:
@@ -104,7 +93,7 @@ def of_the_zoo(name: str, T: int, B: int, H: int, rounds: int, compiled: bool) -
 
         def by_impl(impl: str = impl) -> list[Tensor]:
             layer.impl = impl
-            return both_ways(layer, layer)
+            return both_ways(layer, layer.parameters(), x, d)
 
         must_agree(by_impl(), runs["loop"](), 1e-4)
         runs[impl] = by_impl

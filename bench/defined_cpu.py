@@ -16,12 +16,14 @@ import csv
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fastcells
+from bench.cases.loops import both_ways, cell_of, over_cell
 from bench.measure.guard import must_agree
 from bench.measure.provenance import RESULTS, origin_line, print_table, provenance, write_csv
 from bench.measure.timing import calls_per_measurement, compare, ratio, summary
@@ -42,13 +44,6 @@ TWINS: dict[str, tuple[Layer, Layer, dict[str, Any]]] = {
 ZOO = ("PeepholeLSTM", "IndRNN")
 
 
-def both_ways(model: Callable[[Tensor], Any], parameters: list[nn.Parameter], x: Tensor, d: Tensor) -> list[Tensor]:
-    """The output and the gradients of the parameters."""
-    out = model(x)
-    out = out[0] if isinstance(out, tuple) else out
-    return [out.detach(), *torch.autograd.grad(out, parameters, d)]
-
-
 def twin(name: str, inputs: int) -> dict[str, Callable[[], list[Tensor]]]:
     """Both layers in C."""
     ours, theirs, options = TWINS[name]
@@ -64,17 +59,9 @@ def twin(name: str, inputs: int) -> dict[str, Callable[[], list[Tensor]]]:
 def beside_loops(name: str, inputs: int, compiled: bool) -> dict[str, Callable[[], list[Tensor]]]:
     """The layer in C, and a loop over its cell."""
     layer = getattr(zoo, name)(inputs, H, impl="cpu")
-    cell = type(layer).Cell(inputs, H)
-    cell.load_state_dict({key.removesuffix("_l0"): value for key, value in layer.state_dict().items()})
+    cell = cell_of(layer)
+    loop = partial(over_cell, cell)
     x, d = torch.randn(T, B, inputs), torch.randn(T, B, H)
-
-    def loop(x: Tensor) -> Tensor:
-        out, state = [], None
-        for x_t in x:
-            state = cell(x_t, state)
-            out.append(state[0] if isinstance(state, tuple) else state)
-        return torch.stack(out)
-
     models: dict[str, tuple[Callable[[Tensor], Any], nn.Module]] = {"ours": (layer, layer), "loop": (loop, cell)}
     if compiled:
         models["compiled loop"] = torch.compile(loop), cell

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 import fastcells
 from bench.cases import peers
 from bench.cases.case import Case
+from bench.cases.loops import first, over_cell
 from bench.cases.model import Build, Model, Skipped, whole_layer
 from bench.cases.task import Input, Task
 from fastcells import reference
@@ -70,7 +71,7 @@ def cell_loop(task: Task) -> Model:
     def forward(x: Input) -> Tensor:
         vectors = task.one_hot(x)
         assert isinstance(vectors, Tensor)
-        return _loop(cell, vectors)
+        return over_cell(cell, vectors)
 
     return Model(forward, list(cell.parameters()), cell)
 
@@ -99,7 +100,7 @@ def textbook(task: Task) -> Model:
 def _cell(task: Task, cell: nn.Module, choice: Choice | None = None) -> Model:
     state = task.state if task.case.cell == "LSTM" else task.state[0]
     x = _first(task)
-    return Model(lambda _: _hidden(cell(x, state)), list(cell.parameters()), cell, choice=choice)
+    return Model(lambda _: first(cell(x, state)), list(cell.parameters()), cell, choice=choice)
 
 
 def _first(task: Task) -> Tensor:
@@ -117,19 +118,6 @@ def _torch_cell(task: Task) -> nn.Module:
 
 def _load(cell: nn.Module, task: Task) -> None:
     cell.load_state_dict({name.removesuffix("_l0"): p for name, p in task.layer.state_dict().items()})
-
-
-def _loop(cell: nn.Module, x: Tensor) -> Tensor:
-    """[T, B, H], from a zero state."""
-    state, outs = None, []
-    for step in x:
-        state = cell(step, state)
-        outs.append(_hidden(state))
-    return torch.stack(outs)
-
-
-def _hidden(state: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return state if isinstance(state, Tensor) else state[0]
 
 
 def _data(out: Input) -> Tensor:
