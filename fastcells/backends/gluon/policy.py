@@ -6,12 +6,11 @@ graphs, beside cuDNN in the same run.
 
 from __future__ import annotations
 
+from fastcells.backends.triton.policy import FEWEST_STEPS, NOT_FUSED, SMALL
+
 CAPABILITY = 90  # of the card that was measured
-FEWEST_STEPS = 8  # fewer do not pay for what a launch of ours costs the host
 LARGEST = 1024  # H that was measured, with up to MANY_ROWS
 MANY_ROWS, WIDE = 128, 512  # more rows than 32 were measured with up to WIDE columns
-# The largest H for which cuDNN keeps a float32 recurrence on the chip, which is as fast as ours or faster.
-ON_CHIP = {"gru": 192, "lstm": 192, "rnn_tanh": 384, "rnn_relu": 384}
 # Up to this H a single program of plain Triton's holds the weights of 16 bits, and is faster than several.
 ONE_PROGRAM = {"gru": 64, "rnn_tanh": 128, "rnn_relu": 128}
 
@@ -24,9 +23,9 @@ def advantage(cell: str, steps: int, batch: int, H: int, dtype: str, *, aten: bo
     if steps < FEWEST_STEPS or H > LARGEST or batch > MANY_ROWS or (batch > 32 and H > WIDE):
         return None
     if not aten:
-        return "one launch instead of a dozen each step, torch having no fused recurrence for this case"
+        return NOT_FUSED
     if dtype == "bfloat16" and ONE_PROGRAM.get(cell, 0) < H:
         return "1.4 to 6.8 times as fast as cuDNN on an H200, in CUDA graphs"
-    if dtype == "float32" and ON_CHIP.get(cell, LARGEST) < H:
+    if dtype == "float32" and SMALL[cell][0] < H:  # what is smaller cuDNN keeps on the chip, as fast as ours or faster
         return "1.3 to 9 times as fast as cuDNN on an H200, in CUDA graphs"
     return None

@@ -16,6 +16,7 @@ PER_STEP = ((512, (6.0, 9.0)), (1 << 30, (8.0, 12.0)))
 # The largest H of its kernels that keep everything on the chip, forward and backward.
 SMALL = {"gru": (192, 128), "lstm": (192, 128), "rnn_tanh": (384, 256), "rnn_relu": (384, 256)}
 PROVEN = (80, 90, 100)  # compute capabilities for which the kernels were compiled and executed by our own machine
+NOT_FUSED = "one launch instead of a dozen each step, torch having no fused recurrence for this case"
 FEWEST_STEPS = 8  # fewer do not pay for what a launch of ours costs the host
 
 
@@ -30,7 +31,7 @@ def advantage(
     if steps < FEWEST_STEPS:
         return None
     if not aten:
-        return "one launch instead of a dozen each step, torch having no fused recurrence for this case; not measured"
+        return f"{NOT_FUSED}; not measured"
     if dtype == "float16" and cell in ("lstm", "rnn_tanh", "rnn_relu"):
         return None
     ours = theirs = 0.0
