@@ -36,7 +36,7 @@ def program(task: Task, model: Model) -> Program:
         "generate": _generate,
     }
     made = modes[task.case.mode](task, model)
-    return replace(made, run=_graphed(made.run, task.device)) if task.case.graph else made
+    return replace(made, run=graphed(made.run, task.device)) if task.case.graph else made
 
 
 def _forward(task: Task, model: Model) -> Program:
@@ -168,7 +168,7 @@ class Replay:
         self.graph.replay()
 
 
-def _graphed(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+def graphed(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """`run` recorded once and replayed."""
     if device.type != "cuda":
         raise Skipped("CUDA graphs need a GPU")

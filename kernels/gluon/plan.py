@@ -93,13 +93,19 @@ def resident_plan(
     two_products: of a cell whose last gate is multiplied with something else than h, and so has a second exchange.
     directions: 2 for both of a layer at once, which takes twice as many programs.
     """
+    plans = fitting_plans(Shape(H, gates, item_size, precision, backward, directions), B, device, two_products)
+    return plans if isinstance(plans, str) else plans[0]
+
+
+def fitting_plans(shape: Shape, B: int, device: Device, two_products: bool = False) -> list[Resident] | str:
+    """Those that fit, the fewest modelled cycles first; or the reason why none does."""
+    H, backward = shape.H, shape.backward
     if device.capability < CAPABILITY:
         return (
             f"compute capability {device.capability / 10:.1f}: the kernels use an instruction of {CAPABILITY / 10:.1f}"
         )
     if H > LARGEST:
         return f"H={H}: there is no row for more than {LARGEST} columns"
-    shape = Shape(H, gates, item_size, precision, backward, directions)
     fitting: list[tuple[bool, Resident]] = []
     least, room = None, ROOM_FOR_THREE if shape.thrice else ROOM_BACKWARD if backward or two_products else ROOM
     for plan in _candidates(shape, device):
@@ -110,14 +116,14 @@ def resident_plan(
             in_turn = ceil(ceil(B / plan.batch) / plan.groups)
             fitting.append((tight, replace(plan, cycles=in_turn * _cycles(shape, plan, B))))
     if least is None:
-        programs = directions * ceil(H / 32)
+        programs = shape.directions * ceil(H / 32)
         return f"H={H}: {programs} programs wait for each other, and {device.multiprocessors} do not run at once"
     if not fitting:
         return (
             f"H={H}: {'backward' if backward else 'forward'}, the weights of 16 columns and what they are multiplied "
             f"with take {least} registers a thread, and there is room for {room}"
         )
-    return min(fitting, key=lambda fit: (fit[0], fit[1].cycles))[1]
+    return [plan for _, plan in sorted(fitting, key=lambda fit: (fit[0], fit[1].cycles))]
 
 
 def pays(

@@ -24,7 +24,7 @@ from bench.cases.model import Model, Skipped
 from bench.measure import duel, limit, profile, provenance
 from bench.measure.guard import GuardError, must_agree, must_be, must_differ
 from bench.measure.limit import GATES, by_mm, by_onednn, fastest, matmuls
-from bench.measure.program import _graphed
+from bench.measure.program import graphed
 from bench.measure.timing import calls_per_measurement, compare, ratio
 from fastcells.backends.cpu import native
 from fastcells.backends.torch.backend import ATEN, TOKEN_IDS
@@ -208,7 +208,7 @@ def test_a_replayed_graph_keeps_what_it_writes(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
     held = Held()
     alive = weakref.ref(held)
-    replayed = _graphed(partial(id, held), torch.device("cuda"))
+    replayed = graphed(partial(id, held), torch.device("cuda"))
     del held
     gc.collect()
     replayed()
