@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastcells.backends.base import ASKED_FOR, Call, Choice, Gradients, Inputs, PreviousStates, Trace
-from fastcells.backends.kernel_backend import KernelBackend, h_and_c
+from fastcells.backends.kernel_backend import KernelBackend, h_and_c, one_by_one
 from fastcells.backends.torch.backend import TORCH
 from fastcells.backends.triton import cells, policy
 from fastcells.kernels.triton import plan
@@ -131,18 +131,19 @@ class TritonBackend(KernelBackend):
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         from fastcells.backends.triton import operators
 
-        (x, ids, b_ih), state, (w_hh, b_hh, *_), (reverse, lengths, resets, *_) = inputs
+        (x, ids, b_ih), state, (w_hh, b_hh, _, extra, _), (reverse, lengths, resets, *_) = inputs
         # Rows of W_ih^T in one piece each: columns of W_ih would be as many memory transactions as there are elements.
         x = x if ids is None else x.t().contiguous()
         given = operators.ForwardArguments(
-            x, *h_and_c(state), w_hh, b_hh, lengths, spec.key, choice.path, reverse, save, ids, b_ih, resets
-        )
+            x, *h_and_c(state), w_hh.flatten(0, -2), b_hh, lengths, spec.key, choice.path, reverse, save, ids, b_ih, resets,
+            _together(extra),
+        )  # fmt: skip
         if not traced():
             plans: Plans = choice.plan
             out = operators.run_forward(operators.forward_pass(given, plans.precision), plans.forward)
-            return Trace(out.hidden, out.last, (out.cells, out.saved))
+            return Trace(out.hidden, _own(spec, *out.last), (out.cells, out.saved))
         hidden, cells, saved, *last = operators.recurrence_forward(*given)
-        return Trace(hidden, tuple(last[: spec.num_states]), (cells, saved))
+        return Trace(hidden, _own(spec, *last), (cells, saved))
 
     def backward(
         self,
@@ -156,28 +157,42 @@ class TritonBackend(KernelBackend):
     ) -> Gradients:
         from fastcells.backends.triton import operators
 
-        _, state, (w_hh, *_), (reverse, lengths, resets, *_) = inputs
+        _, state, (w_hh, _, _, extra, _), (reverse, lengths, resets, *_) = inputs
         cells, saved = trace.saved
         given = operators.BackwardArguments(
             d_hidden,
             *h_and_c(d_last),
             *h_and_c(state),
-            w_hh,
+            w_hh.flatten(0, -2),
             trace.hidden,
-            cells if spec.num_states == 2 else None,
+            cells if spec.num_states > 1 else None,
             saved if spec.num_saved else None,
             lengths,
             spec.key,
             choice.path,
             reverse,
             resets,
+            _together(extra),
         )
         if not traced():
             plans: Plans = choice.plan
             out = operators.run_backward(operators.backward_pass(given, plans.precision), plans.backward)
-            return Gradients(out.d_x.flatten(2), out.d_gates.flatten(2), out.d_state)
-        d_x, d_gates, *d_state = operators.recurrence_backward(*given)
-        return Gradients(d_x, d_x if spec.same_gradient else d_gates, tuple(d_state[: spec.num_states]))
+            d_extra = () if out.d_extra is None else out.d_extra.unbind(0)
+            return Gradients(out.d_x.flatten(2), out.d_gates.flatten(2), one_by_one(spec, *out.d_state), d_extra)
+        d_x, d_gates, d_h0, d_c0, d_extra = operators.recurrence_backward(*given)
+        d_gates = d_x if spec.same_gradient else d_gates
+        return Gradients(d_x, d_gates, one_by_one(spec, d_h0, d_c0), d_extra.unbind(0) if extra else ())
+
+
+def _together(extra: tuple[Tensor, ...]) -> Tensor | None:
+    """Further parameters as the kernels read them, [E, H]."""
+    return torch.stack(extra) if extra else None
+
+
+def _own(spec: CellSpec, h: Tensor, c: Tensor | None = None) -> State:
+    """Final states, each of which is its owner's to change."""
+    state = one_by_one(spec, h, c)
+    return state if len(state) <= 2 else (h, *(s.clone() for s in state[1:]))
 
 
 def plan_for(

@@ -36,9 +36,9 @@ def run_forward(given: ForwardPass, plan: plans.Plan) -> Forward:
 
 def contiguous_forward(given: ForwardPass) -> ForwardPass:
     """As launchers take it. RuntimeError if tensors differ in dtype or device."""
-    initial = {f"{name}0": s for name, s in zip(given.rule.spec.states, given.state, strict=True)}
-    check_alike(x_proj=given.x.x, **initial, w_hh=given.w, b_hh=given.b, b_ih=given.x.bias)
-    if all(map(_is_contiguous, (*given.state, given.w, *given.x, given.b, given.resets))):
+    initial = {f"{name}0": s for name, s in zip(given.rule.spec.states, given.state, strict=False)}
+    check_alike(x_proj=given.x.x, **initial, w_hh=given.w, b_hh=given.b, b_ih=given.x.bias, extra=given.extra)
+    if all(map(_is_contiguous, (*given.state, given.w, *given.x, given.b, given.resets, given.extra))):
         return given  # as it is almost always: to make another takes as long as a launch
     return replace(
         given,
@@ -47,19 +47,23 @@ def contiguous_forward(given: ForwardPass) -> ForwardPass:
         x=StepInput(_contiguous(given.x.x), _contiguous_or_none(given.x.ids), _contiguous_or_none(given.x.bias)),
         b=_contiguous_or_none(given.b),
         resets=_contiguous_or_none(given.resets),
+        extra=_contiguous_or_none(given.extra),
     )
 
 
 def run_backward(given: BackwardPass, plan: plans.Plan) -> Backward:
-    """The adjoint of `run_forward`."""
+    """The adjoint of `run_forward`; d_extra is [E, H]."""
     backward = contiguous_backward(given)
     with torch.cuda.device_of(given.w):
-        return _backward_launcher(plan)(backward, plan)
+        out = _backward_launcher(plan)(backward, plan)
+        if out.d_extra is None:
+            return out
+        return out._replace(d_extra=out.d_extra.sum(0).to(given.w.dtype))
 
 
 def contiguous_backward(given: BackwardPass) -> BackwardPass:
     """As launchers take it."""
-    if all(map(_is_contiguous, (*given.state, given.w, given.d_hidden, *given.d_last, given.resets))):
+    if all(map(_is_contiguous, (*given.state, given.w, given.d_hidden, *given.d_last, given.resets, given.extra))):
         return given
     return replace(
         given,
@@ -68,6 +72,7 @@ def contiguous_backward(given: BackwardPass) -> BackwardPass:
         d_hidden=_contiguous(given.d_hidden),
         d_last=tuple(_contiguous(d) for d in given.d_last),
         resets=_contiguous_or_none(given.resets),
+        extra=_contiguous_or_none(given.extra),
     )
 
 
@@ -88,7 +93,7 @@ class ForwardArguments(NamedTuple):
 
     x: Tensor  # [T, B, G*H] the input projection; with ids [V, G*H], W_ih^T
     h0: Tensor  # [B, H]
-    c0: Tensor | None  # [B, H]
+    c0: Tensor | None  # [B, H]; of a cell with more than two states [states - 1, B, H], as all that is named c
     w: Tensor  # [G*H, H]
     b: Tensor | None  # [G*H]
     lengths: Tensor | None  # [B] int32
@@ -99,6 +104,7 @@ class ForwardArguments(NamedTuple):
     ids: Tensor | None = None  # [T, B] int32 or int64
     b_ih: Tensor | None = None  # [G*H], with ids
     resets: Tensor | None = None  # [T, B] bool
+    extra: Tensor | None = None  # [E, H] further parameters
 
 
 class BackwardArguments(NamedTuple):
@@ -118,6 +124,7 @@ class BackwardArguments(NamedTuple):
     path: str
     reverse: bool
     resets: Tensor | None = None  # [T, B] bool
+    extra: Tensor | None = None  # [E, H]
 
 
 A = TypeVar("A", ForwardArguments, BackwardArguments)
@@ -153,14 +160,14 @@ def forward_pass(a: ForwardArguments, precision: str, rules: Callable[[str], Upd
     """As launchers take it. rules: of the kernels that will run."""
     x, state = StepInput(a.x, a.ids, a.b_ih), _given(a.h0, a.c0)
     common = (rules(a.rule), state, a.w, a.lengths, a.reverse, precision)
-    return ForwardPass(*common, x, a.b, a.save, resets=_flags(a.resets))
+    return ForwardPass(*common, x, a.b, a.save, resets=_flags(a.resets), extra=a.extra)
 
 
 def backward_pass(a: BackwardArguments, precision: str, rules: Callable[[str], UpdateRule] = rule_of) -> BackwardPass:
     """As launchers take it. rules: of the kernels that will run."""
     forward, state, d_last = Forward(a.hidden, a.cells, a.saved, ()), _given(a.h0, a.c0), _given(a.d_h_n, a.d_c_n)
     common = (rules(a.rule), state, a.w, a.lengths, a.reverse, precision)
-    return BackwardPass(*common, forward, a.d_hidden, d_last, resets=_flags(a.resets))
+    return BackwardPass(*common, forward, a.d_hidden, d_last, resets=_flags(a.resets), extra=a.extra)
 
 
 def _flags(resets: Tensor | None) -> Tensor | None:
@@ -174,9 +181,9 @@ def _forward_tensors(out: Forward) -> tuple[Tensor, ...]:
 
 
 def _backward_tensors(out: Backward) -> tuple[Tensor, ...]:
-    """d_x and d_gates [T, B, G*H], the second empty where it is the same; d_h0 and d_c0 [B, H]."""
+    """d_x and d_gates [T, B, G*H], the second empty where it is the same; d_h0 and d_c0 [B, H]; d_extra [E, H]."""
     d_gates = None if out.d_gates is out.d_x else out.d_gates.flatten(2)
-    return _tensors(out.d_x.flatten(2), d_gates, *h_and_c(out.d_state))
+    return _tensors(out.d_x.flatten(2), d_gates, *h_and_c(out.d_state), out.d_extra)
 
 
 def _plan(a: ForwardArguments | BackwardArguments, precision: str, backward: bool) -> plans.Plan:
@@ -208,14 +215,18 @@ recurrence_forward = _operator(
 recurrence_backward = _operator(
     "fastcells::recurrence_backward",
     BackwardArguments,
-    4,
+    5,
     run=_run_backward,
-    fake=lambda a: _backward_tensors(backward_pass(a, "ieee").results()),
+    fake=lambda a: _backward_tensors(backward_pass(a, "ieee").results()._replace(d_extra=_like(a.extra))),
 )
 
 
 def _given(*tensors: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(t for t in tensors if t is not None)
+
+
+def _like(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else torch.empty_like(tensor)
 
 
 def _tensors(first: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
