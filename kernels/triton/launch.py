@@ -54,7 +54,9 @@ class Backward(NamedTuple):
     d_x: Tensor  # [T, B, G, H]; d_gates itself where the two are the same
     d_gates: Tensor  # [T, B, G, H]
     d_state: tuple[Tensor, ...]  # as `Pass.state`
-    d_extra: Tensor | None = None  # [programs, E, H] float32, which have to be summed
+    # Of further parameters [programs, E, H], of diagonal recurrent weights [programs, G, H]: float32, to be summed.
+    d_extra: Tensor | None = None
+    d_w: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Pass:
 
     rule: UpdateRule
     state: tuple[Tensor, ...]  # initial: h and, of a cell with another state, c, [B, H]; of more [states - 1, B, H]
-    w: Tensor  # [G*H, H]
+    w: Tensor  # [G*H, H]; diagonal recurrent weights [G*H]
     lengths: Tensor | None  # [B] int32
     reverse: bool
     precision: str  # of a matmul in float32: Triton's input_precision

@@ -20,6 +20,9 @@ TwinRelu = fastcells.define("TwinRelu", gates=("a",), step=lambda a: torch.relu(
 HeadsLSTM = fastcells.define("HeadsLSTM", gates="ifgo", states="hc", step=lstm, recurrent="heads")
 EveryOperator = fastcells.define("EveryOperator", gates="ab", states="hs", step=every_operator)
 FourStates = fastcells.define("FourStates", gates="ab", states="hcmk", extra="pq", step=four_states)
+DiagonalFour = fastcells.define(
+    "DiagonalFour", gates="ab", states="hcmk", extra="pq", step=four_states, recurrent="diagonal"
+)
 OperandOfParts = fastcells.define(  # the two halves of either gate apart, and another operand
     "OperandOfParts",
     gates=("r", "n"),

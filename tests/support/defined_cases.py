@@ -59,6 +59,8 @@ KINDS = {
         ("PeepholeLSTM", zoo.PeepholeLSTM, 1),
         ("FourStates", cells.FourStates, 1),
         ("SLSTM", zoo.SLSTM, 1),
+        ("IndRNN", zoo.IndRNN, 1),
+        ("DiagonalFour", cells.DiagonalFour, 1),
     )
 }
 EACH_DEFINED = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

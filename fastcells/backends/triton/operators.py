@@ -17,11 +17,12 @@ from torch import Tensor
 
 from fastcells.backends.kernel_backend import h_and_c
 from fastcells.backends.triton.backend import gpu, matmul_precision, plan_for
-from fastcells.kernels.triton import launch_sequence, launch_split, launch_step
+from fastcells.kernels.triton import launch_diagonal, launch_sequence, launch_split, launch_step
 from fastcells.kernels.triton import plan as plans
 from fastcells.kernels.triton.launch import Backward, BackwardPass, Forward, ForwardPass, StepInput
 from fastcells.kernels.triton.rule import UpdateRule
 from fastcells.kernels.triton.rules import rule_of
+from fastcells.spec.recurrent import DIAGONAL
 
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
@@ -52,13 +53,15 @@ def contiguous_forward(given: ForwardPass) -> ForwardPass:
 
 
 def run_backward(given: BackwardPass, plan: plans.Plan) -> Backward:
-    """The adjoint of `run_forward`; d_extra is [E, H]."""
+    """The adjoint of `run_forward`; d_extra is [E, H], d_w [G, H]."""
     backward = contiguous_backward(given)
     with torch.cuda.device_of(given.w):
         out = _backward_launcher(plan)(backward, plan)
-        if out.d_extra is None:
-            return out
-        return out._replace(d_extra=out.d_extra.sum(0).to(given.w.dtype))
+        return out._replace(d_extra=_summed(out.d_extra, given.w), d_w=_summed(out.d_w, given.w))
+
+
+def _summed(parts: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if parts is None else parts.sum(0).to(like.dtype)
 
 
 def contiguous_backward(given: BackwardPass) -> BackwardPass:
@@ -79,12 +82,16 @@ def contiguous_backward(given: BackwardPass) -> BackwardPass:
 def _forward_launcher(plan: plans.Plan) -> Callable[..., Forward]:
     if isinstance(plan, plans.Split):
         return launch_split.split_forward
+    if isinstance(plan, plans.DiagonalBlocks):
+        return launch_diagonal.diagonal_forward
     return launch_step.step_forward if isinstance(plan, plans.StepBlocks) else launch_sequence.sequence_forward
 
 
 def _backward_launcher(plan: plans.Plan) -> Callable[..., Backward]:
     if isinstance(plan, plans.Split):
         return launch_split.split_backward
+    if isinstance(plan, plans.DiagonalBlocks):
+        return launch_diagonal.diagonal_backward
     return launch_step.step_backward if isinstance(plan, plans.StepBlocks) else launch_sequence.sequence_backward
 
 
@@ -94,7 +101,7 @@ class ForwardArguments(NamedTuple):
     x: Tensor  # [T, B, G*H] the input projection; with ids [V, G*H], W_ih^T
     h0: Tensor  # [B, H]
     c0: Tensor | None  # [B, H]; of a cell with more than two states [states - 1, B, H], as all that is named c
-    w: Tensor  # [G*H, H]
+    w: Tensor  # [G*H, H], as in `Pass`
     b: Tensor | None  # [G*H]
     lengths: Tensor | None  # [B] int32
     rule: str  # `CellSpec.key`
@@ -181,15 +188,14 @@ def _forward_tensors(out: Forward) -> tuple[Tensor, ...]:
 
 
 def _backward_tensors(out: Backward) -> tuple[Tensor, ...]:
-    """d_x and d_gates [T, B, G*H], the second empty where it is the same; d_h0 and d_c0 [B, H]; d_extra [E, H]."""
+    """d_x and d_gates [T, B, G*H], the second empty where it is the same; d_h0, d_c0 [B, H]; d_extra, d_w [., H]."""
     d_gates = None if out.d_gates is out.d_x else out.d_gates.flatten(2)
-    return _tensors(out.d_x.flatten(2), d_gates, *h_and_c(out.d_state), out.d_extra)
+    return _tensors(out.d_x.flatten(2), d_gates, *h_and_c(out.d_state), out.d_extra, out.d_w)
 
 
 def _plan(a: ForwardArguments | BackwardArguments, precision: str, backward: bool) -> plans.Plan:
     B, H = a.h0.shape
-    gates = rule_of(a.rule).spec.num_gates
-    found = plan_for(gates, a.path, B, H, a.h0.element_size(), gpu(a.h0.device), precision, backward)
+    found = plan_for(rule_of(a.rule).spec, a.path, B, H, a.h0.element_size(), gpu(a.h0.device), precision, backward)
     if isinstance(found, str):  # dispatch asks before; not everyone comes that way
         raise RuntimeError(f"impl='triton' cannot run: {found}")
     return found
@@ -215,9 +221,9 @@ recurrence_forward = _operator(
 recurrence_backward = _operator(
     "fastcells::recurrence_backward",
     BackwardArguments,
-    5,
+    6,
     run=_run_backward,
-    fake=lambda a: _backward_tensors(backward_pass(a, "ieee").results()._replace(d_extra=_like(a.extra))),
+    fake=lambda a: _backward_tensors(_fake_backward(a)),
 )
 
 
@@ -225,8 +231,10 @@ def _given(*tensors: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(t for t in tensors if t is not None)
 
 
-def _like(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else torch.empty_like(tensor)
+def _fake_backward(a: BackwardArguments) -> Backward:
+    given = backward_pass(a, "ieee")
+    d_w = a.w.new_empty(given.rule.spec.num_gates, a.h0.shape[1]) if given.rule.spec.recurrent is DIAGONAL else None
+    return given.results()._replace(d_extra=None if a.extra is None else torch.empty_like(a.extra), d_w=d_w)
 
 
 def _tensors(first: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
