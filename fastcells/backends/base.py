@@ -136,7 +136,8 @@ class Choice:
 
     impl: str
     # torch: "aten", ATen's fused recurrence, "one-hot", the same on the one-hot of token ids, or "recurrence", ours.
-    # cpu: "cpu". Triton: "sequence", one program a batch tile, "split", several that exchange the state, or "step".
+    # cpu: "cpu". Triton: "sequence", one program a batch tile, "split", several that exchange the state, "step", or
+    # "diagonal", without a matmul.
     # gluon: "resident", weights in registers, or "both directions" of a layer so, in one launch.
     path: str
     reason: str

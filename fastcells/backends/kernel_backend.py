@@ -38,6 +38,16 @@ class KernelBackend(Backend):
         return [((spec.num_gates - 1) * H, h), (H, operand)]
 
 
+def one_by_one(spec: CellSpec, h: Tensor, c: Tensor | None = None) -> State:
+    """The inverse of `h_and_c`: views, where there are more than two states."""
+    if spec.num_states == 1:
+        return (h,)
+    assert c is not None
+    return (h, c) if spec.num_states == 2 else (h, *c.unbind(0))
+
+
 def h_and_c(state: State) -> tuple[Tensor, Tensor | None]:
-    """A cell's two states, c being None for one that has h alone."""
+    """A cell's two states, c being None for one that has h alone; of more the others, stacked."""
+    if len(state) > 2:
+        return state[0], torch.stack(state[1:])
     return state[0], state[1] if len(state) == 2 else None

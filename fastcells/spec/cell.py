@@ -71,5 +71,9 @@ class CellSpec:
         return len(self.states)
 
     @property
+    def num_extra(self) -> int:
+        return len(self.extra)
+
+    @property
     def num_saved(self) -> int:
         return len(self.saved)

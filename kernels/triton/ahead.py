@@ -7,6 +7,7 @@ used it stays in the tensor's dtype and in the layout of the load: a conversion 
 import triton
 import triton.language as tl
 
+from fastcells.kernels.triton.tiles import of_state
 from fastcells.kernels.triton.words import unpack
 
 
@@ -51,9 +52,9 @@ def load_adjoint(
     d_out_ptr,  # [T, B, H], as the others counted in words
     saved_ptr,  # [T, B, SAVED, H]
     h_ptr,  # [T, B, H]
-    c_ptr,
+    c_ptr,  # [T, STATES - 1, B, H]
     h0_ptr,  # [B, H]
-    c0_ptr,
+    c0_ptr,  # [STATES - 1, B, H]
     first,
     plane,
     t,
@@ -72,8 +73,10 @@ def load_adjoint(
     before = at + (plane if REVERSE else -plane)
     read = (tl.load(d_out_ptr + at + tile, mask=mask, other=0),)
     read += (tl.load(tl.where(at_start, h0_ptr + first, h_ptr + before) + tile, mask=mask, other=0),)
-    if STATES == 2:
-        read += (tl.load(tl.where(at_start, c0_ptr + first, c_ptr + before) + tile, mask=mask, other=0),)
+    for s in tl.static_range(1, STATES):
+        c0_at = of_state(first, first, plane, s, STATES)
+        c_at = of_state(before, first, plane, s, STATES)
+        read += (tl.load(tl.where(at_start, c0_ptr + c0_at, c_ptr + c_at) + tile, mask=mask, other=0),)
     return read + load_raw(saved_ptr + at * SAVED, words, saved_tile, mask, SAVED)
 
 

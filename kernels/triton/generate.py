@@ -140,11 +140,12 @@ def source(name: str, rule: Rule) -> str:
         parts += [text.reset_hidden(), text.backward_last_gate()]
     parts.append(text.backward())
     second = f" {rule.second[0]} multiplies W_hh with what reset_hidden gives." if rule.second else ""
+    extra = f", then the parameters {_ascii(rule.extra)}" if rule.extra else ""
     activations = f"\nfrom fastcells.kernels.triton.activations import {', '.join(sorted(text.functions))}\n"
     return (
         f'"""{name}: written by fastcells from what `fastcells.define` was given. A change here has no effect.\n\n'
         f"Gates {_ascii(rule.gates)}: x is W_ih x + b_ih of each, product W_hh h + b_hh.{_ascii([second])}\n"
-        f'States {_ascii(rule.states)}. Saved: {_ascii(rule.saved) or "nothing"}.\n"""\n\n'
+        f'States {_ascii(rule.states)}{extra}. Saved: {_ascii(rule.saved) or "nothing"}.\n"""\n\n'
         f"import triton\nimport triton.language as tl\n{activations if text.functions else ''}\n\n" + "\n\n".join(parts)
     )
 
@@ -182,9 +183,8 @@ class _Source:
         def gradients(inputs: Iterable[str]) -> list[str]:
             return [writer.result(f"d_{name}") or "zero" for name in inputs]
 
-        d_x, d_h, d_prev = (
-            gradients(names) for names in (map(rule.x_input, rule.gates), map(rule.h_input, rule.gates), rule.states)
-        )
+        inputs = map(rule.x_input, rule.gates), map(rule.h_input, rule.gates), (*rule.states, *rule.extra)
+        d_x, d_h, d_prev = (gradients(names) for names in inputs)
         if "zero" in d_x + d_h + d_prev:
             writer.lines.append("zero = tl.zeros_like(d_state[0])")
         if rule.same_gradient:
@@ -194,7 +194,7 @@ class _Source:
         return _function(f"backward(d_state, saved, prev, new{operand})", writer.lines, f"{gates}, {_tuple(d_prev)}")
 
     def _of_forward(self, graph: Graph) -> Writer:
-        given = {state: f"state[{i}]" for i, state in enumerate(self.rule.states)}
+        given = {name: f"state[{i}]" for i, name in enumerate((*self.rule.states, *self.rule.extra))}
         for i, gate in enumerate(self.rule.gates):
             x, product = f"x[{i}]", f"product[{i}]"
             given |= {f"x_{gate}": x, f"h_{gate}": product} if gate in self.rule.apart else {gate: f"{x} + {product}"}
@@ -203,7 +203,8 @@ class _Source:
     def _of_backward(self, graph: Graph) -> Writer:
         given = {f"d_{OPERAND}": "d_operand"}
         for i, state in enumerate(self.rule.states):
-            given |= {f"d_new_{state}": f"d_state[{i}]", state: f"prev[{i}]", f"new_{state}": f"new[{i}]"}
+            given |= {f"d_new_{state}": f"d_state[{i}]", f"new_{state}": f"new[{i}]"}
+        given |= {name: f"prev[{i}]" for i, name in enumerate((*self.rule.states, *self.rule.extra))}
         return Writer(graph, given, self.functions, self.free, self.rule.saved)
 
 

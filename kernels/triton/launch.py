@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastcells.kernels.triton.plan import Blocks
@@ -42,9 +43,9 @@ class Forward(NamedTuple):
     """What a forward pass returns."""
 
     hidden: Tensor  # [T, B, H]
-    cells: Tensor | None  # [T, B, H], for a cell with a c
+    cells: Tensor | None  # [T, B, H], for a cell with a c; of more states [T, states - 1, B, H]
     saved: Tensor | None  # [T, B, num_saved, H]
-    last: tuple[Tensor, ...]  # each [B, H]
+    last: tuple[Tensor, ...]  # as `Pass.state`
 
 
 class Backward(NamedTuple):
@@ -52,7 +53,10 @@ class Backward(NamedTuple):
 
     d_x: Tensor  # [T, B, G, H]; d_gates itself where the two are the same
     d_gates: Tensor  # [T, B, G, H]
-    d_state: tuple[Tensor, ...]  # each [B, H]
+    d_state: tuple[Tensor, ...]  # as `Pass.state`
+    # Of further parameters [programs, E, H], of diagonal recurrent weights [programs, G, H]: float32, to be summed.
+    d_extra: Tensor | None = None
+    d_w: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,13 @@ class Pass:
     """What a forward and a backward pass both take."""
 
     rule: UpdateRule
-    state: tuple[Tensor, ...]  # initial, each [B, H]
-    w: Tensor  # [G*H, H]
+    state: tuple[Tensor, ...]  # initial: h and, of a cell with another state, c, [B, H]; of more [states - 1, B, H]
+    w: Tensor  # [G*H, H]; diagonal recurrent weights [G*H]
     lengths: Tensor | None  # [B] int32
     reverse: bool
     precision: str  # of a matmul in float32: Triton's input_precision
     resets: Tensor | None = field(default=None, kw_only=True)  # [T, B] uint8, not 0 where a step starts from zeros
+    extra: Tensor | None = field(default=None, kw_only=True)  # [E, H] further parameters
 
     def arguments(self, hidden: Tensor) -> Arguments:
         """Of every kernel, forward and backward."""
@@ -82,6 +87,10 @@ class Pass:
             "PRECISION": self.precision,
         }
 
+    def extra_arguments(self) -> Arguments:
+        """Of every kernel that takes cells with further parameters."""
+        return {"extra_ptr": self.extra, "EXTRA": self.rule.spec.num_extra}
+
 
 @dataclass(frozen=True)
 class ForwardPass(Pass):
@@ -95,9 +104,10 @@ class ForwardPass(Pass):
         """Uninitialized tensors for the results; hidden: where there is one for the outputs already."""
         spec, h0 = self.rule.spec, self.state[0]
         T, (*D, B, H) = self.x.steps, h0.shape
+        others = (spec.num_states - 1,) if spec.num_states > 2 else ()
         return Forward(
             h0.new_empty(*D, T, B, H) if hidden is None else hidden,
-            h0.new_empty(*D, T, B, H) if spec.num_states == 2 else None,
+            h0.new_empty(*D, T, *others, B, H) if spec.num_states > 1 else None,
             h0.new_empty(*D, T, B, spec.num_saved, H) if self.save and spec.num_saved else None,
             tuple(s.new_empty(s.shape) for s in self.state),
         )
@@ -153,6 +163,13 @@ class BackwardPass(Pass):
             d_gates = self.d_hidden.new_empty(*planes, spec.num_gates, H)
         d_x = d_gates if spec.same_gradient else self.d_hidden.new_empty(*planes, spec.num_gates, H)
         return Backward(d_x, d_gates, tuple(s.new_empty(s.shape) for s in self.state))
+
+    def extra_gradients(self, programs: int, *, zero: bool = False) -> Tensor | None:
+        """Memory for what so many programs each add to the gradients of further parameters; None without these."""
+        if self.extra is None:
+            return None
+        like = self.extra.new_zeros if zero else self.extra.new_empty
+        return like((programs, *self.extra.shape), dtype=torch.float32)
 
     def step_arguments(self, out: Backward) -> Arguments:
         """Of every backward kernel."""

@@ -43,6 +43,7 @@ def split_forward(forward: ForwardPass, split: Split) -> Forward:
     out = forward.results(hidden=first_elements(mailboxes[0], (T, B, H)))
     split_forward_kernel[_grid(split, forward)](
         **forward.sequence_arguments(out),
+        **forward.extra_arguments(),
         reset_hidden_ptr=first_elements(mailboxes[1], (T, B, H)) if second else None,
         **_arguments(split, forward),
         **_options(split),
@@ -57,9 +58,12 @@ def split_backward(backward: BackwardPass, split: Split) -> Backward:
     fault.raise_fault(device, what)
     (T, B, H), gates = backward.d_hidden.shape, backward.rule.spec.num_gates
     mailbox = _mailbox(EXCHANGES[split.exchange], (T, B, gates, H), like=backward.d_hidden)
-    out = backward.results(d_gates=mailbox)
-    split_backward_kernel[_grid(split, backward)](
+    grid = _grid(split, backward)
+    out = backward.results(d_gates=mailbox)._replace(d_extra=backward.extra_gradients(grid[1]))
+    split_backward_kernel[grid](
         **backward.sequence_arguments(out),
+        **backward.extra_arguments(),
+        d_extra_ptr=out.d_extra,
         **_arguments(split, backward),
         **_options(split),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from fastcells.kernels.triton.launch import Backward, BackwardPass, Forward, ForwardPass, block_arguments, num_tiles
 from fastcells.kernels.triton.plan import StepBlocks
@@ -22,13 +23,14 @@ def step_forward(forward: ForwardPass, blocks: StepBlocks) -> Forward:
     """One launch a step (two for a cell with a second product)."""
     T, rule = forward.x.steps, forward.rule
     out = forward.results()
-    carry = torch.stack([s.float() for s in forward.state])
+    carry = _stacked(forward.state)
     carry_new = torch.empty_like(carry)
     grid = num_tiles(blocks, forward.state)
     shared = {
         "reset_hidden_ptr": None if rule.reset_hidden is None else torch.empty_like(forward.state[0]),
         "BLOCK_K": blocks.inner,
         **block_arguments(blocks),
+        **forward.extra_arguments(),
     }
     reset_hidden = partial(
         reset_hidden_kernel[grid], **forward.input_arguments(out.hidden), **shared, RESET_HIDDEN=rule.reset_hidden
@@ -40,21 +42,23 @@ def step_forward(forward: ForwardPass, blocks: StepBlocks) -> Forward:
             reset_hidden(carry_ptr=carry, t=t, before=before)
         step(carry_ptr=carry, carry_new_ptr=carry_new, t=t, before=before)
         carry, carry_new, before = carry_new, carry, t
-    for last, s in zip(out.last, carry, strict=True):
-        last.copy_(s)
+    _copy(carry, out.last)
     return out
 
 
 def step_backward(backward: BackwardPass, blocks: StepBlocks) -> Backward:
     """The adjoint of `step_forward`: one launch a step (two for a cell with a second product), and one at the end."""
     T, rule = len(backward.d_hidden), backward.rule
-    out = backward.results()
-    carry = torch.stack([d.float() for d in backward.d_last])
+    out, (batch_tiles, _) = backward.results(), num_tiles(blocks, backward.state)
+    out = out._replace(d_extra=backward.extra_gradients(batch_tiles, zero=True))
+    carry = _stacked(backward.d_last)
     carry_new = torch.empty_like(carry)
     num_gates = rule.spec.num_gates
     step = partial(
         step_backward_kernel[num_tiles(blocks, backward.state)],
         **backward.step_arguments(out),
+        **backward.extra_arguments(),
+        d_extra_ptr=out.d_extra,
         THROUGH=num_gates if rule.reset_hidden is None else num_gates - 1,
         BLOCK_K=blocks.inner,
         **block_arguments(blocks),
@@ -73,6 +77,17 @@ def step_backward(backward: BackwardPass, blocks: StepBlocks) -> Backward:
         carry, carry_new, later = carry_new, carry, t
     end = partial(step, t=NONE, before=NONE, later=later, d_carry_ptr=carry, d_carry_new_ptr=carry_new)
     end(BACKWARD=rule.backward, HAS_LATER=True, PART=3)
-    for d_s, s in zip(out.d_state, carry_new, strict=True):
-        d_s.copy_(s)
+    _copy(carry_new, out.d_state)
     return out
+
+
+def _stacked(state: tuple[Tensor, ...]) -> Tensor:
+    """[states, B, H] in float32, of h and the others."""
+    return torch.cat([s.view(-1, *state[0].shape) for s in state]).float()
+
+
+def _copy(stacked: Tensor, state: tuple[Tensor, ...]) -> None:
+    """The inverse of `_stacked`."""
+    state[0].copy_(stacked[0])
+    for others in state[1:]:
+        others.copy_(stacked[1:].view_as(others))

@@ -56,6 +56,13 @@ class StepBlocks(Blocks):
 
 
 @dataclass(frozen=True)
+class DiagonalBlocks(Blocks):
+    """The same of a program of the kernels without a matmul, for diagonal recurrent weights."""
+
+    steps: int = 4  # whose inputs are loaded at once
+
+
+@dataclass(frozen=True)
 class Split:
     """A sequence kernel split over programs that wait for each other, and so have to run at once.
 
@@ -86,6 +93,12 @@ def step_blocks(item_size: int) -> StepBlocks:
     """
     inner = 32 if item_size == 4 else 64
     return StepBlocks(16, 32, inner, 4, 3, "any shape: hidden columns split over programs, inner dimension tiled")
+
+
+def diagonal_blocks() -> DiagonalBlocks:
+    """Blocks of the kernels for diagonal recurrent weights; any shape runs."""
+    reason = "each unit reads itself alone: any shape, no program waits for another"
+    return DiagonalBlocks(4, 64, 0, 2, 1, reason)
 
 
 def sequence_plan(

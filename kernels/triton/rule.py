@@ -15,7 +15,8 @@ class UpdateRule:
 
     Tiles are float32, [rows of the batch, columns of the hidden state]. `x` and `h` are tuples with one tile for each
     gate: the input projection with b_ih, and the recurrent product with b_hh. `state`, `new` and `prev` hold one tile
-    for each state, `saved` one for each saved value, in the order of the spec.
+    for each state, `saved` one for each saved value, in the order of the spec. Further parameters follow the states, in
+    `state`, `prev` and, as gradients, `d_prev`.
 
     forward(x, h, state) -> (new, saved): `saved` is what backward needs besides the states themselves.
     backward(d_state, saved, prev, new) -> (d_x, d_h, d_prev): gradients of x, of h, and of prev as far as it does

@@ -13,19 +13,24 @@ import triton.language as tl
 from fastcells.kernels.triton.ahead import load_adjoint, load_rows, widen, with_bias
 from fastcells.kernels.triton.gathered import unbound
 from fastcells.kernels.triton.tiles import (
+    add_tiles,
     cast,
     freeze_finished,
     load_bias,
+    load_extra,
     load_ids,
     load_resets,
     load_state,
+    of_state,
     offsets,
     owned,
     product,
+    store_column_sums,
     store_state,
     store_tiles,
     zero_finished,
     zero_started,
+    zero_tiles,
 )
 from fastcells.kernels.triton.words import as_words
 
@@ -46,15 +51,16 @@ def sequence_forward_kernel(
     b_ih_ptr,  # [GATES, H] bias of the input projection, given ids; or None
     w_ptr,  # [GATES, H, H] recurrent weight
     b_ptr,  # [GATES, H] recurrent bias, or None
+    extra_ptr,  # [EXTRA, H] further parameters, or None
     lengths_ptr,  # [B] int32: how many steps each row has; or None
     resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
     h0_ptr,  # [B, H] initial state
-    c0_ptr,  # [B, H], as all c pointers for a cell with a c only
+    c0_ptr,  # [STATES - 1, B, H], as all c pointers for a cell with more than h only
     h_ptr,  # [T, B, H] out: state after each step
-    c_ptr,  # [T, B, H] out
+    c_ptr,  # [T, STATES - 1, B, H] out
     saved_ptr,  # [T, B, SAVED, H] out, or None
     h_n_ptr,  # [B, H] out: final state
-    c_n_ptr,  # [B, H] out
+    c_n_ptr,  # [STATES - 1, B, H] out
     T,
     B,
     H,
@@ -64,6 +70,7 @@ def sequence_forward_kernel(
     GATES: tl.constexpr,
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
+    EXTRA: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     WORD: tl.constexpr,  # elements in a word
@@ -82,9 +89,10 @@ def sequence_forward_kernel(
     w = load_weights(w_ptr, cols[None, :], cols[:, None], weight_mask, H, GATES)
     b = load_bias(b_ptr, cols, H, GATES)
     b_ih = load_bias(b_ih_ptr, cols, H, GATES)
+    extra = load_extra(extra_ptr, cols, H, EXTRA, BLOCK_B, BLOCK_H)
     if lengths_ptr is not None:
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
-    state = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
+    state = load_state(h0_ptr, c0_ptr, first, first, plane, tile, mask, STATES)
     none = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     element: tl.constexpr = w_ptr.dtype.element_ty
     # Loaded a step ahead, and the ids, which name what is loaded, two steps.
@@ -109,7 +117,7 @@ def sequence_forward_kernel(
         for g in tl.static_range(through):
             h += (unbound(product(operand, w[g], none, PRECISION), BLOCK_B, BLOCK_H) + b[g],)
         if RESET_HIDDEN is not None:
-            operand = cast(tl.where(mask, RESET_HIDDEN(x, h, before), 0.0), element)
+            operand = cast(tl.where(mask, RESET_HIDDEN(x, h, before + extra), 0.0), element)
             h += (unbound(product(operand, w[through], none, PRECISION), BLOCK_B, BLOCK_H) + b[through],)
         # The next step's, after this one's matmuls: the compiler lets what comes last keep its layout.
         more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_cols < words)[None, :]
@@ -119,33 +127,35 @@ def sequence_forward_kernel(
         starts = load_resets(resets_ptr, (t - 1 if REVERSE else t + 1) * batch + first_row, row, more)
         more = (rows < tl.where(i + 2 < T, B, 0))[:, None]
         ids = load_ids(ids_ptr, (t - 2 if REVERSE else t + 2) * batch + first_row, row, more)
-        new, saved = FORWARD(x, h, before)
+        new, saved = FORWARD(x, h, before + extra)
         if lengths_ptr is not None:
             new = freeze_finished((t < length)[:, None], new, state, STATES)
         state = new
-        store_state(h_ptr, c_ptr, at, tile, mask, state, STATES)
+        store_state(h_ptr, c_ptr, at, first, plane, tile, mask, state, STATES)
         if saved_ptr is not None:
             store_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, saved)
-    store_state(h_n_ptr, c_n_ptr, first, tile, mask, state, STATES)
+    store_state(h_n_ptr, c_n_ptr, first, first, plane, tile, mask, state, STATES)
 
 
 @triton.jit(do_not_specialize=["T", "B"])
 def sequence_backward_kernel(
     w_ptr,  # [GATES, H, H]
+    extra_ptr,  # [EXTRA, H] further parameters, or None
     lengths_ptr,  # [B] int32: how many steps each row has; or None
     resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
     h0_ptr,  # [B, H] initial state
-    c0_ptr,  # [B, H], as all c pointers for a cell with a c only
+    c0_ptr,  # [STATES - 1, B, H], as all c pointers for a cell with more than h only
     h_ptr,  # [T, B, H] state after each step
-    c_ptr,  # [T, B, H]
+    c_ptr,  # [T, STATES - 1, B, H]
     saved_ptr,  # [T, B, SAVED, H]
     d_out_ptr,  # [T, B, H] gradient of every output
     d_h_n_ptr,  # [B, H] gradient of the final state
-    d_c_n_ptr,  # [B, H]
+    d_c_n_ptr,  # [STATES - 1, B, H]
     d_x_ptr,  # [T, B, GATES, H] out: gradient of the input projection; None where it is d_gates
     d_gates_ptr,  # [T, B, GATES, H] out: gradient of the recurrent products
     d_h0_ptr,  # [B, H] out: gradient of the initial state
-    d_c0_ptr,  # [B, H] out
+    d_c0_ptr,  # [STATES - 1, B, H] out
+    d_extra_ptr,  # [batch tiles, EXTRA, H] float32 out: what each adds to the parameters' gradients; or None
     T,
     B,
     H,
@@ -154,6 +164,7 @@ def sequence_backward_kernel(
     GATES: tl.constexpr,
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
+    EXTRA: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     WORD: tl.constexpr,  # elements in a word
@@ -173,7 +184,7 @@ def sequence_backward_kernel(
     h0_words = as_words(h0_ptr, WORD)
     c_words = h_words
     c0_words = h0_words
-    if STATES == 2:
+    if STATES > 1:
         c_words = as_words(c_ptr, WORD)
         c0_words = as_words(c0_ptr, WORD)
     d_out_words = as_words(d_out_ptr, WORD)
@@ -183,13 +194,16 @@ def sequence_backward_kernel(
     w = load_weights(w_ptr, cols[:, None], cols[None, :], weight_mask, H, GATES)
     if lengths_ptr is not None:
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
-    d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, tile, mask, STATES)
+    extra = load_extra(extra_ptr, cols, H, EXTRA, BLOCK_B, BLOCK_H)
+    d_extra = zero_tiles(EXTRA, BLOCK_B, BLOCK_H)
+    d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, first, plane, tile, mask, STATES)
     none = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     t = T * 0 if REVERSE else T - 1
     word_mask = (rows < B)[:, None] & (word_cols < words)[None, :]
     new = (tl.load(h_words + t * word_plane + first_word + word_tile, mask=word_mask, other=0),)
-    if STATES == 2:
-        new += (tl.load(c_words + t * word_plane + first_word + word_tile, mask=word_mask, other=0),)
+    for s in tl.static_range(1, STATES):
+        c_at = of_state(t * word_plane + first_word, first_word, word_plane, s, STATES)
+        new += (tl.load(c_words + c_at + word_tile, mask=word_mask, other=0),)
     ahead = load_adjoint(
         d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane, t, words, word_tile,
         saved_tile, word_mask, T == 1, STATES, SAVED, REVERSE,
@@ -204,17 +218,21 @@ def sequence_backward_kernel(
         saved = widen(ahead, element, WORD, 1 + STATES, SAVED)
         after = widen(new, element, WORD, 0, STATES)
         new = ahead[1 : 1 + STATES]
+        counted = mask
         if lengths_ptr is not None:
             active = (t < length)[:, None]
+            counted = mask & active
             d_out = tl.where(active, d_out, 0.0)
         d_state = (d_state[0] + d_out,) + d_state[1:]
         if BACKWARD_LAST_GATE is None:
-            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, after)
+            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev + extra, after)
         else:
-            d_last_gate = BACKWARD_LAST_GATE(d_state, saved, prev, after)
+            d_last_gate = BACKWARD_LAST_GATE(d_state, saved, prev + extra, after)
             d_reset_hidden = product(cast(tl.where(mask, d_last_gate, 0.0), element), w[GATES - 1], none, PRECISION)
             d_reset_hidden = unbound(d_reset_hidden, BLOCK_B, BLOCK_H)
-            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, after, d_reset_hidden)
+            d_x, d_h, d_prev = BACKWARD(d_state, saved, prev + extra, after, d_reset_hidden)
+        d_extra = add_tiles(d_extra, d_prev[STATES:], counted, EXTRA)
+        d_prev = d_prev[:STATES]
         if resets_ptr is not None:  # here, and what the product adds later: kept until then, it would cost registers
             d_prev = zero_started(starts, d_prev, STATES)
         if lengths_ptr is not None:
@@ -240,4 +258,6 @@ def sequence_backward_kernel(
         if lengths_ptr is not None:
             d_prev = freeze_finished(active, d_prev, d_state, STATES)
         d_state = d_prev
-    store_state(d_h0_ptr, d_c0_ptr, first, tile, mask, d_state, STATES)
+    store_state(d_h0_ptr, d_c0_ptr, first, first, plane, tile, mask, d_state, STATES)
+    if EXTRA:
+        store_column_sums(d_extra_ptr + tl.program_id(0) * EXTRA * H, cols, H, d_extra)

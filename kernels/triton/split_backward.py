@@ -7,13 +7,18 @@ from fastcells.kernels.triton.ahead import load_adjoint, widen
 from fastcells.kernels.triton.exchange import poison
 from fastcells.kernels.triton.gathered import gathered_products, unbound
 from fastcells.kernels.triton.tiles import (
+    add_tiles,
     freeze_finished,
+    load_extra,
     load_resets,
     load_state,
+    of_state,
+    store_column_sums,
     store_state,
     store_tiles,
     zero_finished,
     zero_started,
+    zero_tiles,
 )
 from fastcells.kernels.triton.words import as_words, pack
 
@@ -21,21 +26,23 @@ from fastcells.kernels.triton.words import as_words, pack
 @triton.jit(do_not_specialize=["T", "B", "patience"])
 def split_backward_kernel(
     w_ptr,  # [GATES, H, H]
+    extra_ptr,  # [EXTRA, H] further parameters, or None
     lengths_ptr,  # [B] int32: how many steps each row has; or None
     resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
     counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
     d_gates_ptr,  # [T, B, GATES, H] out, and mailbox: gradient of the recurrent products
     h0_ptr,  # [B, H] initial state
-    c0_ptr,  # [B, H], as all c pointers for a cell with a c only
+    c0_ptr,  # [STATES - 1, B, H], as all c pointers for a cell with more than h only
     h_ptr,  # [T, B, H] state after each step
-    c_ptr,  # [T, B, H]
+    c_ptr,  # [T, STATES - 1, B, H]
     saved_ptr,  # [T, B, SAVED, H]
     d_out_ptr,  # [T, B, H] gradient of every output
     d_h_n_ptr,  # [B, H] gradient of the final state
-    d_c_n_ptr,  # [B, H]
+    d_c_n_ptr,  # [STATES - 1, B, H]
     d_x_ptr,  # [T, B, GATES, H] out: gradient of the input projection; None where it is d_gates
     d_h0_ptr,  # [B, H] out: gradient of the initial state
-    d_c0_ptr,  # [B, H] out
+    d_c0_ptr,  # [STATES - 1, B, H] out
+    d_extra_ptr,  # [groups, EXTRA, H] float32 out: what each adds to the parameters' gradients; or None
     fault_ptr,  # [1] int32: 1 once a program waited in vain
     T,
     B,
@@ -50,6 +57,7 @@ def split_backward_kernel(
     GATES: tl.constexpr,
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
+    EXTRA: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -99,7 +107,7 @@ def split_backward_kernel(
     d_h0_ptr += first_column
     if SAVED:
         saved_ptr += first_column
-    if STATES == 2:
+    if STATES > 1:
         c0_ptr += first_column
         c_ptr += first_column
         d_c_n_ptr += first_column
@@ -108,7 +116,7 @@ def split_backward_kernel(
     h_words = as_words(h_ptr, WORD)
     c0_words = h0_words
     c_words = h_words
-    if STATES == 2:
+    if STATES > 1:
         c0_words = as_words(c0_ptr, WORD)
         c_words = as_words(c_ptr, WORD)
     d_out_words = as_words(d_out_ptr, WORD)
@@ -122,6 +130,8 @@ def split_backward_kernel(
                 weight_mask = (n < H)[:, None] & (cols < H)[None, :]
                 gate = w_ptr + (zero + g * H) * H
                 w += (tl.load(gate + n[:, None] * H + column, mask=weight_mask, other=0.0),)
+    extra = load_extra(extra_ptr, cols, H, EXTRA, BLOCK_B, BLOCK_H)
+    d_extra = zero_tiles(EXTRA, BLOCK_B, BLOCK_H)
     everyone = tl.num_programs(0)
     # As in the forward pass, all programs of a group walk the same tiles in the same order.
     for batch_tile in range(tl.program_id(1), tl.cdiv(B, BLOCK_B), tl.num_programs(1)):
@@ -136,12 +146,13 @@ def split_backward_kernel(
         word_mask = row_mask & (word_cols < words)[None, :]
         if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
-        d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, tile, mask, STATES)
+        d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, first, plane, tile, mask, STATES)
         d_state = (d_state[0] + poison(patience),) + d_state[1:]
         t = T * 0 if REVERSE else T - 1
         new = (tl.load(h_words + t * word_plane + first_word + word_tile, mask=word_mask, other=0),)
-        if STATES == 2:
-            new += (tl.load(c_words + t * word_plane + first_word + word_tile, mask=word_mask, other=0),)
+        for s in tl.static_range(1, STATES):
+            c_at = of_state(t * word_plane + first_word, first_word, word_plane, s, STATES)
+            new += (tl.load(c_words + c_at + word_tile, mask=word_mask, other=0),)
         ahead = load_adjoint(
             d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane, t, words,
             word_tile, saved_tile, word_mask, T == 1, STATES, SAVED, REVERSE,
@@ -164,9 +175,9 @@ def split_backward_kernel(
                 d_out = tl.where(active, d_out, 0.0)
             d_state = (d_state[0] + d_out,) + d_state[1:]
             if BACKWARD_LAST_GATE is None:
-                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, after)
+                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev + extra, after)
             else:
-                d_last_gate = BACKWARD_LAST_GATE(d_state, saved, prev, after)
+                d_last_gate = BACKWARD_LAST_GATE(d_state, saved, prev + extra, after)
                 if lengths_ptr is not None:
                     d_last_gate = tl.where(active, d_last_gate, 0.0)
                 PUBLISH(own_mail + through * words, pack(d_last_gate, element, WORD), word_mask)
@@ -178,9 +189,11 @@ def split_backward_kernel(
                     fault_ptr, GATHER, through, 1, 1, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, TIE, PRECISION,
                 )  # fmt: skip
                 d_reset_hidden = unbound(sums[0], BLOCK_B, BLOCK_H) + poison(patience)
-                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, after, d_reset_hidden)
+                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev + extra, after, d_reset_hidden)
                 if lengths_ptr is not None:
                     active = ((t < length) | (patience == 0))[:, None]
+            d_extra = add_tiles(d_extra, d_prev[STATES:], mask if lengths_ptr is None else mask & active, EXTRA)
+            d_prev = d_prev[:STATES]
             if resets_ptr is not None:  # here, and later what the product adds: kept until then it would cost registers
                 d_prev = zero_started(starts, d_prev, STATES)
             if lengths_ptr is not None:
@@ -219,4 +232,6 @@ def split_backward_kernel(
         poisoned = ()
         for s in tl.static_range(STATES):  # what does not go through the matmuls would be left out
             poisoned += (d_state[s] + poison(patience),)
-        store_state(d_h0_ptr, d_c0_ptr, first, tile, mask, poisoned, STATES)
+        store_state(d_h0_ptr, d_c0_ptr, first, first, plane, tile, mask, poisoned, STATES)
+    if EXTRA:
+        store_column_sums(d_extra_ptr + tl.program_id(1) * EXTRA * H, cols, H, d_extra)

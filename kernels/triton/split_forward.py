@@ -22,9 +22,11 @@ from fastcells.kernels.triton.tiles import (
     cast,
     freeze_finished,
     load_bias,
+    load_extra,
     load_ids,
     load_resets,
     load_state,
+    of_state,
     store_state,
     store_tiles,
     zero_started,
@@ -39,17 +41,18 @@ def split_forward_kernel(
     b_ih_ptr,  # [GATES, H] bias of the input projection, given ids; or None
     w_ptr,  # [GATES, H, H] recurrent weight
     b_ptr,  # [GATES, H] recurrent bias, or None
+    extra_ptr,  # [EXTRA, H] further parameters, or None
     lengths_ptr,  # [B] int32: how many steps each row has; or None
     resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
     counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
     reset_hidden_ptr,  # [T, B, H] mailbox: operand of the second product, for a cell with one
     h0_ptr,  # [B, H] initial state
-    c0_ptr,  # [B, H], as all c pointers for a cell with a c only
+    c0_ptr,  # [STATES - 1, B, H], as all c pointers for a cell with more than h only
     h_ptr,  # [T, B, H] out, and mailbox: state after each step
-    c_ptr,  # [T, B, H] out
+    c_ptr,  # [T, STATES - 1, B, H] out
     saved_ptr,  # [T, B, SAVED, H] out, or None
     h_n_ptr,  # [B, H] out: final state
-    c_n_ptr,  # [B, H] out
+    c_n_ptr,  # [STATES - 1, B, H] out
     fault_ptr,  # [1] int32: 1 once a program waited in vain
     T,
     B,
@@ -65,6 +68,7 @@ def split_forward_kernel(
     GATES: tl.constexpr,
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
+    EXTRA: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -110,6 +114,7 @@ def split_forward_kernel(
                 tl.debug_barrier()  # of the elements loaded one by one, those of a single tile are in registers
     b = load_bias(b_ptr, cols, H, GATES)
     b_ih = load_bias(b_ih_ptr, cols, H, GATES)
+    extra = load_extra(extra_ptr, cols, H, EXTRA, BLOCK_B, BLOCK_H)
     through: tl.constexpr = GATES if RESET_HIDDEN is None else GATES - 1  # gates whose product reads h itself
     everyone = tl.num_programs(0)
     # All programs of a group walk the same tiles in the same order, so that nobody waits for one that never comes. Each
@@ -126,7 +131,7 @@ def split_forward_kernel(
             length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
         counter = counter_ptr + batch_tile * 32
         arrivals = 0
-        state = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
+        state = load_state(h0_ptr, c0_ptr, first, first, plane, tile, mask, STATES)
         source = as_words(h0_ptr, WORD) + first_word  # the state before the step
         # Loaded a step ahead, and the ids, which name what is loaded, two steps.
         t_first = zero + (T - 1 if REVERSE else 0)
@@ -153,7 +158,7 @@ def split_forward_kernel(
             for g in tl.static_range(through):
                 h += (unbound(sums[g], BLOCK_B, BLOCK_H) + (b[g] + poison(patience)),)
             if RESET_HIDDEN is not None:
-                reset_hidden = pack(RESET_HIDDEN(x, h, before), element, WORD)
+                reset_hidden = pack(RESET_HIDDEN(x, h, before + extra), element, WORD)
                 PUBLISH(reset_hidden_mail + word_at + word_tile, reset_hidden, word_mask)
                 ARRIVE(counter, patience)
                 arrivals += everyone
@@ -171,7 +176,7 @@ def split_forward_kernel(
             starts = load_resets(resets_ptr, (zero + (t - 1 if REVERSE else t + 1)) * B + first_row, row, more)
             more = (rows < tl.where(i + 2 < T, B, 0))[:, None]
             ids = load_ids(ids_ptr, (zero + (t - 2 if REVERSE else t + 2)) * B + first_row, row, more)
-            new, saved = FORWARD(x, h, before)
+            new, saved = FORWARD(x, h, before + extra)
             if lengths_ptr is not None:
                 active = ((t < length) | (patience == 0))[:, None]
                 new = freeze_finished(active, new, state, STATES)
@@ -181,11 +186,12 @@ def split_forward_kernel(
             ARRIVE(counter, patience)
             arrivals += everyone
             source = h_mail + word_at
-            if STATES == 2:
-                tl.store(c_ptr + at + tile, cast(state[1], element), mask=mask)
+            for s in tl.static_range(1, STATES):
+                c_at = of_state(at, first, plane, s, STATES)
+                tl.store(c_ptr + c_at + tile, cast(state[s], element), mask=mask)
             if saved_ptr is not None:
                 store_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, saved)
         poisoned = ()
         for s in tl.static_range(STATES):  # in the last step a row that had finished was still its own
             poisoned += (state[s] + poison(patience),)
-        store_state(h_n_ptr, c_n_ptr, first, tile, mask, poisoned, STATES)
+        store_state(h_n_ptr, c_n_ptr, first, first, plane, tile, mask, poisoned, STATES)

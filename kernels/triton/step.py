@@ -18,6 +18,7 @@ from fastcells.kernels.triton.tiles import (
     cast,
     freeze_finished,
     load_bias,
+    load_extra,
     load_ids,
     load_resets,
     offsets,
@@ -94,6 +95,7 @@ def reset_hidden_kernel(
     b_ih_ptr,  # [GATES, H], or None
     w_ptr,  # [GATES, H, H]
     b_ptr,  # [GATES, H], or None
+    extra_ptr,  # [EXTRA, H], or None
     resets_ptr,  # [T, B] uint8, or None
     h0_ptr,  # [B, H]
     h_ptr,  # [T, B, H]
@@ -107,6 +109,7 @@ def reset_hidden_kernel(
     RESET_HIDDEN: tl.constexpr,
     GATES: tl.constexpr,
     STATES: tl.constexpr,
+    EXTRA: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -126,7 +129,8 @@ def reset_hidden_kernel(
     state = load_raw(carry_ptr + first, plane, tile, mask, STATES)
     if resets_ptr is not None:
         state = zero_started(starts, state, STATES)
-    reset_hidden = RESET_HIDDEN(x, h, state)
+    extra = load_extra(extra_ptr, cols, H, EXTRA, BLOCK_B, BLOCK_H)
+    reset_hidden = RESET_HIDDEN(x, h, state + extra)
     tl.store(reset_hidden_ptr + first + tile, cast(reset_hidden, reset_hidden_ptr.dtype.element_ty), mask=mask)
 
 
@@ -137,11 +141,12 @@ def step_forward_kernel(
     b_ih_ptr,  # [GATES, H] bias of the input projection, given ids; or None
     w_ptr,  # [GATES, H, H] recurrent weight
     b_ptr,  # [GATES, H] recurrent bias, or None
+    extra_ptr,  # [EXTRA, H] further parameters, or None
     lengths_ptr,  # [B] int32: how many steps each row has; or None
     resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
     h0_ptr,  # [B, H] initial state h, as the matmuls read it
     h_ptr,  # [T, B, H] in and out: state h after each step, as the matmuls read it
-    c_ptr,  # [T, B, H] out, for a cell with a c
+    c_ptr,  # [T, STATES - 1, B, H] out, for a cell with more than h
     reset_hidden_ptr,  # [B, H] operand of the last gate's product, for a cell with two; or None
     carry_ptr,  # [STATES, B, H] float32 state before the step
     carry_new_ptr,  # [STATES, B, H] float32 out: state after the step
@@ -155,6 +160,7 @@ def step_forward_kernel(
     GATES: tl.constexpr,
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
+    EXTRA: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -184,12 +190,13 @@ def step_forward_kernel(
     h = ()
     for g in tl.static_range(GATES):
         h += (products[g] + b[g],)
-    new, saved = FORWARD(x, h, before_step)
+    extra = load_extra(extra_ptr, cols, H, EXTRA, BLOCK_B, BLOCK_H)
+    new, saved = FORWARD(x, h, before_step + extra)
     if lengths_ptr is not None:
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
         new = freeze_finished((t < length)[:, None], new, state, STATES)
     at = t * plane + first
     store_tiles(carry_new_ptr + first, plane, tile, mask, new)
-    store_state(h_ptr, c_ptr, at, tile, mask, new, STATES)
+    store_state(h_ptr, c_ptr, at, first, plane, tile, mask, new, STATES)
     if saved_ptr is not None:
         store_tiles(saved_ptr + at * SAVED, H, saved_tile, mask, saved)

@@ -7,6 +7,7 @@ from fastcells.kernels.triton.ahead import load_raw, widen
 from fastcells.kernels.triton.tiles import (
     cast,
     freeze_finished,
+    load_extra,
     load_resets,
     load_state,
     offsets,
@@ -48,21 +49,31 @@ def through_weights(
     return total
 
 
+@triton.jit
+def add_column_sums(ptr, cols, H, tiles, mask):
+    """Of each tile, as far as it is in the mask, to a [tiles, H] in float32."""
+    for i in tl.static_range(len(tiles)):
+        so_far = tl.load(ptr + i * H + cols, mask=cols < H, other=0.0)
+        tl.store(ptr + i * H + cols, so_far + tl.sum(tl.where(mask, tiles[i], 0.0), axis=0), mask=cols < H)
+
+
 @triton.jit(do_not_specialize=["t", "before", "later", "B"])
 def step_backward_kernel(
     w_ptr,  # [GATES, H, H]
+    extra_ptr,  # [EXTRA, H] further parameters, or None
     lengths_ptr,  # [B] int32: how many steps each row has; or None
     resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
     h0_ptr,  # [B, H] initial state
-    c0_ptr,  # [B, H], as c_ptr for a cell with a c only
+    c0_ptr,  # [STATES - 1, B, H], as c_ptr for a cell with more than h only
     h_ptr,  # [T, B, H] state after each step
-    c_ptr,  # [T, B, H]
+    c_ptr,  # [T, STATES - 1, B, H]
     saved_ptr,  # [T, B, SAVED, H]
     d_out_ptr,  # [T, B, H] gradient of every output
     d_x_ptr,  # [T, B, GATES, H] out: gradient of the input projection; None where it is d_gates
     d_gates_ptr,  # [T, B, GATES, H] in and out: gradient of the products
     d_carry_ptr,  # [STATES, B, H] float32: gradient of the state after this step, without what the products give
     d_carry_new_ptr,  # [STATES, B, H] float32 out: the same for the state before this step
+    d_extra_ptr,  # [batch tiles, EXTRA, H] float32 in and out: the parameters' gradients so far; or None
     t,  # the step
     before,  # the step whose state it started from; negative: the initial state
     later,  # the step that started from its state, if HAS_LATER
@@ -72,6 +83,7 @@ def step_backward_kernel(
     GATES: tl.constexpr,
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
+    EXTRA: tl.constexpr,
     THROUGH: tl.constexpr,  # how many gates' products read h itself
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -108,15 +120,16 @@ def step_backward_kernel(
         saved = load_raw(saved_ptr + at * SAVED, H, saved_tile, mask, SAVED)
         saved = widen(saved, saved_ptr.dtype.element_ty, 1, 0, SAVED)
         if before < 0:
-            prev = load_state(h0_ptr, c0_ptr, first, tile, mask, STATES)
+            prev = load_state(h0_ptr, c0_ptr, first, first, plane, tile, mask, STATES)
         else:
-            prev = load_state(h_ptr, c_ptr, before * plane + first, tile, mask, STATES)
+            prev = load_state(h_ptr, c_ptr, before * plane + first, first, plane, tile, mask, STATES)
         if resets_ptr is not None:
             starts = load_resets(resets_ptr, t * batch + first_row, row, row_mask)
             prev = zero_started(starts, prev, STATES)
-        new = load_state(h_ptr, c_ptr, at, tile, mask, STATES)
+        new = load_state(h_ptr, c_ptr, at, first, plane, tile, mask, STATES)
+        extra = load_extra(extra_ptr, cols, H, EXTRA, BLOCK_B, BLOCK_H)
         if PART == 1:
-            d_last_gate = tl.where(active, BACKWARD(d_state, saved, prev, new), 0.0)
+            d_last_gate = tl.where(active, BACKWARD(d_state, saved, prev + extra, new), 0.0)
             tl.store(
                 d_gates_step + (GATES - 1) * H + gate_tile, cast(d_last_gate, d_gates_ptr.dtype.element_ty), mask=mask
             )
@@ -127,9 +140,12 @@ def step_backward_kernel(
                 d_reset_hidden = through_weights(
                     d_gates_step, w_ptr, none, row_mask, cols, H, GATES, GATES - 1, 1, BLOCK_B, BLOCK_K, PRECISION
                 )
-                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new, d_reset_hidden)
+                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev + extra, new, d_reset_hidden)
             else:
-                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev, new)
+                d_x, d_h, d_prev = BACKWARD(d_state, saved, prev + extra, new)
+            if EXTRA:
+                add_column_sums(d_extra_ptr + tl.program_id(0) * EXTRA * H, cols, H, d_prev[STATES:], active)
+                d_prev = d_prev[:STATES]
             if resets_ptr is not None:
                 d_prev = zero_started(starts, d_prev, STATES)
             if lengths_ptr is not None:

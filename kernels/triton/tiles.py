@@ -110,20 +110,67 @@ def store_tiles(ptr, stride, tile, mask, tiles):
 
 
 @triton.jit
-def load_state(h_ptr, c_ptr, at, tile, mask, STATES: tl.constexpr):
-    """(h,) or (h, c) as float32, from element `at` on; c_ptr is not looked at where STATES is 1."""
+def of_state(at, first, plane, s, STATES: tl.constexpr):
+    """Where state s, from 1 on, lies in a [T, STATES - 1, B, H] or, with `at` being `first`, a [STATES - 1, B, H].
+
+    at: where h lies in a [T, B, H]; first: in its [B, H], of which plane is the size.
+    """
+    if STATES > 2:
+        at += (STATES - 2) * (at - first) + (s - 1) * plane
+    return at
+
+
+@triton.jit
+def load_state(h_ptr, c_ptr, at, first, plane, tile, mask, STATES: tl.constexpr):
+    """h and, from c_ptr, the other states as float32; `at` and what follows as in `of_state`."""
     state = (tl.load(h_ptr + at + tile, mask=mask, other=0.0).to(tl.float32),)
-    if STATES == 2:
-        state += (tl.load(c_ptr + at + tile, mask=mask, other=0.0).to(tl.float32),)
+    for s in tl.static_range(1, STATES):
+        c_at = of_state(at, first, plane, s, STATES)
+        state += (tl.load(c_ptr + c_at + tile, mask=mask, other=0.0).to(tl.float32),)
     return state
 
 
 @triton.jit
-def store_state(h_ptr, c_ptr, at, tile, mask, state, STATES: tl.constexpr):
-    """(h,) or (h, c) in the tensors' dtype, from element `at` on."""
+def store_state(h_ptr, c_ptr, at, first, plane, tile, mask, state, STATES: tl.constexpr):
+    """h and the other states in the tensors' dtype, to where `load_state` reads them."""
     tl.store(h_ptr + at + tile, cast(state[0], h_ptr.dtype.element_ty), mask=mask)
-    if STATES == 2:
-        tl.store(c_ptr + at + tile, cast(state[1], c_ptr.dtype.element_ty), mask=mask)
+    for s in tl.static_range(1, STATES):
+        c_at = of_state(at, first, plane, s, STATES)
+        tl.store(c_ptr + c_at + tile, cast(state[s], c_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_extra(extra_ptr, cols, H, N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr):
+    """The first N of further parameters, [N, H], each as a tile of equal rows."""
+    tiles = ()
+    for i in tl.static_range(N):
+        row = tl.load(extra_ptr + i * H + cols, mask=cols < H, other=0.0).to(tl.float32)
+        tiles += (tl.broadcast_to(row[None, :], (BLOCK_B, BLOCK_H)),)
+    return tiles
+
+
+@triton.jit
+def zero_tiles(N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr):
+    tiles = ()
+    for _ in tl.static_range(N):
+        tiles += (tl.zeros((BLOCK_B, BLOCK_H), tl.float32),)
+    return tiles
+
+
+@triton.jit
+def add_tiles(totals, tiles, mask, N: tl.constexpr):
+    """The sums of N tiles each, to which what is not in the mask adds nothing."""
+    sums = ()
+    for i in tl.static_range(N):
+        sums += (totals[i] + tl.where(mask, tiles[i], 0.0),)
+    return sums
+
+
+@triton.jit
+def store_column_sums(ptr, cols, H, tiles):
+    """Of each tile, to a [tiles, H] in float32."""
+    for i in tl.static_range(len(tiles)):
+        tl.store(ptr + i * H + cols, tl.sum(tiles[i], axis=0), mask=cols < H)
 
 
 @triton.jit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import fastcells
-from tests.defined.rules import every_operator, gru, gru_reset_before, lstm
+from tests.defined.rules import every_operator, four_states, gru, gru_reset_before, lstm
 
 TwinGRU = fastcells.define("TwinGRU", gates=("r", "z", "n"), step=gru, doc="A twin.")
 TwinResetBefore = fastcells.define(
@@ -19,6 +19,10 @@ TwinRNN = fastcells.define("TwinRNN", gates=("a",), step=lambda a: torch.tanh(a)
 TwinRelu = fastcells.define("TwinRelu", gates=("a",), step=lambda a: torch.relu(a))
 HeadsLSTM = fastcells.define("HeadsLSTM", gates="ifgo", states="hc", step=lstm, recurrent="heads")
 EveryOperator = fastcells.define("EveryOperator", gates="ab", states="hs", step=every_operator)
+FourStates = fastcells.define("FourStates", gates="ab", states="hcmk", extra="pq", step=four_states)
+DiagonalFour = fastcells.define(
+    "DiagonalFour", gates="ab", states="hcmk", extra="pq", step=four_states, recurrent="diagonal"
+)
 OperandOfParts = fastcells.define(  # the two halves of either gate apart, and another operand
     "OperandOfParts",
     gates=("r", "n"),

@@ -35,6 +35,15 @@ def peephole(i: Tensor, f: Tensor, g: Tensor, o: Tensor, c: Tensor, p: Tensor, q
     return torch.sigmoid(o + p * c) * torch.tanh(c), c
 
 
+def four_states(
+    a: Tensor, x_b: Tensor, h_b: Tensor, h: Tensor, c: Tensor, m: Tensor, k: Tensor, p: Tensor, q: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two parameters, one of them also in a function of its own, and gates whose halves are apart."""
+    c = torch.sigmoid(a + p * c) * c + torch.tanh(h_b) * m
+    m = torch.tanh(x_b * torch.sigmoid(h_b) - q * h)
+    return torch.tanh(c + k * m), c, m, torch.tanh(p) * k
+
+
 def everything(a: Tensor, b: Tensor, h: Tensor, s: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
     """Each operator, none of which is near a point where it has no derivative too often."""
     a = torch.exp(torch.clamp(a, -2, 2)) / (1 + b**2) - torch.log1p(abs(h)) + F.softplus(b) * torch.relu(s)

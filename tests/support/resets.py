@@ -38,12 +38,12 @@ FAULTS = [
     ("split_forward.py", "row_mask & (starts == 0)", "row_mask"),
     ("step.py", "read_rows = row_mask & (starts == 0)\n    products", "products"),
     # The update does: of an LSTM, c.
-    ("sequence.py", "FORWARD(x, h, before)", "FORWARD(x, h, state)"),
-    ("split_forward.py", "FORWARD(x, h, before)", "FORWARD(x, h, state)"),
-    ("step.py", "FORWARD(x, h, before_step)", "FORWARD(x, h, state)"),
+    ("sequence.py", "FORWARD(x, h, before + extra)", "FORWARD(x, h, state + extra)"),
+    ("split_forward.py", "FORWARD(x, h, before + extra)", "FORWARD(x, h, state + extra)"),
+    ("step.py", "FORWARD(x, h, before_step + extra)", "FORWARD(x, h, state + extra)"),
     # The second product's operand is of the state before the reset.
-    ("sequence.py", "RESET_HIDDEN(x, h, before)", "RESET_HIDDEN(x, h, state)"),
-    ("split_forward.py", "RESET_HIDDEN(x, h, before)", "RESET_HIDDEN(x, h, state)"),
+    ("sequence.py", "RESET_HIDDEN(x, h, before + extra)", "RESET_HIDDEN(x, h, state + extra)"),
+    ("split_forward.py", "RESET_HIDDEN(x, h, before + extra)", "RESET_HIDDEN(x, h, state + extra)"),
     # The backward reads the state before the reset.
     ("sequence.py", "zero_started(starts, prev, STATES)", "prev"),
     ("split_backward.py", "zero_started(starts, prev, STATES)", "prev"),

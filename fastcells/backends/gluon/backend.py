@@ -44,7 +44,7 @@ class GluonBackend(KernelBackend):
     owns_last = True
 
     def cell_obstacle(self, spec: CellSpec) -> str | None:
-        return cells.obstacle(spec)
+        return cells.gluon_obstacle(spec)
 
     def obstacle(self, call: Call) -> str | None:
         if not INSTALLED:

@@ -17,15 +17,17 @@ import torch
 from torch import Tensor
 
 from fastcells.backends.base import ASKED_FOR, Call, Choice, Gradients, Inputs, PreviousStates, Trace
-from fastcells.backends.kernel_backend import KernelBackend, h_and_c
+from fastcells.backends.kernel_backend import KernelBackend, h_and_c, one_by_one
 from fastcells.backends.torch.backend import TORCH
 from fastcells.backends.triton import cells, policy
 from fastcells.kernels.triton import plan
 from fastcells.modes import traced
 from fastcells.spec import CellSpec, State
+from fastcells.spec.recurrent import DIAGONAL
 
 FEW, MANY = 32, 128  # rows: what decides under torch.compile is whether there are many, not how many
 MOST_CANDIDATES = 3  # of a trial: each is compiled, forward and backward, which takes seconds
+ONE_LAUNCH = "diagonal recurrent weights run in one launch for the whole sequence, impl='triton'"
 INSTALLED = find_spec("triton") is not None  # asked once: torch.compile traces no question to the file system
 
 
@@ -63,7 +65,8 @@ class TritonBackend(KernelBackend):
             obstacle = f"w_hh of shape {list(w_hh.shape)} is empty"
         if obstacle is None:
             found = self._plan(call, backward=False)
-            obstacle = f"{found}; 'triton-step' has no such limit" if isinstance(found, str) else None
+            hint = "" if self.name == "triton-step" else "; 'triton-step' has no such limit"
+            obstacle = f"{found}{hint}" if isinstance(found, str) else None
         return obstacle
 
     def advantage(self, call: Call) -> str | None:
@@ -93,6 +96,8 @@ class TritonBackend(KernelBackend):
         gates, precision = call.spec.num_gates, _precision(call)
         if self.name == "triton-step":
             return []  # many launches, as torch's own; it is there for what does not fit the other kernels
+        if call.spec.recurrent is DIAGONAL:
+            return [self.choose(call, ASKED_FOR)]
         forward, backward = (
             plan.sequence_plans(H, call.B, gates, size, gpu(device), precision=precision, backward=backward)
             for backward in (False, True)
@@ -126,23 +131,24 @@ class TritonBackend(KernelBackend):
         B: int = call.B
         if torch.compiler.is_compiling():  # B may be any number, and the operators look up the plan for the one it is
             B = FEW if B <= MANY else 4096
-        return plan_for(call.spec.num_gates, path, B, call.H, size, gpu(device), _precision(call), backward)
+        return plan_for(call.spec, path, B, call.H, size, gpu(device), _precision(call), backward)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         from fastcells.backends.triton import operators
 
-        (x, ids, b_ih), state, (w_hh, b_hh, *_), (reverse, lengths, resets, *_) = inputs
+        (x, ids, b_ih), state, (w_hh, b_hh, _, extra, _), (reverse, lengths, resets, *_) = inputs
         # Rows of W_ih^T in one piece each: columns of W_ih would be as many memory transactions as there are elements.
         x = x if ids is None else x.t().contiguous()
         given = operators.ForwardArguments(
-            x, *h_and_c(state), w_hh, b_hh, lengths, spec.key, choice.path, reverse, save, ids, b_ih, resets
-        )
+            x, *h_and_c(state), _rows(w_hh), b_hh, lengths,
+            spec.key, choice.path, reverse, save, ids, b_ih, resets, _together(extra),
+        )  # fmt: skip
         if not traced():
             plans: Plans = choice.plan
             out = operators.run_forward(operators.forward_pass(given, plans.precision), plans.forward)
-            return Trace(out.hidden, out.last, (out.cells, out.saved))
+            return Trace(out.hidden, _own(spec, *out.last), (out.cells, out.saved))
         hidden, cells, saved, *last = operators.recurrence_forward(*given)
-        return Trace(hidden, tuple(last[: spec.num_states]), (cells, saved))
+        return Trace(hidden, _own(spec, *last), (cells, saved))
 
     def backward(
         self,
@@ -156,41 +162,72 @@ class TritonBackend(KernelBackend):
     ) -> Gradients:
         from fastcells.backends.triton import operators
 
-        _, state, (w_hh, *_), (reverse, lengths, resets, *_) = inputs
+        _, state, (w_hh, _, _, extra, _), (reverse, lengths, resets, *_) = inputs
         cells, saved = trace.saved
         given = operators.BackwardArguments(
             d_hidden,
             *h_and_c(d_last),
             *h_and_c(state),
-            w_hh,
+            _rows(w_hh),
             trace.hidden,
-            cells if spec.num_states == 2 else None,
+            cells if spec.num_states > 1 else None,
             saved if spec.num_saved else None,
             lengths,
             spec.key,
             choice.path,
             reverse,
             resets,
+            _together(extra),
         )
         if not traced():
             plans: Plans = choice.plan
             out = operators.run_backward(operators.backward_pass(given, plans.precision), plans.backward)
-            return Gradients(out.d_x.flatten(2), out.d_gates.flatten(2), out.d_state)
-        d_x, d_gates, *d_state = operators.recurrence_backward(*given)
-        return Gradients(d_x, d_x if spec.same_gradient else d_gates, tuple(d_state[: spec.num_states]))
+            d_x, d_gates, d_state, d_extra, d_w = out
+            d_x, d_gates = d_x.flatten(2), d_gates.flatten(2)
+        else:
+            d_x, d_gates, *d_state, d_extra, d_w = operators.recurrence_backward(*given)
+            d_gates = d_x if spec.same_gradient else d_gates
+        each = d_extra.unbind(0) if extra and d_extra is not None else ()
+        d_w_hh = d_w.flatten() if spec.recurrent is DIAGONAL and d_w is not None else None
+        return Gradients(d_x, d_gates, one_by_one(spec, *d_state), each, d_w_hh=d_w_hh)
+
+
+def _rows(w_hh: Tensor) -> Tensor:
+    """Of all heads, one after the other."""
+    return w_hh.flatten(0, 1) if w_hh.dim() == 3 else w_hh
+
+
+def _together(extra: tuple[Tensor, ...]) -> Tensor | None:
+    """Further parameters as the kernels read them, [E, H]."""
+    return torch.stack(extra) if extra else None
+
+
+def _own(spec: CellSpec, h: Tensor, c: Tensor | None = None) -> State:
+    """Final states, each of which is its owner's to change."""
+    state = one_by_one(spec, h, c)
+    return state if len(state) <= 2 else (h, *(s.clone() for s in state[1:]))
 
 
 def plan_for(
-    gates: int, path: str, B: int, H: int, item_size: int, device: plan.Device | None, precision: str, backward: bool
+    spec: CellSpec,
+    path: str,
+    B: int,
+    H: int,
+    item_size: int,
+    device: plan.Device | None,
+    precision: str,
+    backward: bool,
 ) -> plan.Plan | str:
     """How a pass is launched, or the reason why it cannot be.
 
-    path: "step", or "sequence" or "split", of which the shape decides. device: None for the interpreter.
+    path: "step", or another one, of which cell and shape decide. device: None for the interpreter.
     """
+    if spec.recurrent is DIAGONAL:
+        return ONE_LAUNCH if path == "step" else plan.diagonal_blocks()
     if path == "step":
         return plan.step_blocks(item_size)
     choose = plan.sequence_plan if torch.compiler.is_compiling() else _planned
-    return choose(H, B, gates, item_size, device, precision=precision, backward=backward)
+    return choose(H, B, spec.num_gates, item_size, device, precision=precision, backward=backward)
 
 
 def _planned(*given: Any, **options: Any) -> plan.Plan | str:
@@ -206,6 +243,8 @@ def _kept(choose: Callable[..., plan.Plan | str], given: tuple[Any, ...], option
 def _path(found: plan.Plan) -> str:
     if isinstance(found, plan.StepBlocks):
         return "step"
+    if isinstance(found, plan.DiagonalBlocks):
+        return "diagonal"
     return "split" if isinstance(found, plan.Split) else "sequence"
 
 

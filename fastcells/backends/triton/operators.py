@@ -17,11 +17,12 @@ from torch import Tensor
 
 from fastcells.backends.kernel_backend import h_and_c
 from fastcells.backends.triton.backend import gpu, matmul_precision, plan_for
-from fastcells.kernels.triton import launch_sequence, launch_split, launch_step
+from fastcells.kernels.triton import launch_diagonal, launch_sequence, launch_split, launch_step
 from fastcells.kernels.triton import plan as plans
 from fastcells.kernels.triton.launch import Backward, BackwardPass, Forward, ForwardPass, StepInput
 from fastcells.kernels.triton.rule import UpdateRule
 from fastcells.kernels.triton.rules import rule_of
+from fastcells.spec.recurrent import DIAGONAL
 
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
@@ -36,9 +37,9 @@ def run_forward(given: ForwardPass, plan: plans.Plan) -> Forward:
 
 def contiguous_forward(given: ForwardPass) -> ForwardPass:
     """As launchers take it. RuntimeError if tensors differ in dtype or device."""
-    initial = {f"{name}0": s for name, s in zip(given.rule.spec.states, given.state, strict=True)}
-    check_alike(x_proj=given.x.x, **initial, w_hh=given.w, b_hh=given.b, b_ih=given.x.bias)
-    if all(map(_is_contiguous, (*given.state, given.w, *given.x, given.b, given.resets))):
+    initial = {f"{name}0": s for name, s in zip(given.rule.spec.states, given.state, strict=False)}
+    check_alike(x_proj=given.x.x, **initial, w_hh=given.w, b_hh=given.b, b_ih=given.x.bias, extra=given.extra)
+    if all(map(_is_contiguous, (*given.state, given.w, *given.x, given.b, given.resets, given.extra))):
         return given  # as it is almost always: to make another takes as long as a launch
     return replace(
         given,
@@ -47,19 +48,25 @@ def contiguous_forward(given: ForwardPass) -> ForwardPass:
         x=StepInput(_contiguous(given.x.x), _contiguous_or_none(given.x.ids), _contiguous_or_none(given.x.bias)),
         b=_contiguous_or_none(given.b),
         resets=_contiguous_or_none(given.resets),
+        extra=_contiguous_or_none(given.extra),
     )
 
 
 def run_backward(given: BackwardPass, plan: plans.Plan) -> Backward:
-    """The adjoint of `run_forward`."""
+    """The adjoint of `run_forward`; d_extra is [E, H], d_w [G, H]."""
     backward = contiguous_backward(given)
     with torch.cuda.device_of(given.w):
-        return _backward_launcher(plan)(backward, plan)
+        out = _backward_launcher(plan)(backward, plan)
+        return out._replace(d_extra=_summed(out.d_extra, given.w), d_w=_summed(out.d_w, given.w))
+
+
+def _summed(parts: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if parts is None else parts.sum(0).to(like.dtype)
 
 
 def contiguous_backward(given: BackwardPass) -> BackwardPass:
     """As launchers take it."""
-    if all(map(_is_contiguous, (*given.state, given.w, given.d_hidden, *given.d_last, given.resets))):
+    if all(map(_is_contiguous, (*given.state, given.w, given.d_hidden, *given.d_last, given.resets, given.extra))):
         return given
     return replace(
         given,
@@ -68,18 +75,23 @@ def contiguous_backward(given: BackwardPass) -> BackwardPass:
         d_hidden=_contiguous(given.d_hidden),
         d_last=tuple(_contiguous(d) for d in given.d_last),
         resets=_contiguous_or_none(given.resets),
+        extra=_contiguous_or_none(given.extra),
     )
 
 
 def _forward_launcher(plan: plans.Plan) -> Callable[..., Forward]:
     if isinstance(plan, plans.Split):
         return launch_split.split_forward
+    if isinstance(plan, plans.DiagonalBlocks):
+        return launch_diagonal.diagonal_forward
     return launch_step.step_forward if isinstance(plan, plans.StepBlocks) else launch_sequence.sequence_forward
 
 
 def _backward_launcher(plan: plans.Plan) -> Callable[..., Backward]:
     if isinstance(plan, plans.Split):
         return launch_split.split_backward
+    if isinstance(plan, plans.DiagonalBlocks):
+        return launch_diagonal.diagonal_backward
     return launch_step.step_backward if isinstance(plan, plans.StepBlocks) else launch_sequence.sequence_backward
 
 
@@ -88,8 +100,8 @@ class ForwardArguments(NamedTuple):
 
     x: Tensor  # [T, B, G*H] the input projection; with ids [V, G*H], W_ih^T
     h0: Tensor  # [B, H]
-    c0: Tensor | None  # [B, H]
-    w: Tensor  # [G*H, H]
+    c0: Tensor | None  # [B, H]; of a cell with more than two states [states - 1, B, H], as all that is named c
+    w: Tensor  # [G*H, H], as in `Pass`
     b: Tensor | None  # [G*H]
     lengths: Tensor | None  # [B] int32
     rule: str  # `CellSpec.key`
@@ -99,6 +111,7 @@ class ForwardArguments(NamedTuple):
     ids: Tensor | None = None  # [T, B] int32 or int64
     b_ih: Tensor | None = None  # [G*H], with ids
     resets: Tensor | None = None  # [T, B] bool
+    extra: Tensor | None = None  # [E, H] further parameters
 
 
 class BackwardArguments(NamedTuple):
@@ -118,6 +131,7 @@ class BackwardArguments(NamedTuple):
     path: str
     reverse: bool
     resets: Tensor | None = None  # [T, B] bool
+    extra: Tensor | None = None  # [E, H]
 
 
 A = TypeVar("A", ForwardArguments, BackwardArguments)
@@ -153,14 +167,14 @@ def forward_pass(a: ForwardArguments, precision: str, rules: Callable[[str], Upd
     """As launchers take it. rules: of the kernels that will run."""
     x, state = StepInput(a.x, a.ids, a.b_ih), _given(a.h0, a.c0)
     common = (rules(a.rule), state, a.w, a.lengths, a.reverse, precision)
-    return ForwardPass(*common, x, a.b, a.save, resets=_flags(a.resets))
+    return ForwardPass(*common, x, a.b, a.save, resets=_flags(a.resets), extra=a.extra)
 
 
 def backward_pass(a: BackwardArguments, precision: str, rules: Callable[[str], UpdateRule] = rule_of) -> BackwardPass:
     """As launchers take it. rules: of the kernels that will run."""
     forward, state, d_last = Forward(a.hidden, a.cells, a.saved, ()), _given(a.h0, a.c0), _given(a.d_h_n, a.d_c_n)
     common = (rules(a.rule), state, a.w, a.lengths, a.reverse, precision)
-    return BackwardPass(*common, forward, a.d_hidden, d_last, resets=_flags(a.resets))
+    return BackwardPass(*common, forward, a.d_hidden, d_last, resets=_flags(a.resets), extra=a.extra)
 
 
 def _flags(resets: Tensor | None) -> Tensor | None:
@@ -174,15 +188,14 @@ def _forward_tensors(out: Forward) -> tuple[Tensor, ...]:
 
 
 def _backward_tensors(out: Backward) -> tuple[Tensor, ...]:
-    """d_x and d_gates [T, B, G*H], the second empty where it is the same; d_h0 and d_c0 [B, H]."""
+    """d_x and d_gates [T, B, G*H], the second empty where it is the same; d_h0, d_c0 [B, H]; d_extra, d_w [., H]."""
     d_gates = None if out.d_gates is out.d_x else out.d_gates.flatten(2)
-    return _tensors(out.d_x.flatten(2), d_gates, *h_and_c(out.d_state))
+    return _tensors(out.d_x.flatten(2), d_gates, *h_and_c(out.d_state), out.d_extra, out.d_w)
 
 
 def _plan(a: ForwardArguments | BackwardArguments, precision: str, backward: bool) -> plans.Plan:
     B, H = a.h0.shape
-    gates = rule_of(a.rule).spec.num_gates
-    found = plan_for(gates, a.path, B, H, a.h0.element_size(), gpu(a.h0.device), precision, backward)
+    found = plan_for(rule_of(a.rule).spec, a.path, B, H, a.h0.element_size(), gpu(a.h0.device), precision, backward)
     if isinstance(found, str):  # dispatch asks before; not everyone comes that way
         raise RuntimeError(f"impl='triton' cannot run: {found}")
     return found
@@ -208,14 +221,20 @@ recurrence_forward = _operator(
 recurrence_backward = _operator(
     "fastcells::recurrence_backward",
     BackwardArguments,
-    4,
+    6,
     run=_run_backward,
-    fake=lambda a: _backward_tensors(backward_pass(a, "ieee").results()),
+    fake=lambda a: _backward_tensors(_fake_backward(a)),
 )
 
 
 def _given(*tensors: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(t for t in tensors if t is not None)
+
+
+def _fake_backward(a: BackwardArguments) -> Backward:
+    given = backward_pass(a, "ieee")
+    d_w = a.w.new_empty(given.rule.spec.num_gates, a.h0.shape[1]) if given.rule.spec.recurrent is DIAGONAL else None
+    return given.results()._replace(d_extra=None if a.extra is None else torch.empty_like(a.extra), d_w=d_w)
 
 
 def _tensors(first: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
