@@ -57,14 +57,14 @@ COLUMNS = ("cell", "mode", "dtype", "precision", "bidirectional", "ids", "T", "B
 Job = tuple[Case, str]
 
 
-def jobs(tiny: bool) -> list[Job]:
+def jobs(options: argparse.Namespace) -> list[Job]:
     """The language model's step, then a grid, what matters most first; `modes` says what is done with each."""
-    if tiny:
+    if options.tiny:
         return [(Case("GRU", "forward", T=3, B=2, I=8, H=8, precision="strict"), impl) for impl in ("torch", "triton")]
     sizes = product((*SHAPES, *MORE_SHAPES), FORMATS)
     grid = [Case("", "forward", T=STEPS, B=B, I=H, H=H, dtype=d, precision=p) for (B, H), (d, p) in sizes]
     lessons = [replace(lesson(""), dtype=d, precision=p) for d, p in FORMATS]
-    cases = product([*lessons, *grid, *OTHERS], CELLS, IMPLEMENTATIONS)
+    cases = product([*lessons, *grid, *OTHERS], CELLS, options.impl)
     return [(replace(case, cell=cell), impl) for case, cell, impl in cases]
 
 
@@ -89,9 +89,8 @@ def verdict(job: Job, device: torch.device) -> str:
     return "right"
 
 
-def work(device: torch.device, tiny: bool) -> None:
+def work(device: torch.device, all_jobs: Sequence[Job]) -> None:
     """A worker: the index of a job in, a line of JSON out."""
-    all_jobs = jobs(tiny)
     for line in sys.stdin:
         faulthandler.dump_traceback_later(HANGS, exit=True)
         start = time.perf_counter()
@@ -104,7 +103,7 @@ def work(device: torch.device, tiny: bool) -> None:
 
 def check(options: argparse.Namespace) -> list[dict[str, object]]:
     """A row for each job, from worker processes."""
-    count = len(jobs(options.tiny))
+    count = len(jobs(options))
     waiting: Queue[int] = Queue()
     for index in range(count):
         waiting.put(index)
@@ -112,7 +111,7 @@ def check(options: argparse.Namespace) -> list[dict[str, object]]:
     end = time.monotonic() + options.seconds
     processes: list[subprocess.Popen[str]] = []
     command = [sys.executable, "-m", "bench.device", "--worker", "--device", options.device]
-    command += ["--tiny"] if options.tiny else []
+    command += [*(["--tiny"] if options.tiny else []), "--impl", *options.impl]
 
     def serve(_: int) -> None:
         process = None
@@ -194,13 +193,14 @@ def main() -> int:
     parser.add_argument("--part", choices=("check", "time"), help="one of both")
     parser.add_argument("--seconds", type=float, default=120, help="of each part; after them no new case begins")
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--impl", nargs="+", choices=IMPLEMENTATIONS, default=IMPLEMENTATIONS)
     parser.add_argument("--tiny", action="store_true", help="a rehearsal")
     parser.add_argument("--out", type=Path, help="folder for the tables (default: bench/results)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = torch.device(options.device)
     if options.worker:
-        work(device, options.tiny)
+        work(device, jobs(options))
         return 0
     origin = provenance(device)
     print(origin_line(origin))
@@ -217,7 +217,7 @@ def main() -> int:
 
 def report_check(found: list[dict[str, object]], origin: Mapping[str, str], options: argparse.Namespace) -> list[str]:
     """Write the table of verdicts, print what is wrong; the verdicts."""
-    all_jobs = jobs(options.tiny)
+    all_jobs = jobs(options)
     rows = [{**asdict(case), "impl": impl, **row} for (case, impl), row in zip(all_jobs, found, strict=True)]
     write_csv("device-check", rows, origin, options.out)
     said = [str(row["verdict"]) for row in found]
@@ -231,7 +231,7 @@ def right(options: argparse.Namespace) -> list[Job]:
     """What device-check.csv says is right."""
     with ((options.out or RESULTS) / "device-check.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [job for job, row in zip(jobs(options.tiny), rows, strict=True) if row["verdict"] == "right"]
+    return [job for job, row in zip(jobs(options), rows, strict=True) if row["verdict"] == "right"]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,10 @@ from collections.abc import Mapping, Sequence
 from bench.cases.case import CELLS
 
 MODES = ("forward", "forward+backward")
+TRAINING = "training step"  # of the character language model
+WHAT = {"T=128": "", TRAINING: "a"}  # what comes first
+SIZES = (64, 128, 256, 512, 768, 1024)  # H; others are in the file
+PRECISIONS = {"": "", "tf32": " (TF32)", "strict": ""}
 BEGIN, END = "<!-- gpu: {} -->", "<!-- /gpu -->"
 
 Row = Mapping[str, str]
@@ -18,19 +22,19 @@ def section(rows: Sequence[Row], impl: str = "gluon") -> str:
     origin = rows[0]
     found: dict[tuple[str, ...], dict[tuple[str, str], float]] = {}
     for row in rows:
-        if row["impl"] == impl:
-            dtype = row["dtype"] + (f" ({row['precision'].upper()})" if row["precision"] else "")
-            key: tuple[str, ...] = ("graph" if row["graph"] == "True" else "Python", dtype, row["H"], row["B"])
+        if row["impl"] == impl and int(row["H"]) in SIZES:
+            dtype = row["dtype"] + PRECISIONS[row["precision"]]
+            key = "graph" if row["graph"] == "True" else "Python", _what(row), dtype, row["H"], row["B"]
             found.setdefault(key, {})[row["cell"], row["mode"]] = float(row["ratio"])
-    (steps,) = {row["T"] for row in rows}
-    lines = [f"| launched by | dtype | H | B | {' | '.join(CELLS)} |", "|---|---|---|---|---|---|---|"]
+    lines = [f"| launched by | what | dtype | H | B | {' | '.join(CELLS)} |", "|---|---|---|---|---|---|---|---|"]
     for shape in sorted(found, key=_order):
         ratios = found[shape]
-        cells = [" / ".join(_shown(ratios.get((cell, mode))) for mode in MODES) for cell in CELLS]
+        modes = (TRAINING,) if shape[1] == TRAINING else MODES
+        cells = [" / ".join(_shown(ratios.get((cell, mode))) for mode in modes) for cell in CELLS]
         lines.append(f"| {' | '.join([*shape, *cells])} |")
     about = (
         f"{origin['device']}, torch {origin['torch']}, Triton {origin['triton']}, driver {origin['driver']}, commit "
-        f'{origin["commit"]}, {origin["date"]}; T={steps}, `impl="{impl}"`, the median over {origin["rounds"]} rounds '
+        f'{origin["commit"]}, {origin["date"]}; `impl="{impl}"`, the median over {origin["rounds"]} rounds '
         "side by side. A CUDA graph shows the GPU's time; called from Python, the host's launches decide on that "
         "machine, whose processor is slow."
     )
@@ -43,9 +47,15 @@ def update(text: str, rows: Sequence[Row], path: str) -> str:
     return re.sub(rf"{re.escape(begin)}\n.*?{re.escape(END)}", f"{begin}\n{section(rows)}{END}", text, flags=re.S)
 
 
-def _order(key: tuple[str, ...]) -> tuple[bool, str, list[int]]:
-    launched_by, dtype, *sizes = key
-    return launched_by == "Python", dtype, [int(size) for size in sizes]
+def _what(row: Row) -> str:
+    if row["mode"] == TRAINING:
+        return TRAINING
+    return f"{'both directions, ' if row['bidirectional'] == 'True' else ''}T={row['T']}"
+
+
+def _order(key: tuple[str, ...]) -> tuple[bool, str, str, list[int]]:
+    launched_by, what, dtype, *sizes = key
+    return launched_by == "Python", WHAT.get(what, what), dtype, [int(size) for size in sizes]
 
 
 def _shown(ratio: float | None) -> str:

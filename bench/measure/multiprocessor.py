@@ -77,7 +77,7 @@ INTEGER = (
     "I2FP", "FSETP", "FMNMX", "PLOP3", "FSEL", "HSETP2", "BREV", "FLO", "POPC", "SGXT", "BMSK", "IABS",
 )
 # fmt: on
-GLOBAL = ("LDG", "LD", "STG", "ST", "LDGSTS", "LDL", "STL", "ATOMG", "ATOM", "REDG", "RED")
+GLOBAL = ("LDG", "LD", "STG", "ST", "LDGSTS", "LDL", "STL", "ATOMG", "ATOM", "REDG", "RED", "CCTL")
 SHARED = ("LDS", "STS", "LDSM", "STSM", "ATOMS")
 # What the model does not follow: other matrix units, mailboxes of the copy engine, calls.
 UNKNOWN = re.compile(r"HGMMA|QGMMA|UTC\w*|SYNCS|UTMA\w*|CALL|RET|BRX|BRXU|WARPGROUP\w*")

@@ -24,6 +24,7 @@ from fastcells.kernels.gluon.tiles import (
     owned,
     owners_layout,
     polled,
+    prefetch_all,
     product,
     products_layout,
     shared_layout,
@@ -204,6 +205,7 @@ def backward_kernel(
     REVERSE: gl.constexpr,  # of the first direction
     PRECISION: gl.constexpr,
     DIRECTIONS: gl.constexpr,  # 1 or 2, as in the forward pass
+    AHEAD: gl.constexpr,  # steps by which the L2 fetches what is loaded, or 0
 ):
     WIDTH: gl.constexpr = SPLIT * INNER * BLOCK_K
     element: gl.constexpr = w_ptr.dtype.element_ty
@@ -299,6 +301,13 @@ def backward_kernel(
                 following, following + step, i + 3 >= T, first_state, own, own_saved, H, STATES, SAVED,
             )  # fmt: skip
             next_starts = load_resets(resets_ptr, following - origin, row)
+            if AHEAD:
+                soon = following + gl.where(i + 2 + AHEAD < T, step * AHEAD, 0)
+                prefetch_all(saved_ptr + soon * (SAVED * H) + own_saved, H, SAVED)
+                prefetch_all(d_out_ptr + soon * H + own, H, 1)
+                prefetch_all(h_ptr + soon * H + own, H, 1)
+                if STATES == 2:
+                    prefetch_all(c_ptr + soon * H + own, H, 1)
             # Nothing goes back from a row that started from zeros.
             polled_source = unless_started(resets_ptr, mail_starts, source, zeros_ptr, k)
             mail_starts = load_resets(resets_ptr, at - origin, mail_row)

@@ -27,6 +27,7 @@ from fastcells.kernels.gluon.tiles import (
     owned,
     owners_layout,
     polled,
+    prefetch_all,
     product,
     products_layout,
     shared_layout,
@@ -164,6 +165,7 @@ def forward_kernel(
     REVERSE: gl.constexpr,  # of the first direction
     PRECISION: gl.constexpr,
     DIRECTIONS: gl.constexpr,  # 1 or 2
+    AHEAD: gl.constexpr,  # steps by which the L2 fetches the input before it is loaded, or 0
 ):
     WIDTH: gl.constexpr = SPLIT * INNER * BLOCK_K
     element: gl.constexpr = w_ptr.dtype.element_ty
@@ -213,6 +215,9 @@ def forward_kernel(
             following = at + gl.where(i + 1 < T, step, 0)
             x_next = load_input(x_ptr, ids_ptr, ids, following, own_x, cols, V, H, GATES)
             ids = load_ids(ids_ptr, following - origin + gl.where(i + 2 < T, step, 0), row)
+            if AHEAD and ids_ptr is None:
+                soon = following + gl.where(i + 1 + AHEAD < T, step * AHEAD, 0)
+                prefetch_all(x_ptr + soon * (GATES * H) + own_x, H, GATES)
             polled_source = unless_started(resets_ptr, mail_starts, source, zeros_ptr, k)
             before = zero_started(resets_ptr, starts, state)
             starts = load_resets(resets_ptr, following - origin, row)

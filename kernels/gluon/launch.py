@@ -24,6 +24,7 @@ from fastcells.kernels.triton.launch import Arguments, Backward, BackwardPass, F
 from fastcells.kernels.triton.mailbox import elements
 
 LINE = 128  # bytes of a cache line
+AHEAD = 4  # steps by which the L2 fetches what a step loads: several times as long as the device's memory takes
 
 
 class Mailboxes:
@@ -120,6 +121,7 @@ def _arguments(plan: Resident, given: Pass, mailboxes: Mailboxes) -> Arguments:
         "BLOCK_K": plan.inner,
         "INNER": plan.operands,
         "DIRECTIONS": plan.directions,
+        "AHEAD": AHEAD,
         "num_warps": plan.split,
         "maxnreg": 255,  # left alone, ptxas goes for two programs a multiprocessor, and spills
         # Cooperative: the driver refuses a grid that cannot run at once, where programs would wait for ever.

@@ -113,6 +113,20 @@ def load_all(ptr, stride, N: gl.constexpr):
 
 
 @gluon.jit
+def prefetch_all(ptr, stride, N: gl.constexpr):
+    """Have the L2 fetch what `load_all` of the same is going to load, some steps from now.
+
+    Every program waits for the slowest load of all of them once a step, and what comes from the device's memory is
+    slower than a step is long, now and then.
+    """
+    for i in gl.static_range(N):
+        gl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1];\nmov.b32 $0, 0;", "=r,l", [ptr + i * stride],
+            dtype=gl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@gluon.jit
 def to_float32(tiles):
     wide = ()
     for i in gl.static_range(len(tiles)):

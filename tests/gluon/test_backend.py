@@ -56,15 +56,18 @@ def test_on_a_cpu_it_declines_with_a_reason() -> None:
 def test_auto_takes_it_where_it_was_measured(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert WITH_ADVANTAGE.index(GLUON) < WITH_ADVANTAGE.index(BACKENDS["triton"])
     assert "on an H200" in str(GLUON.advantage(call()))
-    for H, dtype in ((64, torch.bfloat16), (192, torch.float32), (1025, torch.bfloat16)):
+    for H, dtype in ((64, torch.bfloat16), (128, torch.float32), (1025, torch.bfloat16), (1024, torch.float16)):
         assert GLUON.advantage(call(H, dtype)) is None
     assert GLUON.advantage(call()._replace(T=4)) is None
     assert GLUON.advantage(call()._replace(B=129)) is None
     assert GLUON.advantage(call(1024)._replace(B=64)) is None
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
-        assert "on an H200" in str(GLUON.advantage(call(256, torch.float32)))
+        assert "on an H200" in str(GLUON.advantage(call(192, torch.float32)))
+        assert GLUON.advantage(call(192, torch.float64)) is None
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        assert GLUON.advantage(call(256, torch.float32)) is None, "with three products for one it was not measured"
+        assert GLUON.advantage(call(192, torch.float32)) is None, "with three products for one it was not measured"
+        assert "4.9 times" in str(GLUON.advantage(call(256, torch.float32)))
+    assert "5.2 times" in str(GLUON.advantage(call(128, torch.float16)))
     assert "one launch instead of a dozen" in str(GLUON.advantage(call(64)._replace(token_ids=True)))
     monkeypatch.setattr(backend, "gpu", lambda device: Device(100, 148))
     assert GLUON.advantage(call()) is None
@@ -97,7 +100,7 @@ def test_both_directions_are_one_choice_where_they_run_at_once(card: None) -> No
     assert [plan.directions for plan in (both.plan.forward, both.plan.backward)] == [2, 2]
     assert str(both) == (
         "gluon (both directions): asked for; 16 programs a group hold 16 columns' weights in the registers of 4 warps; "
-        "both directions in one launch, by the model 0.55 of the cycles of one after the other"
+        "both directions in one launch, by the model 0.63 of the cycles of one after the other"
     )
 
 

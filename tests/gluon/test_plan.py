@@ -68,7 +68,7 @@ def test_a_batch_fills_the_card_before_it_waits_in_turn() -> None:
 
 def test_where_the_gather_is_bound_by_the_l2_cache_fewer_programs_gather() -> None:
     assert plan(512, 32, 3, 2, backward=True).hidden == 32
-    assert plan(512, 8, 3, 2, backward=True).hidden == 16
+    assert plan(256, 8, 3, 2, backward=True).hidden == 16
 
 
 def test_a_second_product_takes_registers() -> None:

@@ -119,5 +119,5 @@ def test_gpu_section_is_generated() -> None:
     with (ROOT / path).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert device_section.update(README, rows, path) == README
-    assert "| graph | bfloat16 | 256 | 32 |" in shown_rows and "NVIDIA" in shown_rows
+    assert "| graph | T=128 | bfloat16 | 256 | 32 |" in shown_rows and "NVIDIA" in shown_rows
     assert sum(float(row["ratio"]) < 1 for row in rows if row["impl"] == "gluon") > 3, "what is slower is shown, too"

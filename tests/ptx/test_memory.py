@@ -187,6 +187,14 @@ def test_stores_to_one_place_stay_in_order() -> None:
         assert (second == 7).all()
 
 
+def test_a_prefetch_changes_nothing_and_leads_into_a_buffer() -> None:
+    first, second = np.arange(8, dtype=np.uint32), np.zeros(1, np.uint32)
+    run("prefetch.global.L2 [ %rd1 + 28 ];", first, second)
+    assert first.tolist() == list(range(8))
+    with pytest.raises(Fault, match="prefetch: byte 32 and 1 on of first, 32 bytes"):
+        run("prefetch.global.L2 [ %rd1 + 32 ];", first, second)
+
+
 @pytest.mark.parametrize("access", ["ld.global.b32 {{ %r3 }}, [ {at} ];", "st.global.b32 [ {at} ], {{ %r1 }};"])
 def test_one_element_out_of_bounds_is_noticed(access: str) -> None:
     body = "mad.wide.u32 %rd3, %r1, 4, %rd2;\n" + access.format(at="%rd3")

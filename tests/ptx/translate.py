@@ -154,6 +154,8 @@ class Translation:
             return []
         if parts[:2] == ["cp", "async"]:
             return self._copy(i, active)
+        if opcode == "prefetch.global.L2":
+            return [f"u.prefetch({self._address(operands[0], 'global')}, {active}, {i.line})"]
         raise Unsupported("an instruction that the machine does not know")
 
     # -- operands
@@ -337,7 +339,7 @@ class Translation:
 def _may_repeat(i: Instruction) -> bool:
     """Whether a thread that is through with a loop may execute this again: registers are put back, stores left out."""
     stores = i.parts[0] == "st" and "global" in i.parts
-    return i.opcode in TABLE or stores or i.parts[0] in ("ld", "mov", "nop", "nanosleep")
+    return i.opcode in TABLE or stores or i.parts[0] in ("ld", "mov", "nop", "nanosleep", "prefetch")
 
 
 def _written(code: list[str]) -> tuple[int, ...]:

@@ -112,6 +112,11 @@ class Warps:
         bytes_of_rows = rows.view(np.uint8).reshape(-1, 16)
         self.program.shared.write(at, bytes_of_rows, self.threads[naming], line, together=True)
 
+    def prefetch(self, address: Array, offset: int, active: Array | None, line: int) -> None:
+        """prefetch.global: nothing comes of it, but it should not lead astray."""
+        start = every_thread(address, self.n) + _offset(offset)
+        self.program.machine.memory.find(start, 1, self._active(active), f"line {line}: prefetch")
+
     # -- asynchronous copies
 
     def copy(

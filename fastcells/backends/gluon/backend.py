@@ -64,16 +64,16 @@ class GluonBackend(KernelBackend):
         return obstacle
 
     def advantage(self, call: Call) -> str | None:
-        w, dtype = call.w_hh, str(call.dtype).removeprefix("torch.")
+        w = call.w_hh
         if not w.is_cuda or torch.version.hip is not None or "proj_size" in call.options or traced():
             return None
         card = gpu(w.device)
         if card is None or card.capability != policy.CAPABILITY:
             return None
-        if dtype == "float32" and matmul_precision(call.dtype, w.device) != "tf32":
-            return None  # with three products for one they were not measured
+        single = call.dtype == torch.float32
+        number_format = matmul_precision(call.dtype, w.device) if single else str(call.dtype).removeprefix("torch.")
         aten = TORCH.choose(call, "").path == "aten"
-        return policy.advantage(call.spec.name, call.T, call.B, call.H, dtype, aten=aten)
+        return policy.advantage(call.spec.name, call.T, call.B, call.H, number_format, aten=aten)
 
     def choose(self, call: Call, reason: str) -> Choice:
         forward, backward = self._plans(call)
