@@ -55,13 +55,14 @@ INLINE vec load_columns(const element *p, size_t step, size_t terms, size_t lane
     return (vec)(((first >> 16) & 0xffff) | second);
 }
 
-INLINE vec splat_term(const element *p) {
+typedef vec broadcast;
+INLINE broadcast splat_term(const element *p) {
     int32_t bits;
     memcpy(&bits, p, sizeof bits);
     return (vec)((ivec){0} + bits);
 }
 
-INLINE vec add_product(vec sum, vec a, vec w) {
+INLINE vec add_product(vec sum, broadcast a, vec w) {
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)w);
 }
 
@@ -87,8 +88,19 @@ INLINE vec load_columns(const element *p, size_t step, size_t terms, size_t lane
     (void)step, (void)terms;
     return load_n(p, lanes);
 }
-INLINE vec splat_term(const element *p) { return splat(*p); }
-INLINE vec add_product(vec sum, vec a, vec w) { return sum + a * w; }
+#ifdef BY_ELEMENT /* NEON multiplies a vector by an element of another one: no lanes to fill, which takes its time */
+typedef float broadcast;
+INLINE broadcast splat_term(const element *p) { return *p; }
+INLINE vec add_product(vec sum, broadcast a, vec w) {
+    /* Compilers fill lanes all the same, even for their own functions of this name, and then lack registers. */
+    __asm__("fmla %0.4s, %1.4s, %2.s[0]" : "+w"(sum) : "w"(w), "w"(a));
+    return sum;
+}
+#else
+typedef vec broadcast;
+INLINE broadcast splat_term(const element *p) { return splat(*p); }
+INLINE vec add_product(vec sum, broadcast a, vec w) { return sum + a * w; }
+#endif
 INLINE vec add_last(vec sum, const element *a, vec w) {
     (void)a, (void)w;
     return sum;
