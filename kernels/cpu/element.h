@@ -30,9 +30,17 @@ INLINE vec read_n(const element *p, size_t n) {
     return (vec)(__builtin_convertvector(h, ivec) << 16);
 }
 
-/* Rounded to the nearest, ties to even, whatever the thread's rounding; subnormal numbers become 0. */
+/* Rounded to the nearest, ties to even; with AVX-512 whatever the thread's rounding, and subnormal numbers become 0. */
+INLINE halves rounded(vec v) {
+#if defined(__aarch64__)
+    return (halves)vcvt_bf16_f32((float32x4_t)v);
+#else
+    return (halves)_mm512_cvtneps_pbh((__m512)v);
+#endif
+}
+
 INLINE void write_n(element *p, vec v, size_t n) {
-    const halves h = (halves)_mm512_cvtneps_pbh((__m512)v);
+    const halves h = rounded(v);
     if (n == LANES)
         *(unaligned_halves *)p = h;
     else
@@ -55,6 +63,18 @@ INLINE vec load_columns(const element *p, size_t step, size_t terms, size_t lane
     return (vec)(((first >> 16) & 0xffff) | second);
 }
 
+#ifdef BY_ELEMENT /* as below */
+typedef float broadcast;
+INLINE broadcast splat_term(const element *p) {
+    float bits;
+    memcpy(&bits, p, sizeof bits);
+    return bits;
+}
+INLINE vec add_product(vec sum, broadcast a, vec w) {
+    __asm__("bfdot %0.4s, %1.8h, %2.2h[0]" : "+w"(sum) : "w"(w), "w"(a));
+    return sum;
+}
+#else
 typedef vec broadcast;
 INLINE broadcast splat_term(const element *p) {
     int32_t bits;
@@ -65,6 +85,7 @@ INLINE broadcast splat_term(const element *p) {
 INLINE vec add_product(vec sum, broadcast a, vec w) {
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)w);
 }
+#endif
 
 /* The last element of an odd sum, of which a term of the weights has the other half 0: what lies behind it in `a` is
    another row's, or nobody's. */

@@ -17,12 +17,14 @@ import pytest
 from fastcells.backends.cpu import native
 from tests.cpu import (
     test_cpu_accuracy,
+    test_cpu_bf16,
     test_cpu_cross_entropy,
     test_cpu_defined,
     test_cpu_linear,
     test_cpu_programs,
 )
 from tests.support import arm
+from tests.support.shapes import EACH_CELL, Case
 
 pytestmark = [
     pytest.mark.slow,
@@ -54,6 +56,7 @@ def instructions(server: arm.Server, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(native, "_cpu", server)
     monkeypatch.setattr(native, "INSTRUCTIONS", {"neon": True})
     monkeypatch.setattr(native, "_instructions", 0)
+    monkeypatch.setattr(native, "BF16", True)
     return native.instruction_set()
 
 
@@ -72,11 +75,18 @@ any_threads = test_cpu_linear.any_threads
 test_linear = test_cpu_linear.test_accuracy_and_the_same_bits_with_any_number_of_threads
 
 
+@pytest.mark.parametrize("index", range(len(test_cpu_bf16.OPTIONS)))
+@EACH_CELL
+def test_bfloat16(case: Case, index: int, instructions: str, threads: int) -> None:
+    for shape in (1, 1, 1), (9, 5, 65), (3, 40, 17):
+        test_cpu_bf16.test_accuracy(case, shape, index, threads)
+
+
 def test_driver(driver: Path) -> None:
     """Every kernel, shape and number of threads; the best instructions first."""
     done = arm.run(driver)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["neon", "portable"]
+    assert done.stdout.split() == ["neon", "portable", "neon_bf16"]
 
 
 def test_a_product_by_the_wrong_element_is_found(kernels: list[Path], tmp_path: Path) -> None:
@@ -90,12 +100,13 @@ def test_a_product_by_the_wrong_element_is_found(kernels: list[Path], tmp_path: 
     assert done.returncode == 1 and done.stderr.startswith("neon") and "instead of" in done.stderr, done
 
 
-def test_sums_stay_in_registers(kernels: list[Path]) -> None:
+@pytest.mark.parametrize(("stem", "product"), [("neon", "fmla"), ("neon_bf16", "bfdot")])
+def test_sums_stay_in_registers(stem: str, product: str, kernels: list[Path]) -> None:
     """The tiles that the kernels use: one instruction a product, no lane filled, no vector on the stack."""
     if shutil.which(arm.DISASSEMBLER) is None:
         pytest.skip(f"there is no {arm.DISASSEMBLER} here")
-    (neon,) = (path for path in kernels if path.stem == "neon")
-    text = subprocess.run([arm.DISASSEMBLER, "-d", neon], capture_output=True, text=True, check=True).stdout
+    (compiled,) = (path for path in kernels if path.stem == stem)
+    text = subprocess.run([arm.DISASSEMBLER, "-d", compiled], capture_output=True, text=True, check=True).stdout
     functions = dict(re.findall(r"<gemm_part_(\d_\d)>:\n(.*?)\n\n", text, re.DOTALL))
     most = {1: 8, 2: 8, 3: 8, 4: 6}  # rows of a tile by its width: gemm.h
     assert len(functions) == 32
@@ -103,6 +114,6 @@ def test_sums_stay_in_registers(kernels: list[Path]) -> None:
         rows, width = map(int, name.split("_"))
         if rows > most[width]:
             continue
-        assert len(re.findall(r"\tfmla\tv\d+\.4s, v\d+\.4s, v\d+\.s\[0\]", code)) >= rows * width, name
+        assert len(re.findall(rf"\t{product}\tv\d+\.4s, v\d+\.\w+, v\d+\.\w+\[0\]", code)) >= rows * width, name
         assert not re.search(r"\t(dup|ld1r)\t", code), f"{name} fills lanes"
         assert not re.search(r"\tq\d+, .*\[sp", code), f"{name} keeps a sum on the stack"

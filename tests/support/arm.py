@@ -74,7 +74,7 @@ class Server:
         assert self._process.returncode == 0, f"the emulated program ended with {self._process.returncode}"
 
     def __getattr__(self, kernel: str) -> Any:
-        if kernel not in TABLES:
+        if kernel.removesuffix("_bf16") not in TABLES:
             return getattr(c_module, kernel)  # what it knows of cells and arguments
 
         def call(*given: int, **named: int) -> int | None:
@@ -97,7 +97,7 @@ class Server:
         self._send("activations", 1, table, [x, sigmoid, tanh, n], {"n": n})
 
     def _call(self, kernel: str, threads: int, values: list[int]) -> int:
-        table = TABLES[kernel]
+        table = TABLES[kernel.removesuffix("_bf16")]
         assert len(values) == len(table)
         numbers = {a.name: int(value) for a, value in zip(table, values, strict=True) if a.kind == "number"}
         return self._send(kernel, threads, table, values, sizes(numbers))
@@ -138,4 +138,5 @@ def extent(kernel: str, argument: Argument, known: dict[str, int]) -> int:
     shape = [int(eval(word, {}, known)) for word in argument.shape.split()]
     stride = STRIDES.get((kernel, argument.name))
     elements = math.prod(shape) if stride is None else (shape[0] - 1) * known[stride] + shape[1]
-    return elements * BYTES["float" if argument.type == "element" else argument.type]
+    element = 2 if kernel.endswith("_bf16") else 4
+    return elements * (element if argument.type == "element" else BYTES[argument.type])

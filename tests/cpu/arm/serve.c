@@ -66,6 +66,13 @@ static void answer(int64_t status) {
         answer(backend->NAME(&task, threads));                                                                         \
         continue;                                                                                                      \
     }
+#define SERVE_BF16(NAME, ARGUMENTS)                                                                                    \
+    if (!strcmp(name, #NAME "_bf16") && bf16_backend && bf16_backend->supported()) {                                   \
+        struct NAME##_bf16 task;                                                                                       \
+        TAKE(ARGUMENTS)                                                                                                \
+        answer(bf16_backend->NAME(&task, threads));                                                                    \
+        continue;                                                                                                      \
+    }
 #define SERVE_IDS(NAME, ARGUMENTS)                                                                                     \
     if (!strcmp(name, #NAME)) {                                                                                        \
         struct NAME task;                                                                                              \
@@ -94,6 +101,8 @@ int main(int arguments, char **argument) {
         SERVE(cross_entropy, CROSS_ENTROPY_ARGUMENTS)
         SERVE(matvec, MATVEC_ARGUMENTS)
         SERVE(step_in_place, STEP_IN_PLACE_ARGUMENTS)
+        SERVE_BF16(forward, FORWARD_ARGUMENTS)
+        SERVE_BF16(backward, BACKWARD_ARGUMENTS)
         SERVE_IDS(gather, GATHER_ARGUMENTS)
         SERVE_IDS(scatter, SCATTER_ARGUMENTS)
         if (strcmp(name, "activations")) return 5;
