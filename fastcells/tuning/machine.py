@@ -16,6 +16,8 @@ import torch
 import fastcells.kernels
 from fastcells.backends.cpu import native
 
+ARM = ("implementer", "part", "variant")  # in /proc/cpuinfo
+
 
 class Machine(NamedTuple):
     """As the memory names it."""
@@ -77,12 +79,17 @@ def _kernel_files() -> list[Path]:
 
 @cache
 def processor() -> str:
-    """Its name, with family and model on x86: virtual machines call several generations by one name."""
+    """Its name, with family and model on x86: virtual machines call several generations by one name.
+
+    Linux knows no names of ARM's processors, but who made them, and numbers.
+    """
     try:
         lines = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
     except OSError:
         lines = []
     known = {key.strip(): value.strip() for key, value in reversed(lines)}  # of the first processor
+    if "CPU implementer" in known:
+        return " ".join([platform.machine(), *(f"{word} {known.get(f'CPU {word}', '?')}" for word in ARM)])
     if "model name" not in known:
         return platform.processor() or platform.machine()
     generation = f" family {known['cpu family']} model {known['model']}" if "cpu family" in known else ""

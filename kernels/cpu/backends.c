@@ -4,12 +4,17 @@ extern const struct backend backend_portable;
 #if defined(__x86_64__)
 extern const struct backend backend_avx512, backend_avx2;
 extern const struct bf16_backend backend_avx512_bf16;
+#elif defined(__aarch64__)
+extern const struct backend backend_neon;
+extern const struct bf16_backend backend_neon_bf16;
 #endif
 
 const struct backend *const backends[] = {
 #if defined(__x86_64__)
     &backend_avx512,
     &backend_avx2,
+#elif defined(__aarch64__)
+    &backend_neon,
 #endif
     &backend_portable,
 };
@@ -17,6 +22,8 @@ const int backend_count = sizeof backends / sizeof *backends;
 
 #if defined(__x86_64__)
 const struct bf16_backend *const bf16_backend = &backend_avx512_bf16;
+#elif defined(__aarch64__)
+const struct bf16_backend *const bf16_backend = &backend_neon_bf16;
 #else
 const struct bf16_backend *const bf16_backend = NULL;
 #endif

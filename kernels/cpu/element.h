@@ -30,9 +30,17 @@ INLINE vec read_n(const element *p, size_t n) {
     return (vec)(__builtin_convertvector(h, ivec) << 16);
 }
 
-/* Rounded to the nearest, ties to even, whatever the thread's rounding; subnormal numbers become 0. */
+/* Rounded to the nearest, ties to even; with AVX-512 whatever the thread's rounding, and subnormal numbers become 0. */
+INLINE halves rounded(vec v) {
+#if defined(__aarch64__)
+    return (halves)vcvt_bf16_f32((float32x4_t)v);
+#else
+    return (halves)_mm512_cvtneps_pbh((__m512)v);
+#endif
+}
+
 INLINE void write_n(element *p, vec v, size_t n) {
-    const halves h = (halves)_mm512_cvtneps_pbh((__m512)v);
+    const halves h = rounded(v);
     if (n == LANES)
         *(unaligned_halves *)p = h;
     else
@@ -55,15 +63,29 @@ INLINE vec load_columns(const element *p, size_t step, size_t terms, size_t lane
     return (vec)(((first >> 16) & 0xffff) | second);
 }
 
-INLINE vec splat_term(const element *p) {
+#ifdef BY_ELEMENT /* as below */
+typedef float broadcast;
+INLINE broadcast splat_term(const element *p) {
+    float bits;
+    memcpy(&bits, p, sizeof bits);
+    return bits;
+}
+INLINE vec add_product(vec sum, broadcast a, vec w) {
+    __asm__("bfdot %0.4s, %1.8h, %2.2h[0]" : "+w"(sum) : "w"(w), "w"(a));
+    return sum;
+}
+#else
+typedef vec broadcast;
+INLINE broadcast splat_term(const element *p) {
     int32_t bits;
     memcpy(&bits, p, sizeof bits);
     return (vec)((ivec){0} + bits);
 }
 
-INLINE vec add_product(vec sum, vec a, vec w) {
+INLINE vec add_product(vec sum, broadcast a, vec w) {
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)w);
 }
+#endif
 
 /* The last element of an odd sum, of which a term of the weights has the other half 0: what lies behind it in `a` is
    another row's, or nobody's. */
@@ -87,8 +109,19 @@ INLINE vec load_columns(const element *p, size_t step, size_t terms, size_t lane
     (void)step, (void)terms;
     return load_n(p, lanes);
 }
-INLINE vec splat_term(const element *p) { return splat(*p); }
-INLINE vec add_product(vec sum, vec a, vec w) { return sum + a * w; }
+#ifdef BY_ELEMENT /* NEON multiplies a vector by an element of another one: no lanes to fill, which takes its time */
+typedef float broadcast;
+INLINE broadcast splat_term(const element *p) { return *p; }
+INLINE vec add_product(vec sum, broadcast a, vec w) {
+    /* Compilers fill lanes all the same, even for their own functions of this name, and then lack registers. */
+    __asm__("fmla %0.4s, %1.4s, %2.s[0]" : "+w"(sum) : "w"(w), "w"(a));
+    return sum;
+}
+#else
+typedef vec broadcast;
+INLINE broadcast splat_term(const element *p) { return splat(*p); }
+INLINE vec add_product(vec sum, broadcast a, vec w) { return sum + a * w; }
+#endif
 INLINE vec add_last(vec sum, const element *a, vec w) {
     (void)a, (void)w;
     return sum;

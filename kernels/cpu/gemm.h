@@ -44,7 +44,7 @@ INLINE void add_term(size_t rows, size_t width, vec acc[MAX_ROWS][MAX_WIDTH], co
     vec columns[MAX_WIDTH];
     UNROLL for (size_t v = 0; v < width; v++) columns[v] = load(w + v * LANES);
     UNROLL for (size_t r = 0; r < rows; r++) {
-        vec s = splat_term(a + r * row_step);
+        broadcast s = splat_term(a + r * row_step);
         UNROLL for (size_t v = 0; v < width; v++) acc[r][v] = add_product(acc[r][v], s, columns[v]);
     }
 }

@@ -8,8 +8,12 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef ROUNDED /* to bfloat16, with AVX-512 */
+#ifdef ROUNDED /* to bfloat16, with instructions that compilers have no operators for */
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#else
 #include <immintrin.h>
+#endif
 #endif
 
 #if defined(__clang__)
@@ -120,7 +124,12 @@ INLINE struct exponential exp_of(vec y) {
 }
 
 INLINE vec reciprocal(vec x) { /* of 1 to 2 */
+#if defined(__aarch64__)
+    vec r = (vec)vrecpeq_f32((float32x4_t)x); /* right to 8 bits, AVX-512's to 14; each step doubles them */
+    r = r * (2.0f - x * r);
+#else
     vec r = (vec)_mm512_rcp14_ps((__m512)x);
+#endif
     return r * (2.0f - x * r);
 }
 

@@ -18,10 +18,10 @@ from tests.support import runs
 from tests.support.runs import INPUT, cotangents_of, run
 from tests.support.shapes import CELLS, EACH_CELL, Case
 
-if native.bf16_obstacle() is not None:  # on any machine but one with these instructions, and it runs nowhere else
-    pytest.skip(native.bf16_obstacle() or "", allow_module_level=True)
-
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+pytestmark = [  # on any machine but one with these instructions, and it runs nowhere else
+    pytest.mark.skipif(native.bf16_obstacle() is not None, reason=str(native.bf16_obstacle())),
+    pytest.mark.usefixtures("poisoned_memory"),
+]
 
 BF16 = torch.bfloat16
 EPS = torch.finfo(BF16).eps

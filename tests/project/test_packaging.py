@@ -136,7 +136,7 @@ def test_c_module_is_in_the_wheel(wheel: Path, tmp_path: Path) -> None:
     assert [n for n in zipfile.ZipFile(wheel).namelist() if n.endswith(".so")] == ["fastcells/kernels/_cpu.abi3.so"]
     assert "-cp310-abi3-" in wheel.name
     site = installed(wheel, tmp_path / "site")
-    assert python(INSTRUCTIONS, path=site, cwd=tmp_path) in ("avx512", "avx2", "portable")
+    assert python(INSTRUCTIONS, path=site, cwd=tmp_path) in ("avx512", "avx2", "neon", "portable")
 
 
 USE_C = """

@@ -128,7 +128,8 @@ class CpuBackend(KernelBackend):
 
 def instructions(call: Call) -> str:
     """The vector instructions that C uses for a call."""
-    return "avx512_bf16" if call.dtype == torch.bfloat16 else native.instruction_set()
+    using = native.instruction_set()
+    return native.BF16_OF.get(using, using) if call.dtype == torch.bfloat16 else using
 
 
 CPU = CpuBackend()

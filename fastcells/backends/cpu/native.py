@@ -50,6 +50,7 @@ def _chosen() -> int:
 
 _instructions = _chosen()
 BF16 = _cpu is not None and _cpu.bf16()  # whether this machine multiplies bfloat16
+BF16_OF = {"avx512": "avx512_bf16", "neon": "neon_bf16"}  # what C uses for it, beside these instructions
 
 
 def instruction_set() -> str:
@@ -72,8 +73,8 @@ def obstacle() -> str | None:
 def bf16_obstacle() -> str | None:
     """Why C cannot run a recurrence in bfloat16 here, or None."""
     if not BF16:
-        return "this processor has no instructions for bfloat16 (avx512_bf16)"
-    if instruction_set() != "avx512":
+        return f"this processor has no instructions for bfloat16 ({' or '.join(BF16_OF.values())})"
+    if instruction_set() not in BF16_OF:
         return f"there are no instructions for bfloat16 in {instruction_set()}"
     return obstacle()
 
