@@ -12,8 +12,8 @@ CAPABILITY = 90  # of the card that was measured
 LARGEST = 1024  # H that was measured, with up to MANY_ROWS
 MANY_ROWS, WIDE = 128, 512  # more rows than 32 were measured with up to WIDE columns
 # By format and cell the sizes H, from and to, at which ours were faster, and by how much. Up to the size before the
-# first in bfloat16, a single program of plain Triton's holds the weights, and is faster than several. "tf32x3" is float32
-# without TF32. Left out is what was faster in a CUDA graph, but slower than cuDNN's one launch where Python called it.
+# first in bfloat16, a single program of plain Triton's holds the weights, and is faster than several. "tf32x3" is
+# float32 without TF32. Left out is what was faster in a CUDA graph, but slower than cuDNN's where Python called it.
 FASTER = {
     "bfloat16": ({"gru": (65, 1024), "lstm": (1, 1024), "rnn": (129, 1024)}, "1.5 to 7"),
     "float16": ({"gru": (128, 768)}, "2 to 5.2"),
