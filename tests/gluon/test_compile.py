@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from fastcells.kernels.triton.rules import RULES
+from tests.ptx.worker import worker
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-# `TRITON_INTERPRET=1`, which the other tests need, would leave nothing to compile: a process of its own.
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+Compiled = Callable[..., list[dict[str, Any]]]
 TIGHT = [  # the largest of each kind, and rows that are no multiples of anything
     ("gru", "bfloat16", 1024, 32),
     ("lstm", "bfloat16", 1024, 32),
@@ -31,12 +26,17 @@ TIGHT = [  # the largest of each kind, and rows that are no multiples of anythin
 ]
 
 
-def compile_cases(*cases: tuple[Any, ...]) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "tests.support.gluon_kernels", json.dumps(cases)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
-    return rows
+def _compiled(*cases: tuple[Any, ...]) -> list[dict[str, Any]]:
+    from tests.support import gluon_kernels  # not where TRITON_INTERPRET is set
+
+    return gluon_kernels.compiled(cases)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[Compiled]:
+    """compiled(case, ...): figures of each case's kernels, from one process where Triton compiles."""
+    with worker() as run:
+        yield lambda *cases: run(_compiled, *cases)
 
 
 def assert_in_registers(rows: list[dict[str, Any]]) -> None:
@@ -51,33 +51,33 @@ def assert_in_registers(rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("target", [90, 100], ids=["sm_90", "sm_100"])
-def test_each_cell(target: int) -> None:
-    rows = compile_cases(*((rule, "bfloat16", 256, 32, target, None) for rule in RULES))
+def test_each_cell(target: int, compiled: Compiled) -> None:
+    rows = compiled(*((rule, "bfloat16", 256, 32, target, None) for rule in RULES))
     assert len(rows) == 2 * len(RULES)
     assert_in_registers(rows)
 
 
 @pytest.mark.parametrize("target", [90, 100], ids=["sm_90", "sm_100"])
-def test_both_directions_in_one_launch(target: int) -> None:
+def test_both_directions_in_one_launch(target: int, compiled: Compiled) -> None:
     cases = [("gru", "bfloat16", 256), ("lstm", "bfloat16", 256), ("gru_reset_before", "float32", 107)]
-    rows = compile_cases(*((*case, 32, target, None, 2) for case in cases))
+    rows = compiled(*((*case, 32, target, None, 2) for case in cases))
     assert len(rows) == 2 * len(cases)
     assert_in_registers(rows)
 
 
-def test_resets() -> None:
+def test_resets(compiled: Compiled) -> None:
     """A flag for each row costs no barrier and no register that is not there."""
-    rows = compile_cases(*((rule, "bfloat16", 256, 32, 90, None, 1, True) for rule in RULES))
+    rows = compiled(*((rule, "bfloat16", 256, 32, 90, None, 1, True) for rule in RULES))
     assert len(rows) == 2 * len(RULES)
     assert_in_registers(rows)
 
 
 @pytest.mark.parametrize("case", TIGHT, ids=lambda case: "-".join(map(str, case)))
-def test_the_tightest_fit(case: tuple[str, str, int, int]) -> None:
-    assert_in_registers(compile_cases((*case, 90, None)))
+def test_the_tightest_fit(case: tuple[str, str, int, int], compiled: Compiled) -> None:
+    assert_in_registers(compiled((*case, 90, None)))
 
 
-def test_what_does_not_fit_is_seen() -> None:
+def test_what_does_not_fit_is_seen(compiled: Compiled) -> None:
     """The figures are read rightly: with twice the columns that the plan gives a program, they are no longer kept."""
-    rows = compile_cases(("lstm", "bfloat16", 512, 8, 90, (8, 32, 4, 128, 1)))
+    rows = compiled(("lstm", "bfloat16", 512, 8, 90, (8, 32, 4, 128, 1)))
     assert all(row["reloads"] > 1 and row["stack"] > 0 for row in rows)

@@ -10,6 +10,7 @@ count, a slot nobody writes), not a release or acquire that is missing.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -22,6 +23,7 @@ from typing import Any
 
 import pytest
 import torch
+import triton.experimental.gluon  # noqa: F401  by the interpreter, late: here once, and not in every child
 from triton.runtime import interpreter
 
 from fastcells.kernels.triton import (
@@ -55,8 +57,8 @@ class Concurrent:
         self.kernel, self.seed, self.pause, self.patience, self.absent = kernel, seed, pause, patience, absent
         self.programs: list[int] = []  # of each launch so far
         # The interpreter parses each function when it first runs: here once, and not in every child.
-        for module in MODULES:
-            for value in list(vars(module).values()):
+        for names in (*map(vars, MODULES), kernel.fn.__globals__):
+            for value in list(names.values()):
                 if isinstance(value, interpreter.InterpretedFunction):
                     value.rewrite()
 
@@ -119,6 +121,7 @@ class Concurrent:
         status = 1
         try:
             signal.alarm(LIMIT + 30)  # should the parent be killed
+            gc.disable()  # it would look through, and so copy, all that the parent has
             rng = random.Random(self.seed * 1_000_003 + number)
             pause = self.pause * (1 + (number + self.seed) % 3)  # some are slower than others, all the way
             builder = interpreter.InterpreterBuilder

@@ -1,19 +1,14 @@
 """Compile the Gluon kernels as their launchers would, on a machine that need not have a GPU.
 
-    python -m tests.support.gluon_kernels '[["gru", "bfloat16", 256, 32, 90, null, 1, false], ...]'
-
-prints a JSON list of figures, one for each kernel of each case: rule, dtype, H, B, target, in place of the plan's own
-blocks others, how many directions a launch runs, 1 if not given, and whether steps may start from zeros. A process of
-its own, since nothing is compiled where TRITON_INTERPRET is set.
+In a process where TRITON_INTERPRET is not set: nothing is compiled where it is.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
@@ -73,12 +68,10 @@ def launches(
     given = (RULES[rule], state, w, torch.empty(B, dtype=torch.int32, device="meta"), False, precision)
     flags = torch.empty(T, B, dtype=torch.uint8, device="meta") if resets else None
     recorders = [Recorder(launch.forward_kernel), Recorder(launch.backward_kernel)]
-    launch.forward_kernel, launch.backward_kernel = recorders
-    out = launch.gluon_forward(
-        ForwardPass(*given, StepInput(meta(T, B, rows)), meta(rows), True, resets=flags), plans[0]
-    )
-    launch.gluon_backward(BackwardPass(*given, out._replace(last=()), meta(T, B, H), state, resets=flags), plans[1])
-    launch.forward_kernel, launch.backward_kernel = (recorder.kernel for recorder in recorders)
+    forward = ForwardPass(*given, StepInput(meta(T, B, rows)), meta(rows), True, resets=flags)
+    with mock.patch.multiple(launch, forward_kernel=recorders[0], backward_kernel=recorders[1]):
+        out = launch.gluon_forward(forward, plans[0])
+        launch.gluon_backward(BackwardPass(*given, out._replace(last=()), meta(T, B, H), state, resets=flags), plans[1])
     return recorders
 
 
@@ -113,13 +106,10 @@ def figures(kernel: Any, arguments: dict[str, Any], target: int) -> dict[str, ob
     }
 
 
-def main(cases: list[list[Any]]) -> None:
-    found = []
-    for case in cases:
-        for recorder in launches(*case):
-            found.append(figures(recorder.kernel, recorder.arguments, case[4]))
-    print(json.dumps(found))
+def compiled(cases: Sequence[tuple[Any, ...]]) -> list[dict[str, object]]:
+    """Figures of each kernel of each case.
 
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    A case: rule, dtype, H, B, target, in place of the plan's own blocks others, how many directions a launch runs, 1 if
+    not given, and whether steps may start from zeros.
+    """
+    return [figures(recorder.kernel, recorder.arguments, case[4]) for case in cases for recorder in launches(*case)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,3 +35,14 @@ def run(case: Case, args: list[Tensor], dtype: torch.dtype, d: list[Tensor], **o
 def cotangents_of(case: Case, shape: tuple[int, int, int]) -> list[Tensor]:
     T, B, H = shape
     return [torch.randn(T, B, H), *(torch.randn(B, H) for _ in range(case.states))]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For torch's operators, which the number of threads is not about: theirs spin on the cores that others need."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,4 +1,7 @@
-"""Test files that import triton are skipped where there is none; plan.py and its tests do without."""
+"""Test files that import triton are skipped where there is none; plan.py and its tests do without.
+
+Where there is one, its interpreter is made quicker, for the tests of the other folders too.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+if find_spec("triton") is not None:
+    from tests.support import quick_interpreter
+
+    quick_interpreter.install()
 
 WITHOUT = ("__init__.py", "test_plan.py")
 
