@@ -32,16 +32,25 @@ def clock() -> float:
 
 
 def compare(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int = 20, warmup: int = 3, inner: int = 1
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 20,
+    warmup: int = 3,
+    inner: int = 1,
+    rest: float = 0.0,
 ) -> dict[str, list[float]]:
     """Milliseconds a call of each contender, measured once a round, in turn; every other round backwards.
 
-    inner: calls per measurement, for calls too short for the clock.
+    inner: calls per measurement, for calls too short for the clock. rest: seconds before each measurement and a call
+    that wakes its threads, so that those of the contender before, which spin for more work, take no core from it.
     """
     names = list(contenders)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for index in range(warmup + rounds):
         for name in names if index % 2 else names[::-1]:
+            if rest:
+                time.sleep(rest)
+                contenders[name]()
             milliseconds = once(contenders[name], inner)
             if index >= warmup:
                 samples[name].append(milliseconds)
