@@ -59,6 +59,7 @@ def run(
     if mask is not None:  # past a row's length there may be anything: NaN, ids out of range
         x = torch.where(mask.squeeze(-1) if ids else mask, x, 0)
     with no_autocast(w_ih) if dtype is not None else contextlib.nullcontext():
+        source: tuple[Tensor | None, ...] = ()
         unrolled = must_unroll(choice, spec, recurrent, steps)
         folded = recurrent.w_hr is not None and "proj_size" not in backend.options
         if ids and backend.takes_ids and not folded:
@@ -66,6 +67,8 @@ def run(
             inputs = StepInput(w_ih, x if x.dtype in (torch.int32, torch.int64) else x.int(), b_ih)
         else:
             x_proj = x if projected else backend.project(choice, x, w_ih, b_ih)
+            if spec.project is None and not (projected or folded or traced() or backend.reads_projection(spec)):
+                source = (x, w_ih, b_ih)  # the projection's own backward keeps them; itself it is three or four times h
             inputs = StepInput(x_proj if spec.project is None else spec.project(x_proj, recurrent))
         if unrolled:
             return unroll(spec, inputs.x, initial, recurrent, steps)
@@ -75,7 +78,7 @@ def run(
             inputs = StepInput(x)
         given = (*inputs, plain.w_hh, plain.b_hh, *start, *plain.extra)
         if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in given):
-            out, *states = Recurrence.apply(choice, spec, *steps[:3], *given)
+            out, *states = Recurrence.apply(choice, spec, *steps[:3], *given, *source)
             last = tuple(states)
         else:
             with torch.no_grad():  # the loops write into buffers, which autograd would refuse

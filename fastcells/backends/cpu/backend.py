@@ -59,7 +59,9 @@ class CpuBackend(KernelBackend):
     def project(self, choice: Choice, x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
         if w_ih.dtype != torch.float32:  # oneDNN's products, which know the instructions
             return super().project(choice, x, w_ih, b_ih)
-        return (products.linear if x.is_floating_point() else products.gather_rows)(x, w_ih, b_ih)
+        if not x.is_floating_point():
+            return products.gather_rows(x, w_ih, b_ih)
+        return products.linear(x, w_ih, b_ih, inner=True)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         if spec.rule is not None:
