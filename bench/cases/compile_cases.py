@@ -38,7 +38,7 @@ ODD_SELECTED = (
 
 @dataclass(frozen=True)
 class Case:
-    """One way to run one rule: path "sequence", "split" or "step", or "gluon" for those in Gluon."""
+    """One way to run one rule: path "sequence", "split", "step" or "diagonal", or "gluon" for those in Gluon."""
 
     path: str
     rule: str
@@ -58,6 +58,8 @@ class Case:
             resident: dict[str, Any] = {"precision": precision, "backward": backward, "directions": self.directions}
             resident["two_products"] = rule_named(self.rule).reset_hidden is not None
             return resident_plan(self.H, self.B, gates, size, device, **resident)
+        if self.path == "diagonal":
+            return plan.diagonal_blocks()
         if self.path == "step":
             return plan.step_blocks(size)
         if self.path == "sequence":
