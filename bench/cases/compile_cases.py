@@ -53,7 +53,8 @@ class Case:
     def plan(self, *, backward: bool = False) -> plan.Plan | Resident | str:
         """Its row."""
         dtype, precision = DTYPES[self.dtype]
-        size, gates, device = dtype.itemsize, rule_named(self.rule).spec.num_gates, DEVICES[self.target]
+        spec = rule_named(self.rule).spec
+        size, gates, device = dtype.itemsize, spec.num_gates, DEVICES[self.target]
         if self.path == "gluon":
             resident: dict[str, Any] = {"precision": precision, "backward": backward, "directions": self.directions}
             resident["two_products"] = rule_named(self.rule).reset_hidden is not None
@@ -62,12 +63,10 @@ class Case:
             return plan.diagonal_blocks()
         if self.path == "step":
             return plan.step_blocks(size)
+        options: dict[str, Any] = {"precision": precision, "backward": backward, **plan.of_cell(spec)}
         if self.path == "sequence":
-            options: dict[str, Any] = {"precision": precision, "backward": backward}
             return plan.sequence_plan(self.H, self.B, gates, size, device, **options)
-        return plan.split_plan(
-            self.H, self.B, gates, size, device, precision=precision, exchange=self.exchange, backward=backward
-        )
+        return plan.split_plan(self.H, self.B, gates, size, device, exchange=self.exchange, **options)
 
 
 def cases(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:

@@ -91,6 +91,7 @@ class Case:
             )
             assert isinstance(resident, Resident), resident
             return replace(resident, groups=self.programs)
+        how |= plan.of_cell(rule_named(self.rule).spec)
         if self.path == "sequence":
             # On a card with few multiprocessors the plan takes more rows a program.
             device = device if self.form else replace(device, multiprocessors=0)
