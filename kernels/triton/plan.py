@@ -91,7 +91,7 @@ Plan = Blocks | Split  # how one pass over time is launched
 def of_cell(spec: CellSpec) -> dict[str, int]:
     """What plans depend on, beside gates: heads, and carried, the tiles that a program has beside h and c.
 
-    These are further states and parameters. With any, no more than half as much is polled at once: else it spills.
+    These are further states and parameters. With any, long or odd rows are polled half as much at once: else it spills.
     """
     carried = max(0, spec.num_states - 2) + spec.num_extra
     return {"carried": carried, "heads": getattr(spec.recurrent, "heads", 1)}
@@ -251,7 +251,8 @@ def split_plans(
                 f"exchange h; {form.warps} warps and {form.batch} rows each, by the model's cycles"
             )
             blocks = Blocks(form.batch, form.columns, inner, form.warps, 1, reason)
-            registers = form.polled[int(gates == 4 and backward)] // (2 if carried else 1)
+            tight = carried and (H > MODELLED_H or H % 8)
+            registers = form.polled[int(gates == 4 and backward)] // (2 if tight else 1)
             room = (limit - weights) // tile - 1  # one more tile is converted
             # Who has not to wait gains nothing; with three products the parts of a second tile spill.
             room = room if exchange == "poll" and precision != "tf32x3" else 1

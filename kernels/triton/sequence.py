@@ -87,7 +87,7 @@ def sequence_forward_kernel(
     words = H // WORD
     word_unit = tl.arange(0, BLOCK_H // WORD)
     word_cols = of_head(word_unit, tl.program_id(1), UNITS // WORD)
-    known_words = (word_unit < (UNITS // WORD if UNITS else words))[None, :]
+    head_words = UNITS // WORD if UNITS else words
     first_word, word_plane, _, _, x_tile, _ = offsets(first_row, batch, word_cols, words, GATES, SAVED, BLOCK_B)
     x_ptr = as_words(x_ptr, WORD)
     weight_mask = (unit < units)[:, None] & (unit < units)[None, :]
@@ -107,7 +107,7 @@ def sequence_forward_kernel(
     t = T - 1 if REVERSE else 0
     starts = load_resets(resets_ptr, t * batch + first_row, row, (rows < B)[:, None])
     ids = load_ids(ids_ptr, t * batch + first_row, row, (rows < B)[:, None])
-    word_mask = (rows < B)[:, None] & known_words
+    word_mask = (rows < B)[:, None] & (word_unit < head_words)[None, :]
     ahead = load_rows(
         x_ptr, ids_ptr, ids, t * word_plane + first_word, x_tile, word_cols, word_mask, V, words, GATES, GATES
     )
@@ -128,7 +128,7 @@ def sequence_forward_kernel(
             operand = cast(tl.where(mask, RESET_HIDDEN(x, h, before + extra), 0.0), element)
             h += (unbound(product(operand, w[through], none, PRECISION), BLOCK_B, BLOCK_H) + b[through],)
         # The next step's, after this one's matmuls: the compiler lets what comes last keep its layout.
-        more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & known_words
+        more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_unit < head_words)[None, :]
         at_next = (t - 1 if REVERSE else t + 1) * word_plane + first_word
         ahead = load_rows(x_ptr, ids_ptr, ids, at_next, x_tile, word_cols, more, V, words, GATES, GATES)
         more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
@@ -189,7 +189,7 @@ def sequence_backward_kernel(
     words = H // WORD
     word_unit = tl.arange(0, BLOCK_H // WORD)
     word_cols = of_head(word_unit, tl.program_id(1), UNITS // WORD)
-    known_words = (word_unit < (UNITS // WORD if UNITS else words))[None, :]
+    head_words = UNITS // WORD if UNITS else words
     first_word, word_plane, _, word_tile, _, saved_tile = offsets(
         first_row, batch, word_cols, words, GATES, SAVED, BLOCK_B
     )
@@ -214,7 +214,7 @@ def sequence_backward_kernel(
     d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, first, plane, tile, mask, STATES)
     none = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     t = T * 0 if REVERSE else T - 1
-    word_mask = (rows < B)[:, None] & known_words
+    word_mask = (rows < B)[:, None] & (word_unit < head_words)[None, :]
     new = (tl.load(h_words + t * word_plane + first_word + word_tile, mask=word_mask, other=0),)
     for s in tl.static_range(1, STATES):
         c_at = of_state(t * word_plane + first_word, first_word, word_plane, s, STATES)
@@ -260,7 +260,7 @@ def sequence_backward_kernel(
         for g in tl.static_range(GATES if BACKWARD_LAST_GATE is None else GATES - 1):
             through = product(cast(tl.where(mask, d_h[g], 0.0), element), w[g], through, PRECISION)
         # The next step's, after this one's matmuls: the compiler lets what comes last keep its layout.
-        more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & known_words
+        more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_unit < head_words)[None, :]
         ahead = load_adjoint(
             d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane,
             t + 1 if REVERSE else t - 1, words, word_tile, saved_tile, more, i + 2 == T, STATES, SAVED, REVERSE,

@@ -98,7 +98,6 @@ def split_backward_kernel(
     units = UNITS if UNITS else H
     head_words = UNITS // WORD if UNITS else words
     first_word_of_head = of_head(0, tl.program_id(2), UNITS // WORD)
-    known_words = (word_unit < head_words)[None, :]
     word_plane = (zero + B) * words
     word_tile = row * words + word_column
     gates_tile = row * (GATES * words) + word_column
@@ -155,7 +154,7 @@ def split_backward_kernel(
         rows = batch_tile * BLOCK_B + tl.arange(0, BLOCK_B)
         row_mask = (rows < B)[:, None]
         mask = row_mask & (unit < units)[None, :]
-        word_mask = row_mask & known_words
+        word_mask = row_mask & (word_unit < head_words)[None, :]
         if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
         d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, first, plane, tile, mask, STATES)
@@ -228,7 +227,7 @@ def split_backward_kernel(
             for g in tl.static_range(1, through):
                 total += sums[g]
             # The next step's, after this one's matmuls: the compiler lets what comes last keep its layout.
-            more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & known_words
+            more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_unit < head_words)[None, :]
             ahead = load_adjoint(
                 d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane,
                 t + 1 if REVERSE else t - 1, words, word_tile, saved_tile, more, i + 2 == T, STATES, SAVED, REVERSE,

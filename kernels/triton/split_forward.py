@@ -1,7 +1,7 @@
 """The whole sequence in one launch, split over programs: each holds the weights of its hidden columns, loaded once.
 
-A group of programs has all hidden columns, or a head's, each BLOCK_H of them in every gate, and does BLOCK_B rows of the
-batch at a time: one batch tile after another, as many groups side by side as run at once, so that any batch is one
+A group of programs has all hidden columns, or a head's, each BLOCK_H of them in every gate, and does BLOCK_B rows of
+the batch at a time: one batch tile after another, as many groups side by side as run at once, so that any batch is one
 launch.
 
 The float32 state of its columns stays with a program; the matmuls need all columns, so the programs of a group exchange
@@ -90,9 +90,9 @@ def split_forward_kernel(
     plane = (zero + B) * H
     # Offsets within a tile's rows fit 32 bits; what does not is added to the pointer as a scalar.
     row = tl.arange(0, BLOCK_B)[:, None]
+    units = UNITS if UNITS else H
     unit = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     cols = of_head(unit, tl.program_id(2), UNITS)
-    known = unit < (UNITS if UNITS else H)
     tile = row * H + cols[None, :]
     saved_tile = row * (SAVED * H) + cols[None, :]
     # The same in words.
@@ -102,7 +102,6 @@ def split_forward_kernel(
     first_word_of_head = of_head(0, tl.program_id(2), UNITS // WORD)
     word_unit = tl.program_id(0) * (BLOCK_H // WORD) + tl.arange(0, BLOCK_H // WORD)
     word_cols = of_head(word_unit, tl.program_id(2), UNITS // WORD)
-    known_words = (word_unit < head_words)[None, :]
     word_tile = row * words + word_cols[None, :]
     x_tile = row * (GATES * words) + word_cols[None, :]
     x_ptr = as_words(x_ptr, WORD)
@@ -116,12 +115,11 @@ def split_forward_kernel(
     for g in tl.static_range(GATES):  # w[g][k, n] multiplies h[k] into column n
         for part in tl.static_range(INNER):
             k = part * (BLOCK_K // WORD) + tl.arange(0, BLOCK_K // WORD)
-            weight_mask = (k < head_words)[:, None] & known[None, :]
+            weight_mask = (k < head_words)[:, None] & (unit < units)[None, :]
             # The first column counts as a scalar: offsets that a constant H makes constants share one register.
-            first_column = g * (UNITS if UNITS else H) + tl.program_id(0) * BLOCK_H
-            column_ptr = as_words(w_ptr, WORD) + (zero + first_column) * head_words
+            first_column = as_words(w_ptr, WORD) + (zero + g * units + tl.program_id(0) * BLOCK_H) * head_words
             offsets = tl.arange(0, BLOCK_H)[None, :] * head_words + k[:, None]
-            w += apart(tl.load(column_ptr + offsets, mask=weight_mask, other=0), element, WORD)
+            w += apart(tl.load(first_column + offsets, mask=weight_mask, other=0), element, WORD)
             if KNOWN_H:
                 tl.debug_barrier()  # of the elements loaded one by one, those of a single tile are in registers
     b = load_bias(b_ptr, cols, H, GATES)
@@ -137,8 +135,8 @@ def split_forward_kernel(
         first_word = first_row * words
         rows = batch_tile * BLOCK_B + tl.arange(0, BLOCK_B)
         row_mask = (rows < B)[:, None]
-        mask = row_mask & known[None, :]
-        word_mask = row_mask & known_words
+        mask = row_mask & (unit < units)[None, :]
+        word_mask = row_mask & (word_unit < head_words)[None, :]
         if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
         counter = counter_ptr + batch_tile * 32
@@ -183,7 +181,7 @@ def split_forward_kernel(
                 )  # fmt: skip
                 h += (unbound(sums[0], BLOCK_B, BLOCK_H) + (b[through] + poison(patience)),)
             # The next step's, after this one's matmuls: the compiler lets what comes last keep its layout.
-            more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & known_words
+            more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_unit < head_words)[None, :]
             word_at_next = word_at + (-word_plane if REVERSE else word_plane)
             ahead = load_rows(x_ptr, ids_ptr, ids, word_at_next, x_tile, word_cols, more, V, words, GATES, GATES)
             more = (rows < tl.where(i + 1 < T, B, 0))[:, None]

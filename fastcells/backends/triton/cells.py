@@ -39,5 +39,5 @@ def obstacle(spec: CellSpec) -> str | None:
         # What W_hh's gradient is computed with, after the backward, where h alone is there.
         read = {*rule.operand_again.inputs} - {spec.states[0], *rule.saved}
         if read:
-            return f"{none} {spec.name}: its operand reads {', '.join(sorted(read))}"
+            return f"{none} {spec.name}: its operand reads {', '.join(sorted(read))}, which is not kept"
     return None
