@@ -29,7 +29,13 @@ TARGETS = (90, 80, 100)
 # How many of a target's cases: float16 is compiled as bfloat16 is, other targets differ in loads and conversions.
 OTHER = {"bfloat16": 0.3, "float16": 0.0, "float32": 0.3, "float32x3": 0.0}
 SHARES = {90: {"bfloat16": 1.0, "float16": 0.3, "float32": 1.0, "float32x3": 0.5}, 80: OTHER, 100: OTHER}
-QUICK_LENGTH, QUICK_BOTH, QUICK_RESETS, QUICK_DEFINED = 44, 7, 6, 5  # how many of them every test run executes
+QUICK_LENGTH, QUICK_BOTH, QUICK_RESETS, QUICK_DEFINED, QUICK_KINDS = (
+    44,
+    7,
+    6,
+    5,
+    4,
+)  # how many of them every test run executes
 # Each family of kernels and, of the split ones, the poll in words and in single elements.
 WITH_RESETS = (
     ("sequence", "", 0),
@@ -86,7 +92,28 @@ _IN_TURN, _AT_ONCE = tuple(_product(WAYS)), tuple(_product(BOTH, first=10_000, b
 _RESETS = tuple(_resets(CELLS))
 # In bfloat16 a unit of EveryOperator is now and then on the other side of a comparison, where its value jumps.
 _DEFINED = tuple(c for c in _resets(DEFINED) if (c.rule, c.dtype) != ("EveryOperator", "bfloat16"))
-EVERY = _IN_TURN + _AT_ONCE + _RESETS + _DEFINED
+# Further parameters, four states, heads, diagonal weights.
+_KINDS = tuple(
+    Case(
+        path, rule, dtype, H, 9, 3, "poll", 3, ids=path == "split", ragged=path != "split", resets=path != "step",
+        options=Options(weak=True),
+    )
+    for dtype, (path, rule, H) in itertools.product(
+        ("bfloat16", "float32"),
+        (
+            ("sequence", "PeepholeLSTM", 18),
+            ("split", "PeepholeLSTM", 64),
+            ("step", "FourStates", 33),
+            ("split", "FourStates", 65),
+            ("sequence", "SLSTM/2", 36),
+            ("split", "SLSTM/2", 64),
+            ("step", "SLSTM/2", 34),
+            ("diagonal", "IndRNN", 70),
+            ("diagonal", "DiagonalFour", 65),
+        ),
+    )
+)  # fmt: skip
+EVERY = _IN_TURN + _AT_ONCE + _RESETS + _DEFINED + _KINDS
 QUICK = tuple(
     case
     for cases, length in (
@@ -94,6 +121,7 @@ QUICK = tuple(
         (_AT_ONCE, QUICK_BOTH),
         (_RESETS, QUICK_RESETS),
         (_DEFINED, QUICK_DEFINED),
+        (_KINDS, QUICK_KINDS),
     )
     for case in random.Random(length).sample(cases, length)
 )
