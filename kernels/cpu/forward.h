@@ -29,7 +29,7 @@ INLINE void update_rows(enum cell cell, size_t phase, const struct forward_job *
             u.lanes = lanes_at(H, column);
             UNROLL for (size_t g = 0; g < gates; g++) {
                 product[g] = bias(f->b, H, first_gate + g, column, u.lanes);
-                if (!u.starts_episode || phase > 0) product[g] += load(products[r][g * at->vectors + v]);
+                if (!u.starts_episode || phase > 0) product[g] += load(in_tile(products, gates * at->vectors, r, g * at->vectors + v));
             }
             u.x = f->x + token * G * H + column;
             u.h_prev = CARRIED(job->h, h_prev) + own;
@@ -100,8 +100,11 @@ static void forward_phase(const struct forward_job *job, const struct share *sha
 }
 
 static void divide_forward(struct division *d, const forward_task *f, size_t members) {
-    const size_t widest = MAX_WIDTH / CELL_FACTS[f->cell].first_gates; /* all gates of a vector are in one tile */
-    divide_cell(d, f->cell, f->B, f->H, min_size(tile_width(f->H, members), widest), members);
+    const size_t gates = CELL_FACTS[f->cell].first_gates; /* all gates of a vector are in one tile */
+    const size_t wide = f->B == 1 ? WIDEST / gates : f->B == 2 ? WIDE_FOR_TWO / gates : 0, widest = MAX_WIDTH / gates;
+    const size_t vectors = wide > widest ? min_size(wide, ceil_div(vectors_of(f->H), members))
+                                         : min_size(tile_width(f->H, members), widest);
+    divide_cell(d, f->cell, f->B, f->H, vectors, members);
 }
 
 static void forward_member(void *argument, int member, int members) {

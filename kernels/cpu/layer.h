@@ -14,23 +14,34 @@ struct layer_job {
     struct barrier *barrier;
 };
 
-/* W_ih's product with all tokens, and its bias, for a vector of columns of each gate. */
-static void project_columns(const struct layer_job *job, size_t column, size_t lanes) {
+/* W_ih's product with some rows of x, from the token `first` on, and its bias, for a vector of columns of each gate. */
+static void project_rows(const struct layer_job *job, const float *x, size_t x_step, size_t first, size_t count,
+                         size_t column) {
     const struct layer *f = job->task;
-    const size_t H = f->H, G = CELL_FACTS[f->cell].gates, I = f->I;
+    const size_t H = f->H, G = CELL_FACTS[f->cell].gates, I = f->I, lanes = lanes_at(H, column);
     few_t products;
     for (size_t g = 0; g < G; g++) {
         const vec b = bias(f->b_ih, H, g, column, lanes);
-        for (size_t t = 0; t < f->T; t++) {
-            for (size_t row = 0, rows; row < f->B; row += rows) {
-                rows = height(f->B, row, MAX_FEW);
-                FEW_ROWS_OF[rows - 1](products, f->w_ih + (g * H + column) * I, lanes,
-                                      f->x + t * f->x_time + row * f->x_row, f->x_row, I);
-                for (size_t r = 0; r < rows; r++)
-                    store_n(job->x_proj + ((t * f->B + row + r) * G + g) * H + column, load(products[r]) + b, lanes);
-            }
+        for (size_t done = 0, rows; done < count; done += rows) {
+            rows = height(count, done, MAX_FEW);
+            FEW_ROWS_OF[rows - 1](products, f->w_ih + (g * H + column) * I, lanes, x + done * x_step, x_step, I);
+            for (size_t r = 0; r < rows; r++)
+                store_n(job->x_proj + ((first + done + r) * G + g) * H + column, load(products[r]) + b, lanes);
         }
     }
+}
+
+/* Whether the rows of x lie evenly, step after step; and how far apart then. */
+static int is_even(const struct layer *f) { return f->B == 1 || f->T == 1 || f->x_time == f->B * f->x_row; }
+static size_t even_step(const struct layer *f) { return f->B == 1 ? f->x_time : f->x_row; }
+
+static void project_columns(const struct layer_job *job, size_t column) {
+    const struct layer *f = job->task;
+    if (is_even(f)) {
+        project_rows(job, f->x, even_step(f), 0, f->T * f->B, column);
+        return;
+    }
+    for (size_t t = 0; t < f->T; t++) project_rows(job, f->x + t * f->x_time, f->x_row, t * f->B, f->B, column);
 }
 
 /* A step's phase for a vector of columns. h_prev: [B, H], its rows h_step apart; NULL for zeros. */
@@ -111,7 +122,7 @@ static void layer_member(void *argument, int member, int members) {
     const struct range own = part_of(vectors_of(H), (size_t)member, (size_t)members);
     const size_t first = own.first * LANES, columns = min_size(own.end * LANES, H) - first;
     for (size_t vector = own.first; vector < own.end; vector++)
-        project_columns(job, vector * LANES, lanes_at(H, vector * LANES));
+        project_columns(job, vector * LANES);
     if (f->c_n && f->c0) copy_columns(f->c_n + first, H, f->c0 + first, H, f->B, columns);
     const float *h_prev = f->h0;
     size_t h_step = H;
@@ -132,8 +143,8 @@ static int layer_packed(const struct layer *f, float *x_proj, float *memory, int
     struct linear project = {.rows = T * B, .K = f->I, .columns = G * H, .x_stride = f->I, .out_stride = G * H,
                              .x = f->x, .w = f->w_ih, .b = f->b_ih, .out = x_proj};
     float *zeros = memory, *hidden = zeros + plane, *x = hidden + T * plane;
-    if (B == 1 || f->x_time == B * f->x_row) {
-        project.x_stride = B == 1 ? f->x_time : f->x_row;
+    if (is_even(f)) {
+        project.x_stride = even_step(f);
     } else {
         for (size_t t = 0; t < T; t++) copy_columns(x + t * B * f->I, f->I, f->x + t * f->x_time, f->x_row, B, f->I);
         project.x = x;
