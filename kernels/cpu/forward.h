@@ -86,7 +86,9 @@ static void forward_phase(const struct forward_job *job, const struct share *sha
     const element *a = phase ? job->reset_hidden : h_prev;
     tile_t products;
     struct prefetch list;
-    for (size_t tile = share->first_tile; tile < share->first_tile + share->tiles; tile++) {
+    for (size_t i = 0; i < share->tiles; i++) {
+        /* Every other step goes backwards: it begins with the weights that the one before has left in the cache. */
+        const size_t tile = share->first_tile + (t % 2 ? share->tiles - 1 - i : i);
         struct tile at = {.t = t, .column = tile * p->vectors * LANES, .vectors = vectors_in(p, tile)};
         const size_t width = p->gates * at.vectors;
         for (size_t done = 0; done < share->rows; done += at.rows) {
