@@ -80,13 +80,13 @@
     NUMBER(size_t, out_row)                                                                                            \
     READ(float, x, "T B I", "")                                                                                        \
     READ(float, h0, "B H", "optional") /* where NULL, the first step starts from zeros */                              \
-    READ(float, c0, "B H", "optional two_states") /* as h0 */                                                          \
+    READ(float, c0, "B H", "optional two_states") /* zeros where NULL; not read without h0 */                          \
     READ(float, w_ih, "G*H I", "")                                                                                     \
     READ(float, w, "G*H H", "")                                                                                        \
     READ(float, b_ih, "G*H", "optional")                                                                               \
     READ(float, b, "G*H", "optional")                                                                                  \
     WRITE(out, "T B H", "")                                                                                            \
-    WRITE(h_n, "B H", "")                                                                                              \
+    WRITE(h_n, "B H", "optional")                                                                                      \
     WRITE(c_n, "B H", "two_states")
 
 /* ---- the recurrence of a defined cell, whose rule is a program (program.h) ---- */

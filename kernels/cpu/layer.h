@@ -123,6 +123,7 @@ static void layer_member(void *argument, int member, int members) {
     const size_t first = own.first * LANES, columns = min_size(own.end * LANES, H) - first;
     for (size_t vector = own.first; vector < own.end; vector++)
         project_columns(job, vector * LANES);
+    for (size_t row = 0; f->c_n && !f->c0 && row < f->B; row++) memset(f->c_n + row * H + first, 0, columns * sizeof(float));
     if (f->c_n && f->c0) copy_columns(f->c_n + first, H, f->c0 + first, H, f->B, columns);
     const float *h_prev = f->h0;
     size_t h_step = H;
@@ -134,41 +135,48 @@ static void layer_member(void *argument, int member, int members) {
         h_prev = f->out + (f->reverse ? T - 1 - step : step) * f->out_time;
         h_step = f->out_row;
     }
-    copy_columns(f->h_n + first, H, h_prev + first, h_step, f->B, columns);
+    if (f->h_n) copy_columns(f->h_n + first, H, h_prev + first, h_step, f->B, columns);
 }
 
-/* The kernels for any size, one after the other. `memory`: as packed_floats says. */
+/* Whether out is [T, B, H] without gaps. */
+static int is_dense(const struct layer *f) {
+    return (f->B == 1 || f->out_row == f->H) && (f->T == 1 || f->out_time == f->B * f->H);
+}
+
+/* The kernels for any size, one after the other. memory: see layer. */
 static int layer_packed(const struct layer *f, float *x_proj, float *memory, int threads) {
-    const size_t T = f->T, B = f->B, H = f->H, G = CELL_FACTS[f->cell].gates, plane = B * H;
-    struct linear project = {.rows = T * B, .K = f->I, .columns = G * H, .x_stride = f->I, .out_stride = G * H,
+    const size_t T = f->T, B = f->B, H = f->H, columns = CELL_FACTS[f->cell].gates * H, plane = B * H;
+    float *zeros = memory, *last = zeros + plane, *more = last + plane;
+    struct linear project = {.rows = T * B, .K = f->I, .columns = columns, .x_stride = f->I, .out_stride = columns,
                              .x = f->x, .w = f->w_ih, .b = f->b_ih, .out = x_proj};
-    float *zeros = memory, *hidden = zeros + plane, *x = hidden + T * plane;
     if (is_even(f)) {
         project.x_stride = even_step(f);
     } else {
-        for (size_t t = 0; t < T; t++) copy_columns(x + t * B * f->I, f->I, f->x + t * f->x_time, f->x_row, B, f->I);
-        project.x = x;
+        for (size_t t = 0; t < T; t++) copy_columns(more + t * B * f->I, f->I, f->x + t * f->x_time, f->x_row, B, f->I);
+        project.x = more;
     }
-    struct forward steps = {.cell = f->cell, .T = T, .B = B, .H = H, .reverse = f->reverse, .x = x_proj, .w = f->w,
-                            .b = f->b, .h0 = f->h0, .c0 = f->c0, .h_n = f->h_n, .c_n = f->c_n};
-    if (!f->h0) steps.h0 = memset(zeros, 0, plane * sizeof *zeros), steps.c0 = f->c_n ? zeros : NULL;
-    const int dense = (f->out_row == H || B == 1) && f->out_time == plane;
-    steps.out = dense ? f->out : hidden;
-    if (linear(&project, threads) || forward(&steps, threads)) return -1;
-    for (size_t t = 0; !dense && t < T; t++)
-        copy_columns(f->out + t * f->out_time, f->out_row, hidden + t * plane, H, B, H);
+    if (linear(&project, threads)) return -1;
+    const struct forward steps = {.cell = f->cell, .T = T, .B = B, .H = H, .reverse = f->reverse, .x = x_proj,
+                                  .w = f->w, .b = f->b, .h0 = f->h0 ? f->h0 : zeros,
+                                  .c0 = !f->c_n || f->c0 ? f->c0 : zeros, .out = is_dense(f) ? f->out : more,
+                                  .h_n = f->h_n ? f->h_n : last, .c_n = f->c_n};
+    memset(zeros, 0, plane * sizeof *zeros);
+    if (forward(&steps, threads)) return -1;
+    for (size_t t = 0; steps.out != f->out && t < T; t++)
+        copy_columns(f->out + t * f->out_time, f->out_row, more + t * plane, H, B, H);
     return 0;
 }
 
 static int layer(const struct layer *f, int threads) {
-    const size_t plane = f->B * f->H, tokens = f->T * f->B;
-    const size_t more = f->packed ? plane + tokens * (f->H + f->I) : 2 * plane;
+    const size_t plane = f->B * f->H, tokens = f->T * f->B, x_proj = tokens * CELL_FACTS[f->cell].gates * f->H;
+    /* x or out once more, where one of them is not as the kernels for any size have it */
+    const size_t more = f->packed && !(is_even(f) && is_dense(f)) ? tokens * (f->H > f->I ? f->H : f->I) : 0;
     struct layer_job job = {.task = f};
-    job.x_proj = scratch(&job.barrier, 1, tokens * CELL_FACTS[f->cell].gates * f->H + more);
+    job.x_proj = scratch(&job.barrier, 1, x_proj + 2 * plane + more);
     if (!job.x_proj) return -1;
-    int status = 0;
-    job.reset_hidden = job.x_proj + tokens * CELL_FACTS[f->cell].gates * f->H;
+    job.reset_hidden = job.x_proj + x_proj;
     job.z = job.reset_hidden + plane;
+    int status = 0;
     if (f->packed)
         status = layer_packed(f, job.x_proj, job.reset_hidden, threads);
     else

@@ -24,6 +24,7 @@ _cpu = arguments.c_module
 _NUMBERS: dict[str, int] = {} if _cpu is None else {name: i for i, (name, *_) in enumerate(_cpu.cells())}
 # Multiplications that are worth another thread: starting a team costs a few microseconds, in which one does this many.
 WORK_OF_A_THREAD = 1 << 18
+WORK_OF_A_STEP = 1 << 16  # multiplications of one step, of which a barrier takes as long as a few thousand
 MOST_THREADS = 256  # as many as kernels/cpu/team.c starts by itself
 
 
@@ -327,6 +328,14 @@ def _few_threads(touched: Tensor) -> int:
 def _threads(multiplications: int) -> int:
     """For what computes."""
     return _team_for(multiplications, WORK_OF_A_THREAD)
+
+
+def layer_threads(packed: bool, T: int, B: int, I: int, rows: int, H: int) -> int:  # noqa: E741
+    """For one call for a layer and direction."""
+    if packed:
+        return _threads(T * B * rows * H)
+    threads = _threads(T * B * rows * (I + H))
+    return threads if T == 1 or threads == 1 else max(1, min(threads, B * rows * H // WORK_OF_A_STEP))
 
 
 def _team_for(work: int, of_a_thread: int) -> int:

@@ -14,6 +14,18 @@ FEWEST_STEPS = 2  # a single step does not pay for packing the weights, whatever
 MOST_PADDING = 1.5  # a packed batch runs padded in C, and ATen takes only the steps that there are
 
 
+# One call of C for a layer and direction (kernels/cpu/layer.h) has been measured for so many rows.
+FEW_ROWS = 8
+
+
+def packs(steps: int, batch: int, H: int) -> bool:
+    """Whether such a call packs the weights.
+
+    Measured with T 1, 8, 35, 256, B 1, 2, 8, H 64, 256, 512: from about 7, 17 and 30 tokens on that has paid.
+    """
+    return steps * batch >= 4 + H // 20
+
+
 @dataclass(frozen=True)
 class CpuRow:
     """Shapes for which C is faster than ATen, with the range of speed-ups measured on their grid.
