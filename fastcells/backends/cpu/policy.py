@@ -96,6 +96,13 @@ PROJECTED_WIDE = CpuRow("lstm", "1.2 to 1.6", steps=32, widest=512, rows=32)  # 
 ROWS_OF = {"avx512": CPU_ROWS, "avx2": CPU_ROWS, "avx512_bf16": BF16_ROWS}
 
 
+def layer_advantage(cell: str, steps: int, batch: int, H: int, instructions: str) -> str | None:
+    """Why one call of C for a layer and direction is the fastest for an inference on few rows, or None."""
+    if instructions not in ("avx512", "avx2") or batch > FEW_ROWS:
+        return None
+    return f"one call of C with {instructions} instructions for a layer and direction, few rows without gradients"
+
+
 def projected_advantage(steps: int, batch: int, H: int, P: int, *, training: bool, instructions: str) -> str | None:
     """Why C is the fastest for an LSTM with a projection, or None where it is not."""
     rows = (*PROJECTED_ROWS, PROJECTED_WIDE) if 2 * P >= H else PROJECTED_ROWS
