@@ -16,7 +16,8 @@ from torch.nn import Parameter
 
 from fastcells import dispatch
 from fastcells.backends.base import Call
-from fastcells.backends.cpu import layer_call, native
+from fastcells.backends.cpu import native
+from fastcells.backends.cpu.layer_call import FLOAT, Plan, place, readable
 from fastcells.backends.cpu.policy import FEW_ROWS
 from fastcells.modes import traced, transformed
 from fastcells.spec import CellSpec, State
@@ -28,147 +29,178 @@ if TYPE_CHECKING:
 
 SHORT: set[type] = set()  # classes whose methods are this package's own; what is derived from them goes the long way
 MOST_KEPT = 4096
-FLOAT = 4  # bytes
 
-_chosen: dict[tuple[object, ...], bool] = {}  # whether C is what runs calls of a kind
+_plans: dict[tuple[object, ...], Plans | None] = {}  # None: another way than C is chosen
+
+
+class Plans:
+    """Of a stack of layers, or a cell: the plan of the first layer and of those above it."""
+
+    __slots__ = ("first", "shape", "states", "upper")
+
+    def __init__(self, spec: CellSpec, T: int, B: int, I: int, H: int, rows: int, D: int) -> None:  # noqa: E741
+        self.first, self.upper = Plan(spec.name, T, B, I, H), Plan(spec.name, T, B, D * H, H)
+        self.states, self.shape = spec.num_states, (rows, B, H)
 
 
 def layer(module: Layer, x: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
     """`forward` without options; None where the long way has to be gone. hx: a tensor, of an LSTM two, or None."""
-    graph = torch.is_grad_enabled()
-    kind = type(x)
-    if (kind is not Tensor and kind is not Parameter) or type(module) not in SHORT or x.dtype is not torch.float32:
+    if type(module) not in SHORT or not _is_float(x):
         return None
-    own = module._parameters
+    own, graph = module._parameters, torch.is_grad_enabled()
     try:
         weights = [own[name] for name in module._flat_weights_names]
     except KeyError:  # a parametrization, weight norm or pruning has put something else in a parameter's place
         return None
-    if (graph and weights[0] is not None and weights[0].requires_grad) or _watched():
+    if (graph and weights[0] is not None and weights[0].requires_grad) or _watched() or not _is_simple(module):
         return None
-    if module.training and (module._regularised or (module.dropout and module.num_layers > 1)):
-        return None
-    if module.learned_state or module.proj_size or module.return_states or module.impl not in ("auto", "cpu"):
-        return None
-    sizes, batch_first = x.shape, module.batch_first
-    if len(sizes) == 3:
-        T, B, I = (sizes[1], sizes[0], sizes[2]) if batch_first else sizes  # noqa: E741
-        place = layer_call.place(x, 1 if batch_first else 0, graph)
+    batched, time = x.dim() == 3, 1 if module.batch_first else 0
+    sizes = x.shape
+    if batched:
+        T, B, I = sizes[time], sizes[1 - time], sizes[2]  # noqa: E741
+        source = place(x, time, graph)
     elif len(sizes) == 2:
-        (T, I), B = sizes, 1  # noqa: E741
-        place = layer_call.place(x.unsqueeze(1), 0, graph)
+        T, B, I = sizes[0], 1, sizes[1]  # noqa: E741
+        source = place(x.unsqueeze(1), 0, graph)
     else:
         return None
-    H, spec, L, D = module.hidden_size, module._spec(), module.num_layers, 2 if module.bidirectional else 1
-    if place is None or module.input_size != I or not 0 < B <= FEW_ROWS or not (T and I and H):
+    if source is None or I != module.input_size:
         return None
-    if not _is_chosen(module.impl, spec, T, B, I, H, L, D, weights):
+    L, D = module.num_layers, 2 if module.bidirectional else 1
+    plans = _plans_of(module.impl, module._spec(), T, B, I, module.hidden_size, L, D, weights)
+    if plans is None:
         return None
-    shape = (L * D, H) if len(sizes) == 2 else (L * D, B, H)
-    start = _addresses(hx, shape, spec.num_states, graph)
-    count = 4 if module.bias else 2
-    each = [
-        layer_call.weights(weights[i * count : (i + 1) * count], spec.num_gates * H, I if i < D else D * H, H, graph)
-        for i in range(L * D)
-    ]
-    if start is None or None in each:
+    shape = plans.shape if batched else (L * D, module.hidden_size)
+    start = _addresses(hx, shape, plans.states, graph)
+    each = _weights(weights, plans, L, D, graph)
+    if start is None or each is None:
         return None
-    last = [x.new_empty(shape) for _ in spec.states]
-    ends = _pair([s.data_ptr() for s in last])
-    out = x
-    for i in range(L * D):
-        if i % D == 0:  # a layer's first direction
-            place, source = (place, I) if i == 0 else ((out.data_ptr(), B * D * H, D * H), D * H)
-            if i < (L - 1) * D:
-                out, steps = x.new_empty(T, B, D * H), (B * D * H, D * H)
-            elif len(sizes) == 2:
-                out, steps = x.new_empty(T, D * H), (D * H, 0)
-            else:
-                out = x.new_empty(B, T, D * H) if batch_first else x.new_empty(T, B, D * H)
-                steps = (D * H, T * D * H) if batch_first else (B * D * H, D * H)
-            held = x if i == 0 else held_next
-            held_next = out
-            address = out.data_ptr()
-        row, w, reverse = i * B * H * FLOAT, each[i], i % D == 1
-        assert w is not None and held is not None
-        layer_call.call(
-            spec.name,
-            (T, B, source, H),
-            reverse,
-            place,
-            _moved(start, row),
-            w,
-            (address + reverse * H * FLOAT, *steps),
-            _moved(ends, row),
-        )
-    return out, tuple(last) if len(last) > 1 else last[0]
+    last = [x.new_empty(shape) for _ in range(plans.states)]
+    h0, c0 = start
+    h_n, c_n = last[0].data_ptr(), 0 if plans.states == 1 else last[1].data_ptr()
+    plan, width, row, out = plans.first, D * plans.first.H, plans.first.row, x
+    for i in range(L):
+        below = out  # which keeps the memory that is read
+        if i < L - 1 or not batched or time == 0:
+            out = x.new_empty(T, B, width) if batched or i < L - 1 else x.new_empty(T, width)
+            steps = B * width, width
+        else:
+            out = x.new_empty(B, T, width)
+            steps = width, T * width
+        to = out.data_ptr()
+        plan.call(False, source, h0, c0, each[i * D], (to, *steps), h_n, c_n)
+        if D == 2:
+            h0, c0, h_n, c_n = h0 and h0 + row, c0 and c0 + row, h_n + row, c_n and c_n + row
+            plan.call(True, source, h0, c0, each[2 * i + 1], (to + width * FLOAT // 2, *steps), h_n, c_n)
+        if i < L - 1:
+            h0, c0, h_n, c_n = h0 and h0 + row, c0 and c0 + row, h_n + row, c_n and c_n + row
+            plan, source = plans.upper, (to, *steps)
+    del below
+    return out, last[0] if len(last) == 1 else tuple(last)
 
 
 def cell(module: Cell, x: Tensor, hx: State | None) -> State | None:
     """A cell's step; None where the long way has to be gone."""
-    graph, kind = torch.is_grad_enabled(), type(x)
-    if (kind is not Tensor and kind is not Parameter) or type(module) not in SHORT or x.dtype is not torch.float32:
+    if type(module) not in SHORT or not _is_float(x) or module.impl not in ("auto", "cpu"):
         return None
-    own = module._parameters
-    weights = [own.get("weight_ih"), own.get("weight_hh")]
-    if module.bias:
-        weights += [own.get("bias_ih"), own.get("bias_hh")]
-    if weights[0] is None or (graph and weights[0].requires_grad) or module.impl not in ("auto", "cpu") or _watched():
+    own, graph = module._parameters, torch.is_grad_enabled()
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if module.bias else ("weight_ih", "weight_hh")
+    weights = [own.get(name) for name in names]
+    if weights[0] is None or (graph and weights[0].requires_grad) or _watched():
         return None
-    sizes, H, spec = x.shape, module.hidden_size, module._spec()
-    if len(sizes) not in (1, 2):
+    sizes, H = x.shape, module.hidden_size
+    if len(sizes) == 2:
+        B, I = sizes  # noqa: E741
+        shape: tuple[int, ...] = B, H
+    elif len(sizes) == 1:
+        B, I = 1, sizes[0]  # noqa: E741
+        shape = (H,)
+    else:
         return None
-    B, I = sizes if len(sizes) == 2 else (1, sizes[0])  # noqa: E741
-    if module.input_size != I or not 0 < B <= FEW_ROWS or not (I and H):
+    address = readable(x, sizes, graph)
+    if not address or I != module.input_size:
         return None
-    if not _is_chosen(module.impl, spec, 1, B, I, H, 1, 1, weights):
+    plans = _plans_of(module.impl, module._spec(), 1, B, I, H, 1, 1, weights)
+    if plans is None:
         return None
-    shape = (H,) if len(sizes) == 1 else (B, H)
-    start, own_x = _addresses(hx, shape, spec.num_states, graph), layer_call.readable(x, sizes, graph)
-    w = layer_call.weights(weights, spec.num_gates * H, I, H, graph)  # type: ignore[arg-type]
-    if start is None or w is None or not own_x:
+    start, w = _addresses(hx, shape, plans.states, graph), plans.first.weights(weights, graph)
+    if start is None or w is None:
         return None
-    new = tuple([x.new_empty(shape) for _ in spec.states])
-    h, c = _pair([s.data_ptr() for s in new])
-    layer_call.call(spec.name, (1, B, I, H), False, (own_x, 0, I), start, w, (h, 0, H), (0, c))
+    h = x.new_empty(shape)
+    new = (h,) if plans.states == 1 else (h, x.new_empty(shape))
+    c_n = 0 if plans.states == 1 else new[1].data_ptr()
+    plans.first.call(False, (address, 0, I), *start, w, (h.data_ptr(), 0, H), 0, c_n)
     return new
+
+
+def _is_float(x: Tensor) -> bool:
+    kind = type(x)
+    return (kind is Tensor or kind is Parameter) and x.dtype is torch.float32
+
+
+def _is_simple(module: Layer) -> bool:
+    """Whether a layer does nothing beside its recurrences."""
+    if module.training and (module._regularised or (module.dropout and module.num_layers > 1)):
+        return False
+    return not (module.learned_state or module.proj_size or module.return_states) and module.impl in ("auto", "cpu")
 
 
 def _watched() -> bool:
     """Whether something looks through torch's operators, or changes what they compute in."""
-    return traced() or transformed() or torch._C._is_any_autocast_enabled() or native.obstacle() is not None
+    return traced() or transformed() or torch._C._is_any_autocast_enabled() or native._cpu is None
 
 
-def _is_chosen(
-    impl: str, spec: CellSpec, T: int, B: int, I: int, H: int, L: int, D: int, weights: Sequence[Tensor | None]  # noqa: E741
-) -> bool:
-    """Whether the way of these layers is one call of C each: as `dispatch.choose` has said before, or says now."""
+def _plans_of(
+    impl: str,
+    spec: CellSpec,
+    T: int,
+    B: int,
+    I: int,  # noqa: E741
+    H: int,
+    L: int,
+    D: int,
+    weights: Sequence[Tensor | None],
+) -> Plans | None:
+    """Plans where one call of C for each layer and direction is what `dispatch.choose` has chosen, or chooses now."""
     key = (impl, spec.name, T, B, I, H, L, D, torch.get_num_threads(), native._instructions, verdicts.changes())
-    known = _chosen.get(key)
-    if known is None:
-        count = len(weights) // (L * D)
-        firsts = [weights[i * count : i * count + 2] for i in ([0] if L == 1 else [0, D])]
-        if any(w is None for pair in firsts for w in pair):
-            return False
+    try:
+        return _plans[key]
+    except KeyError:
+        pass
+    if not (T and B and I and H) or B > FEW_ROWS:
+        return None
+    found = None
+    count = len(weights) // (L * D)
+    firsts = [weights[i * count : i * count + 2] for i in ([0] if L == 1 else [0, D])]
+    if all(isinstance(w, Tensor) and w.dim() == 2 for pair in firsts for w in pair):
         calls = [Call(impl, spec, False, T, B, w_ih, w_hh, directions=D) for w_ih, w_hh in firsts]  # type: ignore[arg-type]
-        known = all(dispatch.choose(call).path == "layer" for call in calls)
-        if len(_chosen) >= MOST_KEPT:
-            _chosen.clear()
-        _chosen[(*key[:-1], verdicts.changes())] = known  # a trial may have been one
-    return known
+        if all(dispatch.choose(call).path == "layer" for call in calls):
+            found = Plans(spec, T, B, I, H, L * D, D)
+    if len(_plans) >= MOST_KEPT:
+        _plans.clear()
+    _plans[(*key[:-1], verdicts.changes())] = found  # asked again: a trial may have been made
+    return found
+
+
+def _weights(weights: Sequence[Tensor | None], plans: Plans, L: int, D: int, graph: bool) -> list[tuple[int, ...]] | None:
+    """The addresses of each layer's and direction's; None where C cannot read one."""
+    if L == D == 1:
+        w = plans.first.weights(weights, graph)
+        return None if w is None else [w]
+    count, found = len(weights) // (L * D), []
+    for i in range(L * D):
+        w = (plans.first if i < D else plans.upper).weights(weights[i * count : (i + 1) * count], graph)
+        if w is None:
+            return None
+        found.append(w)
+    return found
 
 
 def _addresses(hx: Any, shape: tuple[int, ...], states: int, graph: bool) -> tuple[int, int] | None:
     """Of h and c; 0 where none is given, None where C cannot read one."""
     if hx is None:
         return 0, 0
-    given = [layer_call.readable(s, shape, graph) for s in (hx if isinstance(hx, tuple) else (hx,))]
-    return _pair(given) if all(given) and len(given) == states else None
-
-
-def _pair(addresses: list[int]) -> tuple[int, int]:
-    return (addresses[0], addresses[1]) if len(addresses) == 2 else (addresses[0], 0)
-
-
-def _moved(pair: tuple[int, int], by: int) -> tuple[int, int]:
-    return pair[0] and pair[0] + by, pair[1] and pair[1] + by
+    given = [readable(s, shape, graph) for s in (hx if isinstance(hx, tuple) else (hx,))]
+    if len(given) != states or not all(given):
+        return None
+    return given[0], given[1] if states == 2 else 0

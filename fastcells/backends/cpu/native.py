@@ -331,14 +331,18 @@ def _threads(multiplications: int) -> int:
 
 
 def layer_threads(packed: bool, T: int, B: int, I: int, rows: int, H: int) -> int:  # noqa: E741
-    """For one call for a layer and direction."""
-    if packed:
-        return _threads(T * B * rows * H)
-    threads = _threads(T * B * rows * (I + H))
-    return threads if T == 1 or threads == 1 else max(1, min(threads, B * rows * H // WORK_OF_A_STEP))
+    """The most threads that pay for one call for a layer and direction; see `no_more_than`."""
+    work = T * B * rows * (H if packed else I + H) // WORK_OF_A_THREAD
+    if not packed and T > 1:
+        work = min(work, B * rows * H // WORK_OF_A_STEP)
+    return max(1, min(torch.get_num_threads(), MOST_THREADS, work))
+
+
+def no_more_than(most: int) -> int:
+    """So many threads, or fewer where others have the cores."""
+    return 1 if most < 2 else min(most, cores.limit())
 
 
 def _team_for(work: int, of_a_thread: int) -> int:
     """torch's number of threads, or fewer where there is less to do or others have the cores."""
-    most = min(torch.get_num_threads(), MOST_THREADS, work // of_a_thread)
-    return 1 if most < 2 else min(most, cores.limit())
+    return no_more_than(min(torch.get_num_threads(), MOST_THREADS, work // of_a_thread))
