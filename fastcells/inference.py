@@ -8,11 +8,12 @@ what there is to be raised.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils.rnn import PackedSequence
 
 from fastcells import dispatch
 from fastcells.backends.base import Call
@@ -43,7 +44,7 @@ class Plans:
         self.states, self.shape = spec.num_states, (rows, B, H)
 
 
-def layer(module: Layer, x: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
+def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, Any] | None:
     """`forward` without options; None where the long way has to be gone. hx: a tensor, of an LSTM two, or None."""
     if type(module) not in SHORT or not _is_float(x):
         return None
@@ -64,7 +65,7 @@ def layer(module: Layer, x: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
         source = place(x.unsqueeze(1), 0, graph)
     else:
         return None
-    if source is None or I != module.input_size:
+    if source is None or module.input_size != I:
         return None
     L, D = module.num_layers, 2 if module.bidirectional else 1
     plans = _plans_of(module.impl, module._spec(), T, B, I, module.hidden_size, L, D, weights)
@@ -80,7 +81,7 @@ def layer(module: Layer, x: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
     h_n, c_n = last[0].data_ptr(), 0 if plans.states == 1 else last[1].data_ptr()
     plan, width, row, out = plans.first, D * plans.first.H, plans.first.row, x
     for i in range(L):
-        below = out  # which keeps the memory that is read
+        below = out  # keeps the memory that is read
         if i < L - 1 or not batched or time == 0:
             out = x.new_empty(T, B, width) if batched or i < L - 1 else x.new_empty(T, width)
             steps = B * width, width
@@ -88,13 +89,13 @@ def layer(module: Layer, x: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
             out = x.new_empty(B, T, width)
             steps = width, T * width
         to = out.data_ptr()
-        plan.call(False, source, h0, c0, each[i * D], (to, *steps), h_n, c_n)
+        plan.call(False, source, h0, c0, each[i * D], (to, steps[0], steps[1]), h_n, c_n)
         if D == 2:
             h0, c0, h_n, c_n = h0 and h0 + row, c0 and c0 + row, h_n + row, c_n and c_n + row
-            plan.call(True, source, h0, c0, each[2 * i + 1], (to + width * FLOAT // 2, *steps), h_n, c_n)
+            plan.call(True, source, h0, c0, each[2 * i + 1], (to + width * FLOAT // 2, steps[0], steps[1]), h_n, c_n)
         if i < L - 1:
             h0, c0, h_n, c_n = h0 and h0 + row, c0 and c0 + row, h_n + row, c_n and c_n + row
-            plan, source = plans.upper, (to, *steps)
+            plan, source = plans.upper, (to, steps[0], steps[1])
     del below
     return out, last[0] if len(last) == 1 else tuple(last)
 
@@ -118,7 +119,7 @@ def cell(module: Cell, x: Tensor, hx: State | None) -> State | None:
     else:
         return None
     address = readable(x, sizes, graph)
-    if not address or I != module.input_size:
+    if not address or module.input_size != I:
         return None
     plans = _plans_of(module.impl, module._spec(), 1, B, I, H, 1, 1, weights)
     if plans is None:
@@ -126,16 +127,14 @@ def cell(module: Cell, x: Tensor, hx: State | None) -> State | None:
     start, w = _addresses(hx, shape, plans.states, graph), plans.first.weights(weights, graph)
     if start is None or w is None:
         return None
-    h = x.new_empty(shape)
-    new = (h,) if plans.states == 1 else (h, x.new_empty(shape))
-    c_n = 0 if plans.states == 1 else new[1].data_ptr()
-    plans.first.call(False, (address, 0, I), *start, w, (h.data_ptr(), 0, H), 0, c_n)
-    return new
+    h, c = x.new_empty(shape), None if plans.states == 1 else x.new_empty(shape)
+    plans.first.call(False, (address, 0, I), *start, w, (h.data_ptr(), 0, H), 0, 0 if c is None else c.data_ptr())
+    return (h,) if c is None else (h, c)
 
 
-def _is_float(x: Tensor) -> bool:
+def _is_float(x: object) -> TypeGuard[Tensor]:
     kind = type(x)
-    return (kind is Tensor or kind is Parameter) and x.dtype is torch.float32
+    return (kind is Tensor or kind is Parameter) and x.dtype is torch.float32  # type: ignore[attr-defined]
 
 
 def _is_simple(module: Layer) -> bool:
@@ -169,20 +168,22 @@ def _plans_of(
         pass
     if not (T and B and I and H) or B > FEW_ROWS:
         return None
-    found = None
-    count = len(weights) // (L * D)
-    firsts = [weights[i * count : i * count + 2] for i in ([0] if L == 1 else [0, D])]
-    if all(isinstance(w, Tensor) and w.dim() == 2 for pair in firsts for w in pair):
-        calls = [Call(impl, spec, False, T, B, w_ih, w_hh, directions=D) for w_ih, w_hh in firsts]  # type: ignore[arg-type]
-        if all(dispatch.choose(call).path == "layer" for call in calls):
-            found = Plans(spec, T, B, I, H, L * D, D)
+    found, count = True, len(weights) // (L * D)
+    for i in (0,) if L == 1 else (0, D):
+        w_ih, w_hh = weights[i * count : i * count + 2]
+        if w_ih is None or w_hh is None or w_ih.dim() != 2 or w_hh.dim() != 2:
+            return None
+        found &= dispatch.choose(Call(impl, spec, False, T, B, w_ih, w_hh, directions=D)).path == "layer"
     if len(_plans) >= MOST_KEPT:
         _plans.clear()
-    _plans[(*key[:-1], verdicts.changes())] = found  # asked again: a trial may have been made
-    return found
+    known = (*key[:-1], verdicts.changes())  # asked again: a trial may have been made
+    _plans[known] = Plans(spec, T, B, I, H, L * D, D) if found else None
+    return _plans[known]
 
 
-def _weights(weights: Sequence[Tensor | None], plans: Plans, L: int, D: int, graph: bool) -> list[tuple[int, ...]] | None:
+def _weights(
+    weights: Sequence[Tensor | None], plans: Plans, L: int, D: int, graph: bool
+) -> list[tuple[int, ...]] | None:
     """The addresses of each layer's and direction's; None where C cannot read one."""
     if L == D == 1:
         w = plans.first.weights(weights, graph)

@@ -94,9 +94,7 @@ def run(
         return out, last
 
 
-def _in_c(
-    spec: CellSpec, x: Tensor, state: State, weights: LayerWeights, steps: Steps
-) -> tuple[Tensor, State] | None:
+def _in_c(spec: CellSpec, x: Tensor, state: State, weights: LayerWeights, steps: Steps) -> tuple[Tensor, State] | None:
     """The layer in one call of C; None where it cannot be."""
     w_ih, b_ih, (w_hh, b_hh, *_) = weights
     if steps.options or traced() or transformed() or (b_ih is None) != (b_hh is None):

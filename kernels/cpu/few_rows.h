@@ -5,7 +5,7 @@
 
 #include "gemm.h"
 
-enum { MAX_FEW = REGISTERS >= 32 ? 4 : 2 }; /* rows at a time: four rows of weights times these stay in registers */
+enum { MAX_FEW = REGISTERS >= 32 ? 4 : 2 }; /* rows at a time: their sums with several rows of weights stay in registers */
 
 typedef float few_t[MAX_FEW][LANES] __attribute__((aligned(4 * LANES)));
 
@@ -74,9 +74,12 @@ INLINE void few_rows(size_t rows, size_t abreast, few_t out, const float *w, siz
                                                           size_t a_step, size_t K) {                                   \
         few_rows(rows, abreast < LANES ? abreast : LANES, out, w, there, a, a_step, K);                                \
     }
+#if REGISTERS < 32
 FEW_ROWS(1, 8)
 FEW_ROWS(2, 4)
-#if REGISTERS >= 32
+#else
+FEW_ROWS(1, 16)
+FEW_ROWS(2, 8)
 FEW_ROWS(3, 4)
 FEW_ROWS(4, 4)
 #endif

@@ -44,7 +44,9 @@ class Plan:
         b_ih, b_hh = readable(given[2], self.bias, graph), readable(given[3], self.bias, graph)
         return (w_ih, w_hh, b_ih, b_hh) if w_ih and w_hh and b_ih and b_hh else None
 
-    def call(self, reverse: bool, x: Place, h0: int, c0: int, w: tuple[int, ...], out: Place, h_n: int, c_n: int) -> None:
+    def call(
+        self, reverse: bool, x: Place, h0: int, c0: int, w: tuple[int, ...], out: Place, h_n: int, c_n: int
+    ) -> None:
         """h0, c0, h_n, c_n: the addresses of states, 0 where there is none."""
         address, x_time, x_row = x
         to, out_time, out_row = out
