@@ -87,7 +87,8 @@
     READ(float, b, "G*H", "optional")                                                                                  \
     WRITE(out, "T B H", "")                                                                                            \
     WRITE(h_n, "B H", "optional")                                                                                      \
-    WRITE(c_n, "B H", "two_states")
+    WRITE(c_n, "B H", "two_states")                                                                                    \
+    KEEP(x_proj, "T B G*H", "optional") /* memory for the input projection; where NULL, the call finds its own */
 
 /* ---- the recurrence of a defined cell, whose rule is a program (program.h) ---- */
 

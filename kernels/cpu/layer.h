@@ -172,9 +172,9 @@ static int layer(const struct layer *f, int threads) {
     /* x or out once more, where one of them is not as the kernels for any size have it */
     const size_t more = f->packed && !(is_even(f) && is_dense(f)) ? tokens * (f->H > f->I ? f->H : f->I) : 0;
     struct layer_job job = {.task = f};
-    job.x_proj = scratch(&job.barrier, 1, x_proj + 2 * plane + more);
-    if (!job.x_proj) return -1;
-    job.reset_hidden = job.x_proj + x_proj;
+    job.reset_hidden = scratch(&job.barrier, 1, 2 * plane + more + (f->x_proj ? 0 : x_proj));
+    if (!job.reset_hidden) return -1;
+    job.x_proj = f->x_proj ? f->x_proj : job.reset_hidden + 2 * plane + more;
     job.z = job.reset_hidden + plane;
     int status = 0;
     if (f->packed)

@@ -75,7 +75,9 @@ def state_of(module: Any, *shape: int) -> Any:
 
 def close(actual: list[Tensor], expected: list[Tensor]) -> bool:
     assert [a.shape for a in actual] == [e.shape for e in expected]
-    return all(error(a, e) <= ROUNDINGS * EPS * max(1.0, float(e.abs().max())) for a, e in zip(actual, expected, strict=True))
+    return all(
+        error(a, e) <= ROUNDINGS * EPS * max(1.0, float(e.abs().max())) for a, e in zip(actual, expected, strict=True)
+    )
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -12,24 +12,25 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastcells.backends.cpu import native
+from fastcells.backends.cpu import buffers, native
 from fastcells.backends.cpu.policy import packs
 from fastcells.spec import SPECS, State
 
 FLOAT = 4  # bytes
+LARGE = 1 << 14  # floats of memory that malloc might not keep from one call to the next
 Place = tuple[int, int, int]  # address, and how far a step and a row lie apart, in floats
 
 
 class Plan:
     """Calls of one size: what does not depend on the tensors is found out once."""
 
-    __slots__ = ("B", "H", "I", "T", "bias", "module", "most", "numbers", "packed", "row", "rows")
+    __slots__ = ("B", "H", "I", "T", "bias", "module", "most", "numbers", "packed", "projected", "row", "rows")
 
     def __init__(self, cell: str, T: int, B: int, I: int, H: int) -> None:  # noqa: E741
         self.T, self.B, self.I, self.H = T, B, I, H
         self.rows = len(SPECS[cell].gates) * H
         self.bias, self.row = (self.rows,), B * H * FLOAT
-        self.packed = packs(T, B, H)
+        self.packed, self.projected = packs(T, B, H), T * B * self.rows
         self.numbers = native._NUMBERS[cell], T, B, H
         self.most = native.layer_threads(self.packed, T, B, I, self.rows, H)
 
@@ -49,6 +50,7 @@ class Plan:
     ) -> None:
         """h0, c0, h_n, c_n: the addresses of states, 0 where there is none."""
         address, x_time, x_row = x
+        kept = buffers.empty(self.projected) if self.projected >= LARGE else None
         to, out_time, out_row = out
         native._cpu.layer(
             native._instructions,
@@ -68,6 +70,7 @@ class Plan:
             to,
             h_n,
             c_n,
+            0 if kept is None else kept.data_ptr(),
         )
 
 

@@ -51,9 +51,11 @@ static void layer_case(const struct backend *backend, enum cell cell, size_t T, 
     for (l.packed = 0; l.packed < 2; l.packed++) {
         snprintf(where, sizeof where, "%s, layer, cell %d, T %zu, B %zu, H %zu, I %zu%s%s%s", backend->name, cell, T, B,
                  H, I, l.reverse ? ", reverse" : "", l.packed ? ", packed" : "", l.h0 ? ", state" : "");
-        struct output outputs[] = {
-            {"out", &l.out, size}, {"h_n", &l.h_n, last ? plane : 0}, {"c_n", &l.c_n, lstm ? plane : 0}};
-        run_threads(outputs, 3, run_layer, backend, &l);
+        struct output outputs[] = {{"out", &l.out, size},
+                                   {"h_n", &l.h_n, last ? plane : 0},
+                                   {"c_n", &l.c_n, lstm ? plane : 0},
+                                   {"x_proj", &l.x_proj, below(2) ? T * plane * G : 0}};
+        run_threads(outputs, 4, run_layer, backend, &l);
         char *seen = bytes(size);
         memset(seen, 0, size);
         for (size_t t = 0; t < T; t++) {
