@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor, nn
 
 from bench import memory
+from fastcells.backends.cpu import native
 
 if not Path("/proc/self/clear_refs").exists():
     pytest.skip("no /proc: resident memory cannot be read here", allow_module_level=True)
@@ -31,11 +32,12 @@ def test_what_a_process_keeps_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(memory, "sizes", lambda quick: [(3, 8)])
     monkeypatch.setattr(memory, "CELLS", ("GRU",))
     monkeypatch.setattr(memory, "LENGTHS", ("same",))
-    command = ["bench.memory", "--no-write", "--impl", "torch", "--require"]
+    command = ["bench.memory", "--no-write", "--impl", "cpu", "--require"]
     for share, status in (("1000", 0), ("0", 1)):
         monkeypatch.setattr(sys, "argv", [*command, share])
         assert memory.main() == status
