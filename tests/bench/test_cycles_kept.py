@@ -91,9 +91,10 @@ def test_the_split_kernels_of_a_gru_and_a_row_that_became_slower(tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_gluon_kernels_of_a_gru(tmp_path: Path) -> None:
-    """H=256, bfloat16, sm_90: 953 cycles forward and 963 backward of what Triton 3.7.1 makes.
+    """H=256, bfloat16, sm_90: 973 cycles forward and 1,287 backward of what Triton 3.7.1 makes.
 
-    Of both directions in one launch 950 and 1,152, of programs with more columns backward.
+    Of both directions in one launch 1,190 and 1,301. The model gives half the columns a program 963 cycles backward, and
+    an H200 took longer with them: it does not know how the L2 fares where all gather at once.
     """
     pytest.importorskip("triton", reason="the kernels are written in Triton")
     done = command("--family", "gluon", "--quick", "--rule", "gru", "--results", str(tmp_path))
@@ -103,7 +104,7 @@ def test_the_gluon_kernels_of_a_gru(tmp_path: Path) -> None:
     for (_, part), row in rows.items():
         columns = "cycles", "chain", "exchanges", "barrier", "mma", "warps", "programs", "spill_bytes"
         found = {key: int(str(row[key])) for key in columns}
-        assert 0 < found["chain"] < found["cycles"] < 1200
+        assert 0 < found["chain"] < found["cycles"] < 1400
         assert (found["exchanges"], found["barrier"], found["spill_bytes"], row["unknown"]) == (1, 2, 0, "")
         # m16n8k16: 3 gates of 256 columns and 32 rows in programs, and an inner dimension of 256 in warps.
         each = 3 * (256 // 16) * (32 // 8) * (256 // 16)
