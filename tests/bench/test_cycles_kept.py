@@ -93,7 +93,7 @@ def test_the_split_kernels_of_a_gru_and_a_row_that_became_slower(tmp_path: Path)
 def test_the_gluon_kernels_of_a_gru(tmp_path: Path) -> None:
     """H=256, bfloat16, sm_90: 973 cycles forward and 1,287 backward of what Triton 3.7.1 makes.
 
-    Of both directions in one launch 1,190 and 1,301. The model gives half the columns a program 963 cycles backward, and
+    Of both directions in one launch 1,190 and 1,301. With half the columns a program it gives 963 cycles backward, and
     an H200 took longer with them: it does not know how the L2 fares where all gather at once.
     """
     pytest.importorskip("triton", reason="the kernels are written in Triton")
