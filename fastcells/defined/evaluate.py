@@ -23,6 +23,12 @@ _TENSORS_ONLY = frozenset({"minimum", "maximum"})
 
 def apply(op: str, args: list[Any], like: Tensor) -> Any:
     """One operation of tensors and numbers. like: a tensor of the dtype and device that numbers are to have."""
+    if op == "sub" and not isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
+        return torch.rsub(args[1], args[0])
+    if op == "where" and isinstance(args[0], Tensor) and not any(isinstance(a, Tensor) for a in args[1:]):
+        if {*args[1:]} == {0, 1}:
+            chosen = args[0].to(like.dtype)
+            return chosen if args[1] == 1 else torch.rsub(chosen, 1)
     if op in _TENSORS_ONLY or (op in _TENSOR_FIRST and not isinstance(args[0], Tensor)):
         args = [_tensor(a, like) for a in args]
     elif op == "where" and not isinstance(args[1], Tensor) and not isinstance(args[2], Tensor):

@@ -70,6 +70,11 @@ class Program:
     truths: int = 0
     constants: dict[Register, float] = field(default_factory=dict)
 
+    def registers(self) -> set[Register]:
+        """All that the calls of a step name."""
+        calls = (*self.early, *self.late)
+        return {register for call in calls for register in (*call.args, call.out)} | {self.operand or ("none",)}
+
 
 def compile_rule(rule: Rule) -> Program:
     """The program with the gates' buffer kept, if all of it is of use to the backward, or else without."""
