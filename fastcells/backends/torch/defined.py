@@ -19,17 +19,20 @@ from fastcells.defined.linear import linear_backward
 from fastcells.defined.rule import OPERAND
 from fastcells.spec import CellSpec, State
 
+# A pass over memory and dozens of instructions an element, where to keep a value that was computed costs but memory.
+TRANSCENDENTAL_AGAIN = 4.0
+
 
 class DefinedLoop(Loop):
     """`Trace.saved`: the gates' buffer where it holds what is saved, what else is saved, and the states after h."""
 
     def __init__(self, spec: CellSpec) -> None:
         assert spec.rule is not None
-        self.spec, self.rule = spec, spec.rule
-        self.program = compile_rule(spec.rule)
-        self.linear = linear_backward(spec.rule)
-        self.factors = Factors(self.linear, spec.rule)
-        self.sums = _spans([g not in spec.rule.apart for g in spec.rule.gates if g not in spec.rule.second])
+        self.spec, self.rule = spec, spec.rule.with_saving(TRANSCENDENTAL_AGAIN)
+        self.program = compile_rule(self.rule)
+        self.linear = linear_backward(self.rule)
+        self.factors = Factors(self.linear, self.rule)
+        self.sums = _spans([g not in self.rule.apart for g in self.rule.gates if g not in self.rule.second])
 
     def forward(self, inputs: Inputs, save: bool) -> Trace:
         rule, program, product = self.rule, self.program, self.spec.recurrent
@@ -85,7 +88,9 @@ class DefinedLoop(Loop):
             if register[0] == "x":
                 tensors[register] = x[..., register[1] * H : (register[1] + 1) * H].unbind(0)
             elif register[0] in ("gate", "gates"):
-                tensors[register] = _columns(gates, T, register[1], register[-1] + (register[0] == "gate"), len(rule.gates))
+                tensors[register] = _columns(
+                    gates, T, register[1], register[-1] + (register[0] == "gate"), len(rule.gates)
+                )
         for state, new, start in zip(rule.states, after, inputs.state, strict=True):
             tensors["new", state] = new.unbind(0)
             tensors["input", state] = before(tensors["new", state], start, inputs.steps.reverse)
@@ -110,7 +115,7 @@ class DefinedLoop(Loop):
         operand, again = None, self.rule.operand_again
         if again is not None:
             operand = evaluate(again, self._values(again.inputs, inputs, trace, previous))[OPERAND]
-        return Walk(self.spec, self.linear, self.factors, values, inputs, d_hidden).back(d_last, operand)
+        return Walk(self.spec, self.rule, self.linear, self.factors, values, inputs, d_hidden).back(d_last, operand)
 
     def _values(
         self, names: tuple[str, ...], inputs: Inputs, trace: Trace, previous: PreviousStates

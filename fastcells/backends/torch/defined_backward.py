@@ -9,7 +9,7 @@ from fastcells.backends.base import Gradients, Inputs
 from fastcells.backends.torch.bound import Bound, Views, bound, each_step, run
 from fastcells.backends.torch.factors import Factors, chunks
 from fastcells.defined.linear import LinearBackward, Sum
-from fastcells.defined.rule import OPERAND
+from fastcells.defined.rule import OPERAND, Rule
 from fastcells.spec import CellSpec, State
 
 D_OPERAND = f"d_{OPERAND}"
@@ -25,15 +25,15 @@ class Walk:
     def __init__(
         self,
         spec: CellSpec,
+        rule: Rule,
         linear: LinearBackward,
         factors: Factors,
         values: dict[str, Tensor],
         inputs: Inputs,
         d_hidden: Tensor,
     ) -> None:
-        assert spec.rule is not None
-        self.spec, self.rule, self.inputs, self.d_hidden = spec, spec.rule, inputs, d_hidden
-        rule, states = self.rule, self.rule.states
+        self.spec, self.rule, self.inputs, self.d_hidden = spec, rule, inputs, d_hidden
+        states = rule.states
         self.sums = {each.name: each for each in linear.sums}
         for state in states:  # which hands on at least what a row past its length has
             self.sums.setdefault(f"d_{state}", Sum(f"d_{state}", ()))
@@ -103,9 +103,13 @@ class Walk:
                 k = gates[name]
                 last = self._last_alike(k)
                 done |= {f"d_{rule.h_input(gate)}" for gate in rule.gates[k:last]}
-                if last > k:
-                    out = self.d_gates[:, :, k:last].unbind(0)
-                    calls.append(bound(torch.mul, (out, [d.unsqueeze(1) for d in self._views(each.terms[0][0])]), out))
+                if last > k + 1:
+                    source, out = self._views(each.terms[0][0]), self.d_gates[:, :, k:last].unbind(0)
+                    rows = {id(d): d.unsqueeze(1) for d in dict.fromkeys(source)}  # many steps share a buffer
+                    calls.append(bound(torch.mul, (out, [rows[id(d)] for d in source]), out))
+                elif last > k:
+                    out = self.d_gates[:, :, k].unbind(0)
+                    calls.append(bound(torch.mul, (out, self._views(each.terms[0][0])), out))
                 else:
                     self._bind_sum(each, self.d_gates[:, :, k].unbind(0))
             elif name in states:

@@ -64,7 +64,7 @@ class Factors:
                 value, to = results[key[0]], found[key][steps]
                 if mask is not None:
                     # Not a product with the mask: past a row's length there may be a quotient by zero.
-                    value = torch.as_tensor(value, dtype=to.dtype, device=to.device)
+                    value = torch.as_tensor(value, dtype=to.dtype, device=to.device).expand(to.shape)
                     torch.where(mask[steps], value, to.new_full((), key[1]), out=to)
                 elif value is not out[key[0]]:
                     to.copy_(torch.as_tensor(value))
