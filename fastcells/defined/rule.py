@@ -137,8 +137,10 @@ def make_rule(
     if operand is None:
         return Rule(gates, states, extra, apart, forward, backward, saved)
     end = [(OPERAND, ends[OPERAND])]
-    again = _rebuilt(joint.nodes, end, replaced)
-    return Rule(gates, states, extra, apart, forward, backward, saved, second, Builder(whole.nodes).graph(end), again)
+    operand_again = _rebuilt(joint.nodes, end, replaced)
+    return Rule(
+        gates, states, extra, apart, forward, backward, saved, second, Builder(whole.nodes).graph(end), operand_again
+    )
 
 
 def _depending_on(nodes: list[Node], roots: Iterable[int]) -> set[int]:

@@ -42,7 +42,7 @@ class RecurrentProduct(ABC):
 
     @abstractmethod
     def add_adjoint(self, base: Tensor | None, d_gates: Tensor, w_hh: Tensor, out: Tensor) -> None:
-        """out [B, H] = base + W_hh^T d_gates, without autograd. d_gates: a step of `flat`; base: as in `add_product`."""
+        """out [B, H] = base + W_hh^T d_gates, without autograd. d_gates: a step of `flat`; base as above."""
 
     @abstractmethod
     def weight_gradient(self, d_gates: Tensor, h: Tensor) -> Tensor:

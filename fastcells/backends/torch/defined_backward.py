@@ -90,10 +90,7 @@ class Walk:
         rule, product, w_hh, G = self.rule, self.spec.recurrent, self.inputs.weights.w_hh, len(self.rule.gates)
         early, states = G - len(rule.second), {f"d_{state}": i for i, state in enumerate(rule.states)}
         gates = {f"d_{rule.h_input(gate)}": k for k, gate in enumerate(rule.gates)}
-        w_early, parts = w_hh, (self.d_gates,)
-        if rule.second:
-            w_early, w_late = product.gates(w_hh, G, 0, early), product.gates(w_hh, G, early, G)
-            parts = self.d_gates.split([early, G - early], 2)
+        w_early = product.gates(w_hh, G, 0, early) if rule.second else w_hh
         done = set(self.after)
         for name, each in self.sums.items():
             if name in done:
@@ -117,13 +114,13 @@ class Walk:
             elif each.terms:
                 self._bind_sum(each, self._views(name))
         if rule.second:
-            out = self._views(D_OPERAND)
-            late = product.flat(parts[1]).unbind(0)
-            self.calls[False].append(bound(product.add_adjoint, ([None] * self.T, late, [w_late] * self.T), out))
+            late, w_late = product.flat(self.d_gates[:, :, early:]), product.gates(w_hh, G, early, G)
+            args = [None] * self.T, late.unbind(0), [w_late] * self.T
+            self.calls[False].append(bound(product.add_adjoint, args, self._views(D_OPERAND)))
         d_h = self._before(0)
         base = d_h if self._terms(self.sums[f"d_{rule.states[0]}"]) else self._d_hidden_before()
-        factors = base, product.flat(parts[0]).unbind(0), [w_early] * self.T
-        self.calls[bool(rule.second)].append(bound(product.add_adjoint, factors, d_h))
+        args_h = base, product.flat(self.d_gates[:, :, :early]).unbind(0), [w_early] * self.T
+        self.calls[bool(rule.second)].append(bound(product.add_adjoint, args_h, d_h))
 
     def _last_alike(self, k: int) -> int:
         """The gates from k to before this one are the product of factors that stand there and one source; k if none."""

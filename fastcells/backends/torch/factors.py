@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcells.defined.evaluate import FUNCTIONS, apply
+from fastcells.defined.evaluate import FUNCTIONS, apply, zero_or_one
 from fastcells.defined.graph import LEAVES, Graph
 from fastcells.defined.linear import LinearBackward, Sum
 from fastcells.defined.rule import Rule
@@ -113,6 +113,10 @@ def evaluate_over(graph: Graph, inputs: Mapping[str, Tensor], out: Mapping[str, 
         if to is None and whole:
             over = [a for a in node.args if a in passing and left[a] == 0 and values[a].shape == full]
             to = values[over[0]] if over else None
+        truth = None if to is None or not whole else zero_or_one(node.op, args)
+        if truth is not None and to is not None:
+            values.append(to.copy_(truth))
+            continue
         if to is None or not whole or node.op not in INTO or to.dtype != like.dtype:
             values.append(apply(node.op, args, like))
             if isinstance(values[-1], Tensor) and values[-1].dtype == like.dtype:

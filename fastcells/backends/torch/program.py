@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,17 +22,13 @@ from fastcells.defined.rule import OPERAND, Rule
 Register = tuple[Any, ...]  # ("gate", k), ("gates", k, l), ("x", k), ("input", name), ("new", name), and so on
 
 
-def _clamped(x: Tensor, out: Tensor | None = None) -> Tensor:
-    return torch.clamp_min(x, 0, out=out)
-
-
 def _minus_product(base: Tensor, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     return torch.addcmul(base, a, b, value=-1, out=out)
 
 
 CALLS: dict[str, Callable[..., Tensor]] = {
     **FUNCTIONS,
-    "relu": _clamped,
+    "relu": partial(torch.clamp_min, min=0),
     "addcmul": torch.addcmul,
     "minus_product": _minus_product,
     "lerp": torch.lerp,
