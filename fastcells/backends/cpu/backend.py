@@ -108,7 +108,8 @@ class CpuBackend(KernelBackend):
         needs_b: bool,
         operand: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        if traced() or not needs_w or d_gates.dtype != torch.float32:
+        heads = spec.recurrent.heads if isinstance(spec.recurrent, Heads) else 0
+        if traced() or not needs_w or d_gates.dtype != torch.float32 or heads > 1:
             return super().weight_gradients(spec, trace, previous, d_gates, needs_w, needs_b, operand)
         d_gates = d_gates.flatten(0, 1)
         H = previous.parts[0].shape[-1]
@@ -122,7 +123,6 @@ class CpuBackend(KernelBackend):
             d_w_first, d_b_first = native.weight_gradients(d_gates[:, :first], *parts)
             d_w_n, d_b_n = native.weight_gradients(d_gates[:, first:], operand.flatten(0, 1))
             d_w, d_b = torch.cat([d_w_first, d_w_n]), torch.cat([d_b_first, d_b_n])
-        heads = isinstance(spec.recurrent, Heads)  # one, which has a dimension of its own
         return d_w.unsqueeze(0) if heads else d_w, d_b if needs_b else None
 
 

@@ -38,6 +38,7 @@ class DefinedCell:
     def __init__(self, spec: CellSpec, rule: Rule) -> None:
         self.spec, self.rule = spec, rule
         self.diagonal = spec.recurrent is DIAGONAL
+        self.heads = spec.recurrent.heads if isinstance(spec.recurrent, Heads) else 1
         self.sizes = sizes_of(rule, self.diagonal)
         self._plans: dict[tuple[str, bool, bool], Recurrence] = {}
         self._forward: dict[tuple[bool, bool], Programs] = {}
@@ -54,8 +55,6 @@ class DefinedCell:
     @cached_property
     def obstacle(self) -> str | None:
         """Why C cannot run this cell, or None."""
-        if isinstance(self.spec.recurrent, Heads) and self.spec.recurrent.heads > 1:
-            return "C has no recurrent product of several heads"
         if self.sizes.first_gates > MOST_GATES:
             return f"C multiplies by the recurrent weights of at most {MOST_GATES} gates at once"
         places = max(p.places for p in (self.forward_programs(True, True), self.backward_programs))
@@ -117,8 +116,8 @@ class DefinedCell:
         written = {name: t for name, t, _ in outputs}
         addresses = check.written(*outputs)
         if T and B and H:
-            per_token = sizes.gates * H * (ELEMENTWISE if self.diagonal else H)
-            counts = [sizes.gates, sizes.first_gates, sizes.second_gates, sizes.states, sizes.saved, sizes.parameters]
+            per_token = sizes.gates * H * (ELEMENTWISE if self.diagonal else H // self.heads)
+            counts = [self.heads, sizes.gates, sizes.first_gates, sizes.second_gates, sizes.states, sizes.saved, sizes.parameters]
             words = [programs.carried, len(programs.first), second]
             tensors = [0 if t is None else t.data_ptr() for t in read] + [*addresses.values()]
             native.call(kernel, T * B * per_token, T, B, H, steps.reverse, *counts, *words, *tensors)
@@ -142,7 +141,7 @@ class DefinedCell:
         if self.diagonal:
             rows = [*(p.expand(H).unsqueeze(0) for p in weights.extra), w.view(-1, H)]
             return {"w": None, "extra": torch.cat(rows) if len(rows) > 1 else rows[0]}
-        w = w if self.spec.recurrent is DENSE else w.squeeze(0)
+        w = w.unsqueeze(0) if self.spec.recurrent is DENSE else w
         return {"w": w, "extra": torch.stack(weights.extra) if weights.extra else None}
 
     def _shapes(self, T: int, B: int, H: int) -> Shapes:
@@ -159,7 +158,7 @@ class DefinedCell:
             "T B S H": (T, B, sizes.saved, H),
             "E H": (sizes.parameters, H),
             "G*H": (gates,),
-            "G*H H": (gates, H),
+            "heads G*D D": (self.heads, gates // self.heads, H // self.heads),
         }
 
 
