@@ -158,8 +158,9 @@ class Heads(RecurrentProduct):
         _write_sum(base, own, out)
 
     def weight_gradient(self, d_gates: Tensor, h: Tensor) -> Tensor:
-        each = self._split(d_gates.unflatten(1, (-1, h.shape[1])))
-        return torch.einsum("ngke,nkd->kged", each, self._split(h)).flatten(1, 2)
+        heads, each = self._split(h).transpose(0, 1), self._split(d_gates.unflatten(1, (-1, h.shape[1])))
+        # Gate by gate: einsum would copy all of d_gates first.
+        return torch.cat([torch.bmm(gate.permute(1, 2, 0), heads) for gate in each.unbind(1)], 1)
 
     def _split(self, h: Tensor) -> Tensor:
         return h.unflatten(-1, (self.heads, -1))

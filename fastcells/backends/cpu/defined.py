@@ -117,7 +117,15 @@ class DefinedCell:
         addresses = check.written(*outputs)
         if T and B and H:
             per_token = sizes.gates * H * (ELEMENTWISE if self.diagonal else H // self.heads)
-            counts = [self.heads, sizes.gates, sizes.first_gates, sizes.second_gates, sizes.states, sizes.saved, sizes.parameters]
+            counts = [
+                self.heads,
+                sizes.gates,
+                sizes.first_gates,
+                sizes.second_gates,
+                sizes.states,
+                sizes.saved,
+                sizes.parameters,
+            ]
             words = [programs.carried, len(programs.first), second]
             tensors = [0 if t is None else t.data_ptr() for t in read] + [*addresses.values()]
             native.call(kernel, T * B * per_token, T, B, H, steps.reverse, *counts, *words, *tensors)
