@@ -132,7 +132,7 @@ def test_any_number_of_threads_gives_the_same_bits(name: str, text: str, monkeyp
         for count in (1, 2, 3, 1):
             torch.set_num_threads(count)
             trace = cell.forward(inputs, save=True)
-            found = cell.backward(inputs, trace, None, d, state)  # type: ignore[arg-type]
+            found = cell.backward(inputs, trace, d, state)
             results.append([trace.out, *trace.last, found.d_x, found.d_gates, *found.d_state, *found.d_extra])
     finally:
         torch.set_num_threads(before)
@@ -188,8 +188,6 @@ def test_auto_and_what_c_declines(cell: str) -> None:
     eager = layer.float()(x)[0]
     torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x)[0], eager)
     layer.impl = "cpu"
-    with pytest.raises(fastcells.CannotRun, match="no operators of a defined cell"):
-        torch.compile(layer, backend="eager")(x)
     with pytest.raises(fastcells.CannotRun, match="transforms"):
         torch.func.jvp(lambda x: layer(x)[0], (x,), (x,))
     out = layer(x, lengths=[5, 2])[0]
