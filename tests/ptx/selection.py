@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 from bench.cases.compile_cases import DTYPES
+from bench.cases.rules import rule_named
 from fastcells.kernels.triton import plan
 from tests.ptx.cases import Case
 from tests.ptx.launch import Options
@@ -29,7 +30,6 @@ TARGETS = (90, 80, 100)
 # How many of a target's cases: float16 is compiled as bfloat16 is, other targets differ in loads and conversions.
 OTHER = {"bfloat16": 0.3, "float16": 0.0, "float32": 0.3, "float32x3": 0.0}
 SHARES = {90: {"bfloat16": 1.0, "float16": 0.3, "float32": 1.0, "float32x3": 0.5}, 80: OTHER, 100: OTHER}
-QUICK_LENGTH, QUICK_BOTH, QUICK_RESETS, QUICK_DEFINED = 44, 7, 6, 5  # how many of them every test run executes
 # Each family of kernels and, of the split ones, the poll in words and in single elements.
 WITH_RESETS = (
     ("sequence", "", 0),
@@ -82,18 +82,38 @@ def _resets(rules: Sequence[str]) -> Iterator[Case]:
         )  # fmt: skip
 
 
+def pairs(case: Case) -> set[tuple[object, ...]]:
+    """What meets in a case: kernels, rule, dtype, target and options, those that are not there by themselves."""
+    family, target = (case.path, case.exchange, case.form, case.both), case.options.target
+    given = {name: getattr(case, name) for name in ("ids", "ragged", "reverse", "resets")}
+    given |= {"no bias": not case.bias, "forward": not case.backward}
+    options = [name for name, value in given.items() if value]
+    found: set[tuple[object, ...]] = {(family, case.dtype), (case.rule, case.dtype), (target, case.dtype)}
+    found |= {(target, case.path, case.both)} | ({(case.path, case.rule)} if case.backward else set())
+    return found | {(family, option) for option in options} | set(itertools.combinations(options, 2))
+
+
+def _work(case: Case) -> float:
+    """About how long a case takes: what is compiled, and what each path's programs do and wait for."""
+    each = {"sequence": 0.15, "step": 0.9, "gluon": 1.0}.get(case.path) or (0.7, 0.15, 1.8, 0.35, 0.6)[case.form]
+    gates, passes = rule_named(case.rule).spec.num_gates, (1 + case.both) * (1 + case.backward)
+    return 12_000 + each * gates * case.B * case.H * case.T * passes
+
+
+def pairwise(cases: Sequence[Case]) -> tuple[Case, ...]:
+    """Few cases, and quick ones, in which all meets that meets in any case."""
+    left, chosen = set[tuple[object, ...]]().union(*map(pairs, cases)), list[Case]()
+    each = [(case, pairs(case), _work(case)) for case in cases]
+    while left:
+        case, found, _ = max(each, key=lambda one: len(left & one[1]) / one[2])
+        chosen.append(case)
+        left -= found
+    return tuple(chosen)
+
+
 _IN_TURN, _AT_ONCE = tuple(_product(WAYS)), tuple(_product(BOTH, first=10_000, both=True))
 _RESETS = tuple(_resets(CELLS))
 # In bfloat16 a unit of EveryOperator is now and then on the other side of a comparison, where its value jumps.
 _DEFINED = tuple(c for c in _resets(DEFINED) if (c.rule, c.dtype) != ("EveryOperator", "bfloat16"))
 EVERY = _IN_TURN + _AT_ONCE + _RESETS + _DEFINED
-QUICK = tuple(
-    case
-    for cases, length in (
-        (_IN_TURN, QUICK_LENGTH),
-        (_AT_ONCE, QUICK_BOTH),
-        (_RESETS, QUICK_RESETS),
-        (_DEFINED, QUICK_DEFINED),
-    )
-    for case in random.Random(length).sample(cases, length)
-)
+QUICK = pairwise(EVERY)  # what every test run executes
