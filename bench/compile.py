@@ -30,13 +30,14 @@ import torch
 import triton
 
 from bench.cases.compile_cases import DEVICES, DTYPES, Case, cases, gluon_cases, gluon_selection, selection
-from bench.cases.rules import rule_named
+from bench.cases.rules import rule_named, weight_shape
 from bench.measure import sass
 from bench.measure.launched import compile_launch
 from bench.measure.provenance import print_table, provenance, write_csv
+from fastcells.backends.kernel_backend import h_and_c
 from fastcells.backends.triton.operators import run_backward, run_forward
 from fastcells.kernels.gluon import launch as launch_gluon
-from fastcells.kernels.triton import launch_sequence, launch_split, launch_step, plan
+from fastcells.kernels.triton import launch_diagonal, launch_sequence, launch_split, launch_step, plan
 from fastcells.kernels.triton.launch import BackwardPass, ForwardPass, StepInput
 from fastcells.kernels.triton.rule import UpdateRule
 
@@ -48,6 +49,8 @@ KERNELS = (  # the launcher's module, what the kernel is called there
     (launch_step, "reset_hidden_kernel"),
     (launch_split, "split_forward_kernel"),
     (launch_split, "split_backward_kernel"),
+    (launch_diagonal, "diagonal_forward_kernel"),
+    (launch_diagonal, "diagonal_backward_kernel"),
     (launch_gluon, "forward_kernel"),
     (launch_gluon, "backward_kernel"),
 )
@@ -117,15 +120,16 @@ def recorded(case: Case, rule: UpdateRule) -> list[Launch]:
     B, H, rows = case.B, case.H, rule.spec.num_gates * case.H
     plans = case.plan(), case.plan(backward=True)
     assert not isinstance(plans[0], str) and not isinstance(plans[1], str), plans
-    state, w = tuple(meta(B, H) for _ in rule.spec.states), meta(rows, H)
+    state = tuple(s for s in h_and_c(tuple(meta(B, H) for _ in rule.spec.states)) if s is not None)
+    w, extra = meta(*weight_shape(rule, H)), meta(rule.spec.num_extra, H) if rule.spec.extra else None
     lengths = torch.empty(B, dtype=torch.int32, device="meta")
     resets = torch.empty(T, B, dtype=torch.uint8, device="meta") if case.resets else None
     given = (rule, state, w, lengths, False, precision)
     forward, backward = LAUNCHERS.get(case.path, (run_forward, run_backward))
     with recorders(launches):
         x = StepInput(meta(T, B, rows))
-        out = forward(ForwardPass(*given, x, meta(rows), save=True, resets=resets), plans[0])
-        backward(BackwardPass(*given, out, meta(T, B, H), state, resets=resets), plans[1])
+        out = forward(ForwardPass(*given, x, meta(rows), save=True, resets=resets, extra=extra), plans[0])
+        backward(BackwardPass(*given, out, meta(T, B, H), state, resets=resets, extra=extra), plans[1])
     return list(launches.values())
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastcells.backends.base import Choice, Inputs, PreviousStates, StepInput, Steps, Trace
 from fastcells.modes import any_batched, no_autocast
 from fastcells.spec import CellSpec, RecurrentWeights, State
-from fastcells.token_ids import gather_rows
+from fastcells.token_ids import gather_rows, is_token_ids
 
 
 def unroll(
@@ -58,6 +59,12 @@ def projection(x: StepInput) -> Tensor:
     return x.x if x.ids is None else gather_rows(x.ids, x.x, x.bias)
 
 
+def project_again(x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
+    """The projection of x [T, B, I], or of ids [T, B], that was not kept: [T, B, G*H]. Differentiable in any mode."""
+    with torch.enable_grad(), no_autocast(w_ih):
+        return gather_rows(x, w_ih, b_ih) if is_token_ids(x) else F.linear(x, w_ih, b_ih)
+
+
 def outputs(trace: Trace, steps: Steps) -> Tensor:
     """What the caller gets: [T, B, H], zero past a row's length."""
     return steps.zero_past_length(trace.hidden) if trace.out is None else trace.out
@@ -81,15 +88,19 @@ class Recurrence(torch.autograd.Function):
         b_hh: Tensor | None,
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
-        """rest: the initial state, and `RecurrentWeights.extra`."""
+        """rest: the initial state, `RecurrentWeights.extra`, and where x is a projection that need not be kept what it
+        is of: the layer's input, W_ih and b_ih. Their gradients are not computed here: the projection has them.
+        """
         steps = Steps(reverse, lengths, resets)
-        state, extra = rest[: spec.num_states], rest[spec.num_states :]
+        given = spec.num_states + len(spec.extra)
+        state, extra, source = rest[: spec.num_states], rest[spec.num_states : given], rest[given:]
         inputs = Inputs(StepInput(x, ids, b_ih), state, RecurrentWeights(w_hh, b_hh, extra=extra), steps)
         trace = choice.backend.forward(choice, spec, inputs, save=True)
         ctx.choice, ctx.spec, ctx.reverse = choice, spec, reverse
         # Everything of the user's, so that a change in place is seen.
-        given = (lengths, resets, x, ids, b_ih, w_hh, b_hh)
-        ctx.save_for_backward(*given, *rest, trace.hidden, *trace.saved)
+        ctx.given = len(rest)
+        user = (lengths, resets, None if source else x, ids, b_ih, w_hh, b_hh)
+        ctx.save_for_backward(*user, *rest, trace.hidden, *trace.saved)
         out = outputs(trace, steps)
         # The caller's, who may change it in place. On a GPU that is an error, as it is with cuDNN, which saves it too.
         return out.clone() if out is trace.hidden and out.device.type == "cpu" else out, *trace.last
@@ -100,9 +111,9 @@ class Recurrence(torch.autograd.Function):
         spec: CellSpec = ctx.spec
         lengths, resets, x, ids, b_ih, w_hh, b_hh, *rest = ctx.saved_tensors
         states, given = spec.num_states, spec.num_states + len(spec.extra)
-        state, extra, hidden, saved = tuple(rest[:states]), tuple(rest[states:given]), rest[given], rest[given + 1 :]
+        state, extra, source = tuple(rest[:states]), tuple(rest[states:given]), rest[given : ctx.given]
+        hidden, saved = rest[ctx.given], rest[ctx.given + 1 :]
         steps = Steps(ctx.reverse, lengths, resets)
-        inputs = Inputs(StepInput(x, ids, b_ih), state, RecurrentWeights(w_hh, b_hh, extra=extra), steps)
         # create_graph=True, or is_grads_batched=True: buffers cannot serve. A compiled backward is neither.
         if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or any_batched(d_out, *d_last)):
 
@@ -111,10 +122,12 @@ class Recurrence(torch.autograd.Function):
                 out, last = unroll(spec, x_proj, rest[:states], weights, steps)
                 return out, *last
 
+            x = project_again(*source) if source else x
             gradients = differentiable_backward(unrolled, (x, b_ih, w_hh, b_hh, *state, *extra), (d_out, *d_last))
         else:
             needs_x, _, needs_b_ih, needs_w, needs_b = ctx.needs_input_grad[5:10]
-            with no_autocast(x):  # backward may be called inside one that forward was not
+            with no_autocast(w_hh):  # backward may be called inside one that forward was not
+                inputs = Inputs(StepInput(x, ids, b_ih), state, RecurrentWeights(w_hh, b_hh, extra=extra), steps)
                 previous = PreviousStates(hidden, state[0], steps)
                 trace = Trace(hidden, (), tuple(saved))
                 d = choice.backend.backward(choice, spec, inputs, trace, previous, d_out, d_last)
@@ -125,7 +138,7 @@ class Recurrence(torch.autograd.Function):
                 d_b_ih = d.d_x.sum((0, 1)) if needs_b_ih else None
             gradients = (d_x, d_b_ih, d_w, d_b, *d.d_state, *d.d_extra)
         d_x, d_b_ih, *others = gradients
-        return None, None, None, None, None, d_x, None, d_b_ih, *others
+        return None, None, None, None, None, d_x, None, d_b_ih, *others, *(None for _ in source)
 
 
 def differentiable_backward(

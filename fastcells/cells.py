@@ -8,7 +8,7 @@ import torch
 from torch import _VF, Tensor
 from torch.nn.modules.rnn import RNNCellBase
 
-from fastcells import dispatch, one_direction
+from fastcells import dispatch, inference, one_direction
 from fastcells.backends.base import IN_ONE_CALL, Call, Choice, LayerWeights, Steps
 from fastcells.modes import mapped
 from fastcells.spec import GRU_RESET_AFTER, GRU_RESET_BEFORE, RNN_RELU, RNN_TANH, CellSpec, RecurrentWeights, State
@@ -51,7 +51,7 @@ class Cell(RNNCellBase):
     def _step(self, input: Tensor, hx: State | None) -> State:
         """`forward`, the state being a tuple."""
         try:
-            return self._step_unchecked(input, hx)
+            return inference.cell(self, input, hx) or self._step_unchecked(input, hx)
         except IndexError:
             if is_token_ids(input):
                 check_range(input, self.input_size)  # raises, with the position in the caller's own tensor
@@ -246,3 +246,6 @@ class LSTMCell(Cell):
     def _aten(self, x: Tensor, state: State, weights: Weights) -> State:
         h, c = _VF.lstm_cell(x, state, *weights)
         return h, c
+
+
+inference.SHORT.update((RNNCell, GRUCell, LSTMCell))

@@ -63,8 +63,9 @@ def choose(call: Call) -> Choice:
     """
     impl, measurable = call.impl, False
     if impl == "auto":
-        measurable = call.T >= verdicts.FEWEST_STEPS and not _looked_through(call)
-        choice = _best(call) if measurable else None
+        watched = _looked_through(call)
+        measurable = call.T >= verdicts.FEWEST_STEPS and not watched
+        choice = None if watched else _best(call, measurable)
         if choice is not None:
             return choice
         backend = TORCH
@@ -87,9 +88,12 @@ def _priced(call: Call, choice: Choice) -> Choice:
     return replace(choice, reason=f"{choice.reason}; {projection.price(call.H, call.w_hh.shape[1])}")
 
 
-def _best(call: Call) -> Choice | None:
-    """What has been measured for such a call, or else is said to be faster than torch's own; None for that."""
-    choice = verdicts.measured(call)
+def _best(call: Call, measurable: bool) -> Choice | None:
+    """What has been measured for such a call, or else is said to be faster than torch's own; None for that.
+
+    measurable: whether a trial may ever have been made of it.
+    """
+    choice = verdicts.measured(call) if measurable else None
     if choice is not None:
         return choice
     for backend in WITH_ADVANTAGE:
@@ -97,7 +101,7 @@ def _best(call: Call) -> Choice | None:
         if advantage is not None and backend.obstacle(call) is None:
             choice = _priced(call, backend.choose(call, advantage))
             if not verdicts.faulted(choice, call.w_hh.device):
-                return verdicts.noted(call, choice)
+                return verdicts.noted(call, choice) if measurable else choice
     return None
 
 

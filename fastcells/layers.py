@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from fastcells import inference
 from fastcells.call_options import Given, Masks, lengths_of
 from fastcells.cell_states import split_states
 from fastcells.layer_shapes import pair_of
@@ -53,7 +54,7 @@ class _HiddenStateLayer(Layer):
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """As torch's layer: see the class."""
         if lengths is None and resets is None and reset_state is None and mask is None and masks is None:
-            return self._forward(input, hx)
+            return inference.layer(self, input, hx) or self._forward(input, hx)
         lengths = lengths if mask is None else lengths_of(mask, self.batch_first, lengths)
         start = None if reset_state is None else (reset_state,)
         return self._forward(input, hx, Given(lengths, resets, start, masks))
@@ -288,7 +289,7 @@ class LSTM(Layer):
         """As torch's layer: see the class."""
         hx = hx if hx is None else pair_of("hx", hx)
         if lengths is None and resets is None and reset_state is None and mask is None and masks is None:
-            out, last = self._forward(input, hx)
+            out, last = inference.layer(self, input, hx) or self._forward(input, hx)
         else:
             lengths = lengths if mask is None else lengths_of(mask, self.batch_first, lengths)
             out, last = self._forward(input, hx, Given(lengths, resets, pair_of("reset_state", reset_state), masks))
@@ -336,6 +337,9 @@ class LSTM(Layer):
                 f"For {kind} {dim}-D input, hx and cx should also be {dim}-D but got ({hx[0].dim()}-D, "
                 f"{hx[1].dim()}-D) tensors"
             )
+
+
+inference.SHORT.update((RNN, GRU, LSTM))
 
 
 def _refuse_proj_size(unknown: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastcells import projection
 from fastcells.autograd import Recurrence, outputs, unroll
 from fastcells.backends.base import IN_ONE_CALL, Backend, Choice, Inputs, LayerWeights, StepInput, Steps
+from fastcells.backends.cpu import layer_call
 from fastcells.backends.torch import aten
 from fastcells.checks import initial_state
 from fastcells.errors import CannotRun
@@ -49,6 +50,10 @@ def run(
     if choice.path in IN_ONE_CALL:
         x = one_hot(x, weights.w_ih.shape[1], weights.w_ih) if choice.path == "one-hot" else x
         return aten.one_direction(spec.name, x, initial, weights, steps.reverse)
+    if choice.path == "layer":
+        found = _in_c(spec, x, initial, weights, steps)
+        if found is not None:
+            return found
     backend, ids = choice.backend, is_token_ids(x)
     dtype, state_dtype = dtype_of_all(choice, spec, x, weights), initial[0].dtype
     if dtype is not None:
@@ -59,6 +64,7 @@ def run(
     if mask is not None:  # past a row's length there may be anything: NaN, ids out of range
         x = torch.where(mask.squeeze(-1) if ids else mask, x, 0)
     with no_autocast(w_ih) if dtype is not None else contextlib.nullcontext():
+        source: tuple[Tensor | None, ...] = ()
         unrolled = must_unroll(choice, spec, recurrent, steps)
         folded = recurrent.w_hr is not None and "proj_size" not in backend.options
         if ids and backend.takes_ids and not folded:
@@ -66,6 +72,8 @@ def run(
             inputs = StepInput(w_ih, x if x.dtype in (torch.int32, torch.int64) else x.int(), b_ih)
         else:
             x_proj = x if projected else backend.project(choice, x, w_ih, b_ih)
+            if spec.project is None and not (projected or folded or traced() or backend.reads_projection(spec)):
+                source = (x, w_ih, b_ih)  # the projection's own backward keeps them; itself it is three or four times h
             inputs = StepInput(x_proj if spec.project is None else spec.project(x_proj, recurrent))
         if unrolled:
             return unroll(spec, inputs.x, initial, recurrent, steps)
@@ -75,7 +83,7 @@ def run(
             inputs = StepInput(x)
         given = (*inputs, plain.w_hh, plain.b_hh, *start, *plain.extra)
         if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in given):
-            out, *states = Recurrence.apply(choice, spec, *steps[:3], *given)
+            out, *states = Recurrence.apply(choice, spec, *steps[:3], *given, *source)
             last = tuple(states)
         else:
             with torch.no_grad():  # the loops write into buffers, which autograd would refuse
@@ -87,6 +95,16 @@ def run(
             returned = torch.promote_types(state_dtype, dtype)
             out, last = out.to(returned), tuple(s.to(returned) for s in last)
         return out, last
+
+
+def _in_c(spec: CellSpec, x: Tensor, state: State, weights: LayerWeights, steps: Steps) -> tuple[Tensor, State] | None:
+    """The layer in one call of C; None where it cannot be."""
+    w_ih, b_ih, (w_hh, b_hh, *_) = weights
+    if steps.options or traced() or transformed() or (b_ih is None) != (b_hh is None):
+        return None
+    given = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
+    state = tuple([s.contiguous() for s in state])
+    return layer_call.one_direction(spec.name, x, state, given, steps.reverse, torch.is_grad_enabled())
 
 
 def dtype_of_all(choice: Choice, spec: CellSpec, x: Tensor, weights: LayerWeights) -> torch.dtype | None:

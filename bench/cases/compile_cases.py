@@ -38,7 +38,7 @@ ODD_SELECTED = (
 
 @dataclass(frozen=True)
 class Case:
-    """One way to run one rule: path "sequence", "split" or "step", or "gluon" for those in Gluon."""
+    """One way to run one rule: path "sequence", "split", "step" or "diagonal", or "gluon" for those in Gluon."""
 
     path: str
     rule: str
@@ -53,19 +53,20 @@ class Case:
     def plan(self, *, backward: bool = False) -> plan.Plan | Resident | str:
         """Its row."""
         dtype, precision = DTYPES[self.dtype]
-        size, gates, device = dtype.itemsize, rule_named(self.rule).spec.num_gates, DEVICES[self.target]
+        spec = rule_named(self.rule).spec
+        size, gates, device = dtype.itemsize, spec.num_gates, DEVICES[self.target]
         if self.path == "gluon":
             resident: dict[str, Any] = {"precision": precision, "backward": backward, "directions": self.directions}
             resident["two_products"] = rule_named(self.rule).reset_hidden is not None
             return resident_plan(self.H, self.B, gates, size, device, **resident)
+        if self.path == "diagonal":
+            return plan.diagonal_blocks()
         if self.path == "step":
             return plan.step_blocks(size)
+        options: dict[str, Any] = {"precision": precision, "backward": backward, **plan.of_cell(spec)}
         if self.path == "sequence":
-            options: dict[str, Any] = {"precision": precision, "backward": backward}
             return plan.sequence_plan(self.H, self.B, gates, size, device, **options)
-        return plan.split_plan(
-            self.H, self.B, gates, size, device, precision=precision, exchange=self.exchange, backward=backward
-        )
+        return plan.split_plan(self.H, self.B, gates, size, device, exchange=self.exchange, **options)
 
 
 def cases(targets: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Case]:

@@ -91,14 +91,14 @@ def _resident(run: Callable[[], object], repeat: int) -> float | None:
                 file.write("5")
         except OSError:
             return None
-        before = _status("VmRSS")
+        before = status("VmRSS")
         run()
-        grown.append(_status("VmHWM") - before)
+        grown.append(status("VmHWM") - before)
     return max(0, statistics.median_low(grown)) / 1024
 
 
-def _status(key: str) -> int:
-    """Kilobytes."""
+def status(key: str) -> int:
+    """What Linux says of this process, "VmRSS" or the like, in kilobytes."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(key))
 

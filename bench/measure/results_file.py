@@ -14,7 +14,7 @@ from bench.measure.duel import Row
 from bench.measure.provenance import require
 
 TEXT = {"cell", "mode", "dtype", "precision", "contender", "path", "kind", "device", "driver", "torch", "triton"}
-TEXT |= {"threads", "python", "commit", "date", "floor_source"}
+TEXT |= {"threads", "python", "commit", "date", "floor_source", "fastest", "compared"}
 KEY = (*FIELDS, "contender")
 NEEDED = ("cell", "mode", "T", "B", "I", "H", "dtype", "contender", "ms")
 

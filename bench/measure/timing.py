@@ -32,17 +32,28 @@ def clock() -> float:
 
 
 def compare(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int = 20, warmup: int = 3, inner: int = 1
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 20,
+    warmup: int = 3,
+    inner: int | Mapping[str, int] = 1,
+    rest: float = 0.0,
 ) -> dict[str, list[float]]:
     """Milliseconds a call of each contender, measured once a round, in turn; every other round backwards.
 
-    inner: calls per measurement, for calls too short for the clock.
+    inner: calls per measurement, for calls too short for the clock, of all or of each. rest: seconds before each
+    measurement and a call that wakes its threads, so that those of the contender before, which spin for more work, take
+    no core from it.
     """
     names = list(contenders)
+    calls = dict.fromkeys(names, inner) if isinstance(inner, int) else inner
     samples: dict[str, list[float]] = {name: [] for name in names}
     for index in range(warmup + rounds):
         for name in names if index % 2 else names[::-1]:
-            milliseconds = once(contenders[name], inner)
+            if rest:
+                time.sleep(rest)
+                contenders[name]()
+            milliseconds = once(contenders[name], calls[name])
             if index >= warmup:
                 samples[name].append(milliseconds)
     return samples

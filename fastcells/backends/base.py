@@ -244,6 +244,10 @@ class Backend(ABC):
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         """All steps, without autograd. save: whether `backward` will follow."""
 
+    def reads_projection(self, spec: CellSpec) -> bool:
+        """Whether `backward` reads `inputs.x`; if not, it need not be kept, and may be missing there."""
+        return False
+
     @abstractmethod
     def backward(
         self,

@@ -58,6 +58,7 @@ class _Found:
 _found: dict[tuple[object, ...], _Found | None] = {}
 _unmeasured: set[tuple[object, ...]] = set()  # kinds of which no file had a verdict when they were looked up
 _faulted: set[torch.device] = set()
+_changes = [0]  # how often what is found may have become another
 _memory: list[Memory] = []  # one, once it has been asked for
 _lock = threading.RLock()
 _tuning: ContextVar[_Tuning | None] = ContextVar("tuning", default=None)
@@ -83,6 +84,11 @@ def measured(call: Call) -> Choice | None:
     if call.padding > 1.0 and found.choice.impl != BASELINE and found.faster < ADVANTAGE * call.padding:
         return None  # torch's own takes the steps that there are, ours all
     return found.choice
+
+
+def changes() -> int:
+    """A number that is another one when what runs a call may be something else than before."""
+    return _changes[0]
 
 
 def _key(call: Call) -> tuple[object, ...]:
@@ -123,6 +129,7 @@ def _look_up(call: Call, key: tuple[object, ...]) -> _Found | None:
             verdict = _try(call, kind, where)
         found = None if verdict is None else _as_found(call, verdict)
         _found[key] = found
+        _changes[0] += 1
         return found
 
 
@@ -239,6 +246,7 @@ def reset() -> None:
         _unmeasured.clear()
         _faulted.clear()
         _memory.clear()
+        _changes[0] += 1
 
 
 @contextlib.contextmanager
@@ -256,11 +264,13 @@ def tuning(report: Report) -> Iterator[None]:
     """A context in which every kind of call is measured, once, and reported."""
     with _lock:
         _found.clear()
+        _changes[0] += 1
     token = _tuning.set(_Tuning(report, set()))
     try:
         yield
     finally:
         _tuning.reset(token)
+        _changes[0] += 1
 
 
 def on_fault(device: torch.device) -> None:

@@ -69,6 +69,27 @@
     WRITE(d_h0, "B H", "")                                                                                             \
     WRITE(d_c0, "B H", "two_states")
 
+/* One layer and direction, the input projection included, without a backward. */
+#define LAYER_ARGUMENTS(NUMBER, READ, WRITE, KEEP)                                                                     \
+    SIZES(NUMBER)                                                                                                      \
+    NUMBER(size_t, I)                                                                                                  \
+    NUMBER(int, packed)      /* whether the weights are packed, and not read where they lie */                         \
+    NUMBER(size_t, x_time)   /* from a step of x to the next */                                                        \
+    NUMBER(size_t, x_row)    /* from a row of a step to the next */                                                    \
+    NUMBER(size_t, out_time) /* and so for out */                                                                      \
+    NUMBER(size_t, out_row)                                                                                            \
+    READ(float, x, "T B I", "")                                                                                        \
+    READ(float, h0, "B H", "optional") /* where NULL, the first step starts from zeros */                              \
+    READ(float, c0, "B H", "optional two_states") /* zeros where NULL; not read without h0 */                          \
+    READ(float, w_ih, "G*H I", "")                                                                                     \
+    READ(float, w, "G*H H", "")                                                                                        \
+    READ(float, b_ih, "G*H", "optional")                                                                               \
+    READ(float, b, "G*H", "optional")                                                                                  \
+    WRITE(out, "T B H", "")                                                                                            \
+    WRITE(h_n, "B H", "optional")                                                                                      \
+    WRITE(c_n, "B H", "two_states")                                                                                    \
+    KEEP(x_proj, "T B G*H", "optional") /* memory for the input projection; where NULL, the call finds its own */
+
 /* ---- the recurrence of a defined cell, whose rule is a program (program.h) ---- */
 
 #define DEFINED_SIZES(NUMBER, READ)                                                                                        \
@@ -215,6 +236,7 @@ typedef uint16_t bfloat16; /* its bits */
 #define element float
 struct forward { FIELDS(FORWARD_ARGUMENTS) };
 struct backward { FIELDS(BACKWARD_ARGUMENTS) };
+struct layer { FIELDS(LAYER_ARGUMENTS) };
 struct defined_forward { FIELDS(DEFINED_FORWARD_ARGUMENTS) };
 struct defined_backward { FIELDS(DEFINED_BACKWARD_ARGUMENTS) };
 struct weight_grad { FIELDS(WEIGHT_GRAD_ARGUMENTS) };

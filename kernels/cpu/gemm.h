@@ -7,19 +7,27 @@
 
 enum { MAX_WIDTH = 4 }; /* vectors of a tile: the gates of one vector of columns, or columns of one gate */
 enum { MAX_ROWS = 8 };
+/* And where there are but one or two rows, so that enough multiplications are on their way at a time: */
+enum { WIDEST = 12, WIDE_FOR_TWO = 6 };
 enum { MAX_PREFETCH = 320 }; /* lines: the widest tile's rows times what an LSTM or GRU reads and writes of each */
 enum { PART = 512 };         /* terms of a product's sum that are added up one after another */
 
 /* Rows of a tile by its width: accumulators, weights and a broadcast in registers. */
-static const size_t ROWS[MAX_WIDTH + 1] = {
+static const size_t ROWS[WIDEST + 1] = {
     0,
     8,
     REGISTERS >= 32 ? 8 : 6,
     REGISTERS >= 32 ? 8 : 4,
     REGISTERS >= 32 ? 6 : 3,
+    2, 2, 1, 1, 1, 1, 1, 1,
 };
 
 typedef float tile_t[MAX_ROWS][MAX_WIDTH][LANES] __attribute__((aligned(64)));
+
+/* Vector v of row r in a tile so wide; of a wide one, a row takes the place of several. */
+INLINE float *in_tile(tile_t tile, size_t width, size_t r, size_t v) {
+    return tile[r * ((width + MAX_WIDTH - 1) / MAX_WIDTH) + v / MAX_WIDTH][v % MAX_WIDTH];
+}
 
 /* Lines of memory to prefetch in the course of a product. All at once they would be more than a core keeps track of,
    and it would wait for the first ones. */
@@ -39,9 +47,9 @@ static inline void prefetch(struct prefetch *list, const element *row, size_t pl
 }
 
 /* One term of the sums of a tile: acc[r][v] += a[r * row_step] * w[v] */
-INLINE void add_term(size_t rows, size_t width, vec acc[MAX_ROWS][MAX_WIDTH], const element *restrict a, size_t row_step,
+INLINE void add_term(size_t rows, size_t width, vec acc[MAX_ROWS][WIDEST], const element *restrict a, size_t row_step,
                      const float *restrict w) {
-    vec columns[MAX_WIDTH];
+    vec columns[WIDEST];
     UNROLL for (size_t v = 0; v < width; v++) columns[v] = load(w + v * LANES);
     UNROLL for (size_t r = 0; r < rows; r++) {
         broadcast s = splat_term(a + r * row_step);
@@ -53,7 +61,7 @@ INLINE void add_term(size_t rows, size_t width, vec acc[MAX_ROWS][MAX_WIDTH], co
    last eighth of it leaves them time to arrive. */
 INLINE void gemm_part(size_t rows, size_t width, tile_t out, const element *restrict a, size_t row_step, size_t k_step,
                       const float *restrict panel, size_t K, int add, const void *const *line, size_t lines) {
-    vec acc[MAX_ROWS][MAX_WIDTH];
+    vec acc[MAX_ROWS][WIDEST];
     UNROLL for (size_t r = 0; r < rows; r++) {
         UNROLL for (size_t v = 0; v < width; v++) acc[r][v] = splat(0.0f);
     }
@@ -66,7 +74,10 @@ INLINE void gemm_part(size_t rows, size_t width, tile_t out, const element *rest
     }
     for (; k < K; k++) add_term(rows, width, acc, a + k * k_step, row_step, panel + k * width * LANES);
     UNROLL for (size_t r = 0; r < rows; r++) {
-        UNROLL for (size_t v = 0; v < width; v++) store(out[r][v], add ? load(out[r][v]) + acc[r][v] : acc[r][v]);
+        UNROLL for (size_t v = 0; v < width; v++) {
+            float *to = in_tile(out, width, r, v);
+            store(to, add ? load(to) + acc[r][v] : acc[r][v]);
+        }
     }
 }
 
@@ -90,14 +101,36 @@ GEMM_PARTS(1)
 GEMM_PARTS(2)
 GEMM_PARTS(3)
 GEMM_PARTS(4)
+GEMM_PART(1, 5)
+GEMM_PART(2, 5)
+GEMM_PART(1, 6)
+GEMM_PART(2, 6)
+GEMM_PART(1, 7)
+GEMM_PART(1, 8)
+GEMM_PART(1, 9)
+GEMM_PART(1, 10)
+GEMM_PART(1, 11)
+GEMM_PART(1, 12)
 
 typedef void (*gemm_part_fn)(tile_t, const element *, size_t, size_t, const float *, size_t, int, const void *const *,
                              size_t);
 #define GEMM_PART_NAMES(width)                                                                                         \
     {gemm_part_1_##width, gemm_part_2_##width, gemm_part_3_##width, gemm_part_4_##width,                               \
      gemm_part_5_##width, gemm_part_6_##width, gemm_part_7_##width, gemm_part_8_##width}
-static const gemm_part_fn GEMM_PART_OF[MAX_WIDTH][MAX_ROWS] = {GEMM_PART_NAMES(1), GEMM_PART_NAMES(2),
-                                                               GEMM_PART_NAMES(3), GEMM_PART_NAMES(4)};
+static const gemm_part_fn GEMM_PART_OF[WIDEST][MAX_ROWS] = {
+    GEMM_PART_NAMES(1),
+    GEMM_PART_NAMES(2),
+    GEMM_PART_NAMES(3),
+    GEMM_PART_NAMES(4),
+    {gemm_part_1_5, gemm_part_2_5},
+    {gemm_part_1_6, gemm_part_2_6},
+    {gemm_part_1_7},
+    {gemm_part_1_8},
+    {gemm_part_1_9},
+    {gemm_part_1_10},
+    {gemm_part_1_11},
+    {gemm_part_1_12},
+};
 
 /* out[r][v] = sum over k of a[r][k] * panel[k][v]. Long sums are taken in parts, so that rounding errors do not pile
    up along K. A panel has ceil(K / TERM) terms. */
@@ -115,8 +148,9 @@ static inline void gemm_tile(size_t rows, size_t width, tile_t out, const elemen
     if (K % TERM == 0) return;
     for (size_t r = 0; r < rows; r++) {
         for (size_t v = 0; v < width; v++) {
-            const vec sum = whole ? load(out[r][v]) : splat(0.0f);
-            store(out[r][v], add_last(sum, a + r * a_stride + K - 1, load(panel + (whole * width + v) * LANES)));
+            float *to = in_tile(out, width, r, v);
+            const vec sum = whole ? load(to) : splat(0.0f);
+            store(to, add_last(sum, a + r * a_stride + K - 1, load(panel + (whole * width + v) * LANES)));
         }
     }
 }

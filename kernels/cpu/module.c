@@ -26,6 +26,7 @@ struct argument {
     static const struct argument name##_arguments[] = {ARGUMENTS(NUMBER_ROW, READ_ROW, WRITE_ROW, KEEP_ROW){NULL}}
 TABLE(forward, FORWARD_ARGUMENTS);
 TABLE(backward, BACKWARD_ARGUMENTS);
+TABLE(layer, LAYER_ARGUMENTS);
 TABLE(defined_forward, DEFINED_FORWARD_ARGUMENTS);
 TABLE(defined_backward, DEFINED_BACKWARD_ARGUMENTS);
 TABLE(weight_grad, WEIGHT_GRAD_ARGUMENTS);
@@ -100,6 +101,7 @@ static const struct bf16_backend *bf16_backend_at(size_t index, size_t cell, siz
 #define FLOAT_KERNEL(NAME, ARGUMENTS, CELL) KERNEL(NAME, NAME, backend, NAME, ARGUMENTS, CELL)
 FLOAT_KERNEL(forward, FORWARD_ARGUMENTS, (size_t)task.cell)
 FLOAT_KERNEL(backward, BACKWARD_ARGUMENTS, (size_t)task.cell)
+FLOAT_KERNEL(layer, LAYER_ARGUMENTS, (size_t)task.cell)
 FLOAT_KERNEL(defined_forward, DEFINED_FORWARD_ARGUMENTS, 0)
 FLOAT_KERNEL(defined_backward, DEFINED_BACKWARD_ARGUMENTS, 0)
 FLOAT_KERNEL(weight_grad, WEIGHT_GRAD_ARGUMENTS, 0)
@@ -179,9 +181,9 @@ static PyObject *py_arguments(PyObject *self, PyObject *ignored) {
     static const struct {
         const char *kernel;
         const struct argument *arguments;
-    } tables[] = {ENTRY(forward),     ENTRY(backward), ENTRY(defined_forward), ENTRY(defined_backward),
-                  ENTRY(weight_grad), ENTRY(linear),   ENTRY(cross_entropy),   ENTRY(matvec),
-                  ENTRY(step_in_place), ENTRY(gather), ENTRY(scatter)};
+    } tables[] = {ENTRY(forward),          ENTRY(backward),    ENTRY(layer),  ENTRY(defined_forward),
+                  ENTRY(defined_backward), ENTRY(weight_grad), ENTRY(linear), ENTRY(cross_entropy),
+                  ENTRY(matvec),           ENTRY(step_in_place), ENTRY(gather), ENTRY(scatter)};
     PyObject *found = PyDict_New();
     for (size_t i = 0; found && i < sizeof tables / sizeof *tables; i++) {
         PyObject *list = PyList_New(0);
@@ -217,6 +219,7 @@ static PyObject *py_team(PyObject *self, PyObject *ignored) {
 static PyMethodDef methods[] = {
     KERNEL_METHOD(forward),
     KERNEL_METHOD(backward),
+    KERNEL_METHOD(layer),
     KERNEL_METHOD(defined_forward),
     KERNEL_METHOD(defined_backward),
     KERNEL_METHOD(weight_grad),

@@ -263,6 +263,6 @@ def diagonal_backward_kernel(
             store_tiles(d_gates_ptr + at, H, x_tile, there, d_h)
             d_state = freeze_finished(active, d_prev, d_new, STATES)
     store_state(d_h0_ptr, d_c0_ptr, first, first, plane, tile, mask, d_state, STATES)
-    store_column_sums(d_w_ptr + tl.program_id(0) * GATES * H, cols, H, d_w)
+    store_column_sums(d_w_ptr + tl.program_id(0) * GATES * H, cols, H, cols < H, d_w)
     if EXTRA:
-        store_column_sums(d_extra_ptr + tl.program_id(0) * EXTRA * H, cols, H, d_extra)
+        store_column_sums(d_extra_ptr + tl.program_id(0) * EXTRA * H, cols, H, cols < H, d_extra)

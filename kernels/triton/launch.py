@@ -65,7 +65,7 @@ class Pass:
 
     rule: UpdateRule
     state: tuple[Tensor, ...]  # initial: h and, of a cell with another state, c, [B, H]; of more [states - 1, B, H]
-    w: Tensor  # [G*H, H]; diagonal recurrent weights [G*H]
+    w: Tensor  # [G*H, H]; diagonal recurrent weights [G*H], of heads with U hidden columns each [heads*G*U, U]
     lengths: Tensor | None  # [B] int32
     reverse: bool
     precision: str  # of a matmul in float32: Triton's input_precision
@@ -90,6 +90,15 @@ class Pass:
     def extra_arguments(self) -> Arguments:
         """Of every kernel that takes cells with further parameters."""
         return {"extra_ptr": self.extra, "EXTRA": self.rule.spec.num_extra}
+
+    @property
+    def heads(self) -> int:
+        """Into which the hidden columns are split: 1 where each reads all of them."""
+        return 1 if self.w.dim() == 1 else self.state[0].shape[-1] // self.w.shape[-1]
+
+    def head_arguments(self) -> Arguments:
+        """Of every kernel that takes heads."""
+        return {"UNITS": self.w.shape[-1] if self.heads > 1 else 0}
 
 
 @dataclass(frozen=True)
@@ -212,10 +221,10 @@ def block_arguments(blocks: Blocks) -> Arguments:
     }
 
 
-def num_tiles(blocks: Blocks, state: tuple[Tensor, ...]) -> tuple[int, int]:
-    """How many tiles there are of the batch and of the hidden columns."""
+def num_tiles(blocks: Blocks, state: tuple[Tensor, ...], heads: int = 1) -> tuple[int, int]:
+    """How many tiles there are of the batch and of a head's hidden columns."""
     B, H = state[0].shape
-    return cdiv(B, blocks.batch), cdiv(H, blocks.hidden)
+    return cdiv(B, blocks.batch), cdiv(H // heads, blocks.hidden)
 
 
 def elements_in_a_word(w: Tensor) -> int:

@@ -78,18 +78,18 @@ def _mailbox(exchange: Exchange, shape: tuple[int, ...], like: Tensor) -> Tensor
     return mailbox
 
 
-def _grid(split: Split, given: Pass) -> tuple[int, int]:
-    """Column tiles, and groups of programs: never more of them than batch tiles."""
-    batch_tiles, column_tiles = num_tiles(split.blocks, given.state)
-    return column_tiles, min(split.groups, batch_tiles)
+def _grid(split: Split, given: Pass) -> tuple[int, int, int]:
+    """Column tiles of a head, groups of programs, never more of them than batch tiles, and heads."""
+    batch_tiles, column_tiles = num_tiles(split.blocks, given.state, given.heads)
+    return column_tiles, min(split.groups, batch_tiles), given.heads
 
 
 def _arguments(split: Split, given: Pass) -> Arguments:
     """Of both kernels, because they are split."""
-    exchange, blocks, H = EXCHANGES[split.exchange], split.blocks, given.w.shape[1]
+    exchange, blocks, H = EXCHANGES[split.exchange], split.blocks, given.state[0].shape[1]
     make = given.w.new_empty if exchange.prefilled else given.w.new_zeros  # a sentinel does without counters
     return {
-        "counter_ptr": make(num_tiles(blocks, given.state)[0], COUNTER_LINE, dtype=torch.int32),
+        "counter_ptr": make(given.heads * num_tiles(blocks, given.state)[0], COUNTER_LINE, dtype=torch.int32),
         "PUBLISH": exchange.publish,
         "ARRIVE": exchange.arrive,
         "WAIT": exchange.wait,
@@ -97,12 +97,13 @@ def _arguments(split: Split, given: Pass) -> Arguments:
         "fault_ptr": fault.fault_word(given.w.device),
         "patience": fault.PATIENCE,
         "BLOCK_K": blocks.inner,
-        "INNER": cdiv(H, blocks.inner),
+        "INNER": cdiv(given.w.shape[1], blocks.inner),
         # What a second product keeps meanwhile leaves less room.
         "AT_ONCE": split.polled if given.rule.reset_hidden is None else max(1, split.polled * 3 // 4),
         "TIE": blocks.warps == 1,
         "WORD": elements_in_a_word(given.w),
         "KNOWN_H": H if H % 8 else 0,
+        **given.head_arguments(),
     }
 
 

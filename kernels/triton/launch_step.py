@@ -25,12 +25,13 @@ def step_forward(forward: ForwardPass, blocks: StepBlocks) -> Forward:
     out = forward.results()
     carry = _stacked(forward.state)
     carry_new = torch.empty_like(carry)
-    grid = num_tiles(blocks, forward.state)
+    grid = *num_tiles(blocks, forward.state, forward.heads), forward.heads
     shared = {
         "reset_hidden_ptr": None if rule.reset_hidden is None else torch.empty_like(forward.state[0]),
         "BLOCK_K": blocks.inner,
         **block_arguments(blocks),
         **forward.extra_arguments(),
+        **forward.head_arguments(),
     }
     reset_hidden = partial(
         reset_hidden_kernel[grid], **forward.input_arguments(out.hidden), **shared, RESET_HIDDEN=rule.reset_hidden
@@ -49,15 +50,16 @@ def step_forward(forward: ForwardPass, blocks: StepBlocks) -> Forward:
 def step_backward(backward: BackwardPass, blocks: StepBlocks) -> Backward:
     """The adjoint of `step_forward`: one launch a step (two for a cell with a second product), and one at the end."""
     T, rule = len(backward.d_hidden), backward.rule
-    out, (batch_tiles, _) = backward.results(), num_tiles(blocks, backward.state)
-    out = out._replace(d_extra=backward.extra_gradients(batch_tiles, zero=True))
+    grid = *num_tiles(blocks, backward.state, backward.heads), backward.heads
+    out = backward.results()._replace(d_extra=backward.extra_gradients(grid[0], zero=True))
     carry = _stacked(backward.d_last)
     carry_new = torch.empty_like(carry)
     num_gates = rule.spec.num_gates
     step = partial(
-        step_backward_kernel[num_tiles(blocks, backward.state)],
+        step_backward_kernel[grid],
         **backward.step_arguments(out),
         **backward.extra_arguments(),
+        **backward.head_arguments(),
         d_extra_ptr=out.d_extra,
         THROUGH=num_gates if rule.reset_hidden is None else num_gates - 1,
         BLOCK_K=blocks.inner,

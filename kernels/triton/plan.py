@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from fastcells.spec import CellSpec
 
 # Shared memory that one program may use, in bytes, by compute capability; an unknown card gets the least.
 SHARED_MEMORY = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
@@ -86,6 +88,15 @@ class Split:
 Plan = Blocks | Split  # how one pass over time is launched
 
 
+def of_cell(spec: CellSpec) -> dict[str, int]:
+    """What plans depend on, beside gates: heads, and carried, the tiles that a program has beside h and c.
+
+    These are further states and parameters. With any, long or odd rows are polled half as much at once: else it spills.
+    """
+    carried = max(0, spec.num_states - 2) + spec.num_extra
+    return {"carried": carried, "heads": getattr(spec.recurrent, "heads", 1)}
+
+
 def step_blocks(item_size: int) -> StepBlocks:
     """Blocks of the step kernels; any shape runs.
 
@@ -110,12 +121,13 @@ def sequence_plan(
     *,
     precision: str = "tf32",
     backward: bool = False,
+    **cell: Any,
 ) -> Plan | str:
     """One program a batch tile where the weights fit it, else a split; or the reason why neither runs.
 
     As `sequence_plans`, the first of them.
     """
-    plans = sequence_plans(H, B, gates, item_size, device, precision=precision, backward=backward)
+    plans = sequence_plans(H, B, gates, item_size, device, precision=precision, backward=backward, **cell)
     return plans if isinstance(plans, str) else plans[0]
 
 
@@ -128,19 +140,22 @@ def sequence_plans(
     *,
     precision: str = "tf32",
     backward: bool = False,
+    **cell: Any,
 ) -> list[Plan] | str:
     """All that run, the one first that is thought the fastest; or the reason why none does.
 
     device: None for the interpreter, which has no limits, and whose programs cannot wait for each other.
+    cell: as `of_cell` gives it.
     precision: of float32 matmuls. In "tf32x3" a float32 is the sum of two tf32, and its weights take twice the memory.
     """
+    heads = cell.get("heads", 1)
     if device is None:
-        return [_whole(H, item_size, backward, "the interpreter runs one program a batch tile, whatever H")]
-    blocks = sequence_blocks(H, gates, item_size, device.capability, precision=precision, backward=backward)
-    splits = split_plans(H, B, gates, item_size, device, precision=precision, backward=backward)
+        return [_whole(H // heads, item_size, backward, "the interpreter runs one program a batch tile, whatever H")]
+    blocks = sequence_blocks(H // heads, gates, item_size, device.capability, precision=precision, backward=backward)
+    splits = split_plans(H, B, gates, item_size, device, precision=precision, backward=backward, **cell)
     if isinstance(blocks, str):
         return splits if isinstance(splits, str) else [*splits]
-    few_rows = precision != "tf32x3" and device.multiprocessors >= -(-B // 8)
+    few_rows = precision != "tf32x3" and device.multiprocessors >= -(-B // 8) * heads
     whole = [_with_few_rows(blocks), blocks] if few_rows else [blocks]
     return [*whole, *([] if isinstance(splits, str) else splits)]
 
@@ -175,9 +190,11 @@ def split_plan(
     precision: str = "tf32",
     exchange: str = "poll",
     backward: bool = False,
+    **cell: Any,
 ) -> Split | str:
     """How a sequence kernel is split, or the reason why it cannot be: as `split_plans`, the first of them."""
-    plans = split_plans(H, B, gates, item_size, device, precision=precision, exchange=exchange, backward=backward)
+    options: dict[str, Any] = {"precision": precision, "exchange": exchange, "backward": backward}
+    plans = split_plans(H, B, gates, item_size, device, **options, **cell)
     return plans if isinstance(plans, str) else plans[0]
 
 
@@ -191,6 +208,8 @@ def split_plans(
     precision: str = "tf32",
     exchange: str = "poll",
     backward: bool = False,
+    heads: int = 1,
+    carried: int = 0,
 ) -> list[Split] | str:
     """How a sequence kernel can be split, the fewest modelled cycles first; or the reason why it cannot be.
 
@@ -198,9 +217,11 @@ def split_plans(
     of a mailbox at a time. The programs of a form all run at once, one on each multiprocessor; its cycles are those of
     all the batch tiles that a group does one after another.
 
+    heads: H columns in all, of which those of one head exchange their state. carried: as `of_cell`.
     exchange: "poll" or "counter". By the model, a poll is one way through the L2 cache and a counter three; not timed.
     """
     limit = device.shared_memory
+    all_columns, H = H, H // heads
     inner = _inner_tile(H, item_size, precision)
     padded = -(-H // inner) * inner
     if exchange == "counter" and (padded > inner or H > 256 or (H > 128 and H % 2)):
@@ -210,7 +231,7 @@ def split_plans(
     for form in _forms(H, precision, exchange):
         weights = _copies(item_size, precision) * gates * padded * form.columns * item_size
         tile = _copies(item_size, precision) * form.batch * inner * item_size
-        programs = -(-H // form.columns)
+        programs = heads * -(-H // form.columns)
         groups = device.multiprocessors // programs
         if weights + tile > limit:
             refusal = refusal or (
@@ -220,8 +241,8 @@ def split_plans(
             )
         elif groups == 0:
             refusal = (
-                f"H={H}: {programs} programs wait for each other, and {device.multiprocessors} multiprocessors do not "
-                "run them at once"
+                f"H={all_columns}: {programs} programs wait for each other, and {device.multiprocessors} "
+                "multiprocessors do not run them at once"
             )
         else:
             in_turn = -(-B // (form.batch * groups))  # batch tiles that the busiest group does
@@ -230,7 +251,8 @@ def split_plans(
                 f"exchange h; {form.warps} warps and {form.batch} rows each, by the model's cycles"
             )
             blocks = Blocks(form.batch, form.columns, inner, form.warps, 1, reason)
-            registers = form.polled[int(gates == 4 and backward)]
+            tight = carried and (H > MODELLED_H or H % 8)
+            registers = form.polled[int(gates == 4 and backward)] // (2 if tight else 1)
             room = (limit - weights) // tile - 1  # one more tile is converted
             # Who has not to wait gains nothing; with three products the parts of a second tile spill.
             room = room if exchange == "poll" and precision != "tf32x3" else 1

@@ -1,7 +1,7 @@
 """The whole sequence in one launch, forward and backward: one program per batch tile, weights loaded once.
 
-A program owns BLOCK_B rows of the batch and all H hidden columns (BLOCK_H >= H), so that programs have nothing to
-tell each other. Shapes whose weights do not fit one program belong to the step kernels.
+A program owns BLOCK_B rows of the batch and all H hidden columns (BLOCK_H >= H), or those of a head, so that programs
+have nothing to tell each other. Shapes whose weights do not fit one program belong to the step kernels.
 
 Tensors are contiguous. State and accumulators are float32 whatever the storage dtype; the matmuls read the state
 rounded to the storage dtype.
@@ -21,6 +21,7 @@ from fastcells.kernels.triton.tiles import (
     load_ids,
     load_resets,
     load_state,
+    of_head,
     of_state,
     offsets,
     owned,
@@ -71,22 +72,29 @@ def sequence_forward_kernel(
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
     EXTRA: tl.constexpr,
+    UNITS: tl.constexpr,  # hidden columns of a head, with w_ptr [heads, GATES, UNITS, UNITS]; 0 without heads
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     WORD: tl.constexpr,  # elements in a word
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    first_row, batch, rows, cols, mask = owned(tl.program_id(0), 0, B, H, BLOCK_B, BLOCK_H)
+    units = UNITS if UNITS else H
+    first_row, batch, rows, unit, mask = owned(tl.program_id(0), 0, B, units, BLOCK_B, BLOCK_H)
+    cols = of_head(unit, tl.program_id(1), UNITS)
     first, plane, row, tile, _, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
     # The same in words.
     words = H // WORD
-    word_cols = tl.arange(0, BLOCK_H // WORD)
+    word_unit = tl.arange(0, BLOCK_H // WORD)
+    word_cols = of_head(word_unit, tl.program_id(1), UNITS // WORD)
+    head_words = UNITS // WORD if UNITS else words
     first_word, word_plane, _, _, x_tile, _ = offsets(first_row, batch, word_cols, words, GATES, SAVED, BLOCK_B)
     x_ptr = as_words(x_ptr, WORD)
-    weight_mask = (cols < H)[:, None] & (cols < H)[None, :]
+    weight_mask = (unit < units)[:, None] & (unit < units)[None, :]
+    if UNITS:
+        w_ptr += tl.program_id(1) * (GATES * UNITS * UNITS)
     # w[g][k, n] multiplies h[k] into column n.
-    w = load_weights(w_ptr, cols[None, :], cols[:, None], weight_mask, H, GATES)
+    w = load_weights(w_ptr, unit[None, :], unit[:, None], weight_mask, units, GATES)
     b = load_bias(b_ptr, cols, H, GATES)
     b_ih = load_bias(b_ih_ptr, cols, H, GATES)
     extra = load_extra(extra_ptr, cols, H, EXTRA, BLOCK_B, BLOCK_H)
@@ -99,7 +107,7 @@ def sequence_forward_kernel(
     t = T - 1 if REVERSE else 0
     starts = load_resets(resets_ptr, t * batch + first_row, row, (rows < B)[:, None])
     ids = load_ids(ids_ptr, t * batch + first_row, row, (rows < B)[:, None])
-    word_mask = (rows < B)[:, None] & (word_cols < words)[None, :]
+    word_mask = (rows < B)[:, None] & (word_unit < head_words)[None, :]
     ahead = load_rows(
         x_ptr, ids_ptr, ids, t * word_plane + first_word, x_tile, word_cols, word_mask, V, words, GATES, GATES
     )
@@ -120,7 +128,7 @@ def sequence_forward_kernel(
             operand = cast(tl.where(mask, RESET_HIDDEN(x, h, before + extra), 0.0), element)
             h += (unbound(product(operand, w[through], none, PRECISION), BLOCK_B, BLOCK_H) + b[through],)
         # The next step's, after this one's matmuls: the compiler lets what comes last keep its layout.
-        more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_cols < words)[None, :]
+        more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_unit < head_words)[None, :]
         at_next = (t - 1 if REVERSE else t + 1) * word_plane + first_word
         ahead = load_rows(x_ptr, ids_ptr, ids, at_next, x_tile, word_cols, more, V, words, GATES, GATES)
         more = (rows < tl.where(i + 1 < T, B, 0))[:, None]
@@ -165,6 +173,7 @@ def sequence_backward_kernel(
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
     EXTRA: tl.constexpr,
+    UNITS: tl.constexpr,  # hidden columns of a head, with w_ptr [heads, GATES, UNITS, UNITS]; 0 without heads
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     WORD: tl.constexpr,  # elements in a word
@@ -172,11 +181,15 @@ def sequence_backward_kernel(
     PRECISION: tl.constexpr,
 ):
     element: tl.constexpr = w_ptr.dtype.element_ty
-    first_row, batch, rows, cols, mask = owned(tl.program_id(0), 0, B, H, BLOCK_B, BLOCK_H)
+    units = UNITS if UNITS else H
+    first_row, batch, rows, unit, mask = owned(tl.program_id(0), 0, B, units, BLOCK_B, BLOCK_H)
+    cols = of_head(unit, tl.program_id(1), UNITS)
     first, plane, row, tile, x_tile, _ = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
     # The same in words.
     words = H // WORD
-    word_cols = tl.arange(0, BLOCK_H // WORD)
+    word_unit = tl.arange(0, BLOCK_H // WORD)
+    word_cols = of_head(word_unit, tl.program_id(1), UNITS // WORD)
+    head_words = UNITS // WORD if UNITS else words
     first_word, word_plane, _, word_tile, _, saved_tile = offsets(
         first_row, batch, word_cols, words, GATES, SAVED, BLOCK_B
     )
@@ -189,9 +202,11 @@ def sequence_backward_kernel(
         c0_words = as_words(c0_ptr, WORD)
     d_out_words = as_words(d_out_ptr, WORD)
     saved_words = as_words(saved_ptr, WORD)
-    weight_mask = (cols < H)[:, None] & (cols < H)[None, :]
+    weight_mask = (unit < units)[:, None] & (unit < units)[None, :]
+    if UNITS:
+        w_ptr += tl.program_id(1) * (GATES * UNITS * UNITS)
     # w[g][n, k] takes the gradient of column n back to h[k].
-    w = load_weights(w_ptr, cols[:, None], cols[None, :], weight_mask, H, GATES)
+    w = load_weights(w_ptr, unit[:, None], unit[None, :], weight_mask, units, GATES)
     if lengths_ptr is not None:
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
     extra = load_extra(extra_ptr, cols, H, EXTRA, BLOCK_B, BLOCK_H)
@@ -199,7 +214,7 @@ def sequence_backward_kernel(
     d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, first, plane, tile, mask, STATES)
     none = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     t = T * 0 if REVERSE else T - 1
-    word_mask = (rows < B)[:, None] & (word_cols < words)[None, :]
+    word_mask = (rows < B)[:, None] & (word_unit < head_words)[None, :]
     new = (tl.load(h_words + t * word_plane + first_word + word_tile, mask=word_mask, other=0),)
     for s in tl.static_range(1, STATES):
         c_at = of_state(t * word_plane + first_word, first_word, word_plane, s, STATES)
@@ -245,7 +260,7 @@ def sequence_backward_kernel(
         for g in tl.static_range(GATES if BACKWARD_LAST_GATE is None else GATES - 1):
             through = product(cast(tl.where(mask, d_h[g], 0.0), element), w[g], through, PRECISION)
         # The next step's, after this one's matmuls: the compiler lets what comes last keep its layout.
-        more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_cols < words)[None, :]
+        more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_unit < head_words)[None, :]
         ahead = load_adjoint(
             d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane,
             t + 1 if REVERSE else t - 1, words, word_tile, saved_tile, more, i + 2 == T, STATES, SAVED, REVERSE,
@@ -260,4 +275,4 @@ def sequence_backward_kernel(
         d_state = d_prev
     store_state(d_h0_ptr, d_c0_ptr, first, first, plane, tile, mask, d_state, STATES)
     if EXTRA:
-        store_column_sums(d_extra_ptr + tl.program_id(0) * EXTRA * H, cols, H, d_extra)
+        store_column_sums(d_extra_ptr + tl.program_id(0) * EXTRA * H, cols, H, unit < units, d_extra)

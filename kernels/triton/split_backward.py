@@ -12,6 +12,7 @@ from fastcells.kernels.triton.tiles import (
     load_extra,
     load_resets,
     load_state,
+    of_head,
     of_state,
     store_column_sums,
     store_state,
@@ -29,7 +30,7 @@ def split_backward_kernel(
     extra_ptr,  # [EXTRA, H] further parameters, or None
     lengths_ptr,  # [B] int32: how many steps each row has; or None
     resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
-    counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
+    counter_ptr,  # [heads, batch tiles, 32] int32: arrivals, for an exchange that counts
     d_gates_ptr,  # [T, B, GATES, H] out, and mailbox: gradient of the recurrent products
     h0_ptr,  # [B, H] initial state
     c0_ptr,  # [STATES - 1, B, H], as all c pointers for a cell with more than h only
@@ -58,6 +59,7 @@ def split_backward_kernel(
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
     EXTRA: tl.constexpr,
+    UNITS: tl.constexpr,  # hidden columns of a head, with w_ptr [heads, GATES, UNITS, UNITS]; 0 without heads
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -78,8 +80,8 @@ def split_backward_kernel(
     plane = (zero + B) * H
     # Offsets within a tile's rows fit 32 bits; what does not is added to the pointer as a scalar.
     row = tl.arange(0, BLOCK_B)[:, None]
-    cols = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    word_cols = tl.program_id(0) * (BLOCK_H // WORD) + tl.arange(0, BLOCK_H // WORD)
+    unit = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    word_unit = tl.program_id(0) * (BLOCK_H // WORD) + tl.arange(0, BLOCK_H // WORD)
     if KNOWN_H:
         # The first column counts as a scalar, in the pointers: offsets that a constant H folds share registers.
         first_column = tl.program_id(0) * BLOCK_H
@@ -87,17 +89,23 @@ def split_backward_kernel(
         word_column = tl.arange(0, BLOCK_H // WORD)[None, :]
     else:
         first_column = 0
-        column = cols[None, :]
-        word_column = word_cols[None, :]
+        column = unit[None, :]
+        word_column = word_unit[None, :]
     tile = row * H + column
     x_tile = row * (GATES * H) + column
     # The same in words.
     words = H // WORD
+    units = UNITS if UNITS else H
+    head_words = UNITS // WORD if UNITS else words
+    first_word_of_head = of_head(0, tl.program_id(2), UNITS // WORD)
     word_plane = (zero + B) * words
     word_tile = row * words + word_column
     gates_tile = row * (GATES * words) + word_column
     saved_tile = row * (SAVED * words) + word_column
     w_ptr += first_column
+    if UNITS:
+        w_ptr += tl.program_id(2) * (GATES * UNITS * UNITS)
+        first_column += tl.program_id(2) * UNITS
     h0_ptr += first_column
     h_ptr += first_column
     d_out_ptr += first_column
@@ -127,9 +135,10 @@ def split_backward_kernel(
         for part in tl.static_range(INNER):
             for half in tl.static_range(WORD):  # of the words of the gradient
                 n = part * BLOCK_K + tl.arange(0, BLOCK_K // WORD) * WORD + half
-                weight_mask = (n < H)[:, None] & (cols < H)[None, :]
-                gate = w_ptr + (zero + g * H) * H
-                w += (tl.load(gate + n[:, None] * H + column, mask=weight_mask, other=0.0),)
+                weight_mask = (n < units)[:, None] & (unit < units)[None, :]
+                gate = w_ptr + (zero + g * units) * units
+                w += (tl.load(gate + n[:, None] * units + column, mask=weight_mask, other=0.0),)
+    cols = of_head(unit, tl.program_id(2), UNITS)
     extra = load_extra(extra_ptr, cols, H, EXTRA, BLOCK_B, BLOCK_H)
     d_extra = zero_tiles(EXTRA, BLOCK_B, BLOCK_H)
     everyone = tl.num_programs(0)
@@ -137,13 +146,15 @@ def split_backward_kernel(
     for batch_tile in range(tl.program_id(1), tl.cdiv(B, BLOCK_B), tl.num_programs(1)):
         arrivals = 0
         counter = counter_ptr + batch_tile * 32
+        if UNITS:
+            counter += tl.program_id(2) * tl.cdiv(B, BLOCK_B) * 32
         first_row = zero + batch_tile * BLOCK_B
         first = first_row * H  # of the tile's rows in a [B, H] plane
         first_word = first_row * words
         rows = batch_tile * BLOCK_B + tl.arange(0, BLOCK_B)
         row_mask = (rows < B)[:, None]
-        mask = row_mask & (cols < H)[None, :]
-        word_mask = row_mask & (word_cols < words)[None, :]
+        mask = row_mask & (unit < units)[None, :]
+        word_mask = row_mask & (word_unit < head_words)[None, :]
         if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
         d_state = load_state(d_h_n_ptr, d_c_n_ptr, first, first, plane, tile, mask, STATES)
@@ -163,6 +174,7 @@ def split_backward_kernel(
             at = t * plane + first
             mailbox = gates_words + (t * word_plane + first_word) * GATES
             own_mail = mailbox + first_column // WORD + gates_tile
+            mailbox += first_word_of_head
             d_out = widen(ahead, element, WORD, 0, 1)[0]
             prev = widen(ahead, element, WORD, 1, STATES)
             prev = prev if resets_ptr is None else zero_started(starts, prev, STATES)
@@ -185,7 +197,7 @@ def split_backward_kernel(
                 arrivals += everyone
                 patience = WAIT(counter, arrivals, patience, fault_ptr)
                 sums, patience = gathered_products(
-                    mailbox + through * words, words, GATES * words, w, row_mask, words, True, patience,
+                    mailbox + through * words, words, GATES * words, w, row_mask, head_words, True, patience,
                     fault_ptr, GATHER, through, 1, 1, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, TIE, PRECISION,
                 )  # fmt: skip
                 d_reset_hidden = unbound(sums[0], BLOCK_B, BLOCK_H) + poison(patience)
@@ -208,14 +220,14 @@ def split_backward_kernel(
                 store_tiles(d_x_ptr + at * GATES, H, x_tile, mask, d_x)
             patience = WAIT(counter, arrivals, patience, fault_ptr)
             sums, patience = gathered_products(
-                mailbox, words, GATES * words, w, row_mask, words, True, patience, fault_ptr, GATHER,
+                mailbox, words, GATES * words, w, row_mask, head_words, True, patience, fault_ptr, GATHER,
                 0, through, through, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, TIE, PRECISION,
             )  # fmt: skip
             total = sums[0]
             for g in tl.static_range(1, through):
                 total += sums[g]
             # The next step's, after this one's matmuls: the compiler lets what comes last keep its layout.
-            more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_cols < words)[None, :]
+            more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_unit < head_words)[None, :]
             ahead = load_adjoint(
                 d_out_words, saved_words, h_words, c_words, h0_words, c0_words, first_word, word_plane,
                 t + 1 if REVERSE else t - 1, words, word_tile, saved_tile, more, i + 2 == T, STATES, SAVED, REVERSE,
@@ -234,4 +246,4 @@ def split_backward_kernel(
             poisoned += (d_state[s] + poison(patience),)
         store_state(d_h0_ptr, d_c0_ptr, first, first, plane, tile, mask, poisoned, STATES)
     if EXTRA:
-        store_column_sums(d_extra_ptr + tl.program_id(1) * EXTRA * H, cols, H, d_extra)
+        store_column_sums(d_extra_ptr + tl.program_id(1) * EXTRA * H, cols, H, unit < units, d_extra)

@@ -1,7 +1,8 @@
 """The whole sequence in one launch, split over programs: each holds the weights of its hidden columns, loaded once.
 
-A group of programs has all hidden columns, each BLOCK_H of them in every gate, and does BLOCK_B rows of the batch at a
-time: one batch tile after another, as many groups side by side as run at once, so that any batch is one launch.
+A group of programs has all hidden columns, or a head's, each BLOCK_H of them in every gate, and does BLOCK_B rows of
+the batch at a time: one batch tile after another, as many groups side by side as run at once, so that any batch is one
+launch.
 
 The float32 state of its columns stays with a program; the matmuls need all columns, so the programs of a group exchange
 them each step, forward the new state, backward the gates' gradients, and a cell with a second product its operand or
@@ -26,6 +27,7 @@ from fastcells.kernels.triton.tiles import (
     load_ids,
     load_resets,
     load_state,
+    of_head,
     of_state,
     store_state,
     store_tiles,
@@ -44,7 +46,7 @@ def split_forward_kernel(
     extra_ptr,  # [EXTRA, H] further parameters, or None
     lengths_ptr,  # [B] int32: how many steps each row has; or None
     resets_ptr,  # [T, B] uint8: not 0 where a row's step starts from zeros; or None
-    counter_ptr,  # [batch tiles, 32] int32: arrivals, for an exchange that counts
+    counter_ptr,  # [heads, batch tiles, 32] int32: arrivals, for an exchange that counts
     reset_hidden_ptr,  # [T, B, H] mailbox: operand of the second product, for a cell with one
     h0_ptr,  # [B, H] initial state
     c0_ptr,  # [STATES - 1, B, H], as all c pointers for a cell with more than h only
@@ -69,6 +71,7 @@ def split_forward_kernel(
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
     EXTRA: tl.constexpr,
+    UNITS: tl.constexpr,  # hidden columns of a head, with w_ptr [heads, GATES, UNITS, UNITS]; 0 without heads
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -87,13 +90,18 @@ def split_forward_kernel(
     plane = (zero + B) * H
     # Offsets within a tile's rows fit 32 bits; what does not is added to the pointer as a scalar.
     row = tl.arange(0, BLOCK_B)[:, None]
-    cols = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    units = UNITS if UNITS else H
+    unit = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    cols = of_head(unit, tl.program_id(2), UNITS)
     tile = row * H + cols[None, :]
     saved_tile = row * (SAVED * H) + cols[None, :]
     # The same in words.
     words = H // WORD
     word_plane = (zero + B) * words
-    word_cols = tl.program_id(0) * (BLOCK_H // WORD) + tl.arange(0, BLOCK_H // WORD)
+    head_words = UNITS // WORD if UNITS else words
+    first_word_of_head = of_head(0, tl.program_id(2), UNITS // WORD)
+    word_unit = tl.program_id(0) * (BLOCK_H // WORD) + tl.arange(0, BLOCK_H // WORD)
+    word_cols = of_head(word_unit, tl.program_id(2), UNITS // WORD)
     word_tile = row * words + word_cols[None, :]
     x_tile = row * (GATES * words) + word_cols[None, :]
     x_ptr = as_words(x_ptr, WORD)
@@ -101,14 +109,16 @@ def split_forward_kernel(
     if RESET_HIDDEN is not None:
         reset_hidden_mail = as_words(reset_hidden_ptr, WORD)
     element: tl.constexpr = w_ptr.dtype.element_ty
+    if UNITS:
+        w_ptr += tl.program_id(2) * (GATES * UNITS * UNITS)
     w = ()
     for g in tl.static_range(GATES):  # w[g][k, n] multiplies h[k] into column n
         for part in tl.static_range(INNER):
             k = part * (BLOCK_K // WORD) + tl.arange(0, BLOCK_K // WORD)
-            weight_mask = (k < words)[:, None] & (cols < H)[None, :]
+            weight_mask = (k < head_words)[:, None] & (unit < units)[None, :]
             # The first column counts as a scalar: offsets that a constant H makes constants share one register.
-            first_column = as_words(w_ptr, WORD) + (zero + g * H + tl.program_id(0) * BLOCK_H) * words
-            offsets = tl.arange(0, BLOCK_H)[None, :] * words + k[:, None]
+            first_column = as_words(w_ptr, WORD) + (zero + g * units + tl.program_id(0) * BLOCK_H) * head_words
+            offsets = tl.arange(0, BLOCK_H)[None, :] * head_words + k[:, None]
             w += apart(tl.load(first_column + offsets, mask=weight_mask, other=0), element, WORD)
             if KNOWN_H:
                 tl.debug_barrier()  # of the elements loaded one by one, those of a single tile are in registers
@@ -125,11 +135,13 @@ def split_forward_kernel(
         first_word = first_row * words
         rows = batch_tile * BLOCK_B + tl.arange(0, BLOCK_B)
         row_mask = (rows < B)[:, None]
-        mask = row_mask & (cols < H)[None, :]
-        word_mask = row_mask & (word_cols < words)[None, :]
+        mask = row_mask & (unit < units)[None, :]
+        word_mask = row_mask & (word_unit < head_words)[None, :]
         if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
         counter = counter_ptr + batch_tile * 32
+        if UNITS:
+            counter += tl.program_id(2) * tl.cdiv(B, BLOCK_B) * 32
         arrivals = 0
         state = load_state(h0_ptr, c0_ptr, first, first, plane, tile, mask, STATES)
         source = as_words(h0_ptr, WORD) + first_word  # the state before the step
@@ -150,8 +162,8 @@ def split_forward_kernel(
             before = state if resets_ptr is None else zero_started(starts, state, STATES)
             patience = WAIT(counter, arrivals, patience, fault_ptr)
             sums, patience = gathered_products(
-                source, 0, words, w, gathered_rows, words, i > 0, patience, fault_ptr, GATHER, 0, through, 1, AT_ONCE,
-                BLOCK_B, BLOCK_K, INNER, WORD, TIE, PRECISION,
+                source + first_word_of_head, 0, words, w, gathered_rows, head_words, i > 0, patience, fault_ptr,
+                GATHER, 0, through, 1, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, TIE, PRECISION,
             )  # fmt: skip
             x = with_bias(ahead, ids_ptr, b_ih, element, WORD, GATES)
             h = ()
@@ -164,12 +176,12 @@ def split_forward_kernel(
                 arrivals += everyone
                 patience = WAIT(counter, arrivals, patience, fault_ptr)
                 sums, patience = gathered_products(
-                    reset_hidden_mail + word_at, 0, words, w, row_mask, words, True, patience, fault_ptr, GATHER,
-                    through, 1, 1, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, TIE, PRECISION,
+                    reset_hidden_mail + word_at + first_word_of_head, 0, words, w, row_mask, head_words, True,
+                    patience, fault_ptr, GATHER, through, 1, 1, AT_ONCE, BLOCK_B, BLOCK_K, INNER, WORD, TIE, PRECISION,
                 )  # fmt: skip
                 h += (unbound(sums[0], BLOCK_B, BLOCK_H) + (b[through] + poison(patience)),)
             # The next step's, after this one's matmuls: the compiler lets what comes last keep its layout.
-            more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_cols < words)[None, :]
+            more = (rows < tl.where(i + 1 < T, B, 0))[:, None] & (word_unit < head_words)[None, :]
             word_at_next = word_at + (-word_plane if REVERSE else word_plane)
             ahead = load_rows(x_ptr, ids_ptr, ids, word_at_next, x_tile, word_cols, more, V, words, GATES, GATES)
             more = (rows < tl.where(i + 1 < T, B, 0))[:, None]

@@ -1,8 +1,8 @@
 """One time step in one launch: the recurrent matmuls of all gates and the elementwise update, forward.
 
-A program owns BLOCK_B rows of the batch and BLOCK_H hidden columns of every gate; the inner dimension is tiled, so
-that any B and H will do. A cell with a second product takes one more launch a step, which gives that product's
-operand.
+A program owns BLOCK_B rows of the batch and BLOCK_H hidden columns, all of one head, of every gate; the inner dimension
+is tiled, so that any B and H will do. A cell with a second product takes one more launch a step, which gives that
+product's operand.
 
 A launch gets whole tensors and the number of its step. A step's slice would do as well, but lies at an address that
 16 divides in some steps only, and Triton compiles a kernel for either kind.
@@ -21,6 +21,7 @@ from fastcells.kernels.triton.tiles import (
     load_extra,
     load_ids,
     load_resets,
+    of_head,
     offsets,
     owned,
     product,
@@ -33,10 +34,11 @@ from fastcells.kernels.triton.tiles import (
 @triton.jit
 def gate_products(
     a_ptr,  # [rows of this program, H]
-    w_ptr,  # [GATES, H, H]
+    w_ptr,  # [GATES, units, units]
     row_mask,  # [BLOCK_B, 1]
     cols,
     H,
+    units,
     FIRST: tl.constexpr,
     N: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -46,17 +48,17 @@ def gate_products(
 ):
     """`a @ w[g].T` at `cols` for the gates FIRST to FIRST + N: a tuple of [BLOCK_B, BLOCK_H]."""
     row = tl.arange(0, BLOCK_B)[:, None]
-    gate = (tl.full((), 0, tl.int64) + H) * H
+    gate = (tl.full((), 0, tl.int64) + units) * units
     products = ()
     for _ in tl.static_range(N):
         products += (tl.zeros((BLOCK_B, BLOCK_H), tl.float32),)
-    for k0 in range(0, H, BLOCK_K):
+    for k0 in range(0, units, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
-        a = tl.load(a_ptr + row * H + k[None, :], mask=row_mask & (k < H)[None, :], other=0.0)
+        a = tl.load(a_ptr + row * H + k[None, :], mask=row_mask & (k < units)[None, :], other=0.0)
         sums = ()
         for g in tl.static_range(N):
-            w_mask = (k < H)[:, None] & (cols < H)[None, :]
-            w = tl.load(w_ptr + (FIRST + g) * gate + (cols[None, :] * H + k[:, None]), mask=w_mask, other=0.0)
+            w_mask = (k < units)[:, None] & (cols < units)[None, :]
+            w = tl.load(w_ptr + (FIRST + g) * gate + (cols[None, :] * units + k[:, None]), mask=w_mask, other=0.0)
             sums += (product(a, w, products[g], PRECISION),)
         products = sums
     return products
@@ -110,21 +112,27 @@ def reset_hidden_kernel(
     GATES: tl.constexpr,
     STATES: tl.constexpr,
     EXTRA: tl.constexpr,
+    UNITS: tl.constexpr,  # hidden columns of a head, with w_ptr [heads, GATES, UNITS, UNITS]; 0 without heads
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    first_row, batch, rows, cols, mask = owned(tl.program_id(0), tl.program_id(1), B, H, BLOCK_B, BLOCK_H)
+    units = UNITS if UNITS else H
+    first_row, batch, rows, unit, mask = owned(tl.program_id(0), tl.program_id(1), B, units, BLOCK_B, BLOCK_H)
+    cols = of_head(unit, tl.program_id(2), UNITS)
+    first_unit = of_head(0, tl.program_id(2), UNITS)
+    if UNITS:
+        w_ptr += tl.program_id(2) * (GATES * UNITS * UNITS)
     first, plane, row, tile, x_tile, _ = offsets(first_row, batch, cols, H, GATES, 0, BLOCK_B)
     row_mask = (rows < B)[:, None]
     x = input_of_step(x_ptr, ids_ptr, b_ih_ptr, t, first_row, batch, row, row_mask, cols, mask, x_tile, V, H, GATES, 1)
-    h_before = tl.where(before < 0, h0_ptr, h_ptr + before * plane) + first
+    h_before = tl.where(before < 0, h0_ptr, h_ptr + before * plane) + first + first_unit
     read_rows = row_mask
     if resets_ptr is not None:
         starts = load_resets(resets_ptr, t * batch + first_row, row, row_mask)
         read_rows = row_mask & (starts == 0)
-    product = gate_products(h_before, w_ptr, read_rows, cols, H, 0, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
+    product = gate_products(h_before, w_ptr, read_rows, unit, H, units, 0, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
     h = (product[0] + load_bias(b_ptr, cols, H, 1)[0],)
     state = load_raw(carry_ptr + first, plane, tile, mask, STATES)
     if resets_ptr is not None:
@@ -161,19 +169,25 @@ def step_forward_kernel(
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
     EXTRA: tl.constexpr,
+    UNITS: tl.constexpr,  # hidden columns of a head, with w_ptr [heads, GATES, UNITS, UNITS]; 0 without heads
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    first_row, batch, rows, cols, mask = owned(tl.program_id(0), tl.program_id(1), B, H, BLOCK_B, BLOCK_H)
+    units = UNITS if UNITS else H
+    first_row, batch, rows, unit, mask = owned(tl.program_id(0), tl.program_id(1), B, units, BLOCK_B, BLOCK_H)
+    cols = of_head(unit, tl.program_id(2), UNITS)
+    first_unit = of_head(0, tl.program_id(2), UNITS)
+    if UNITS:
+        w_ptr += tl.program_id(2) * (GATES * UNITS * UNITS)
     first, plane, row, tile, x_tile, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
     row_mask = (rows < B)[:, None]
     x = input_of_step(
         x_ptr, ids_ptr, b_ih_ptr, t, first_row, batch, row, row_mask, cols, mask, x_tile, V, H, GATES, GATES
     )
     state = load_raw(carry_ptr + first, plane, tile, mask, STATES)
-    h_before = tl.where(before < 0, h0_ptr, h_ptr + before * plane) + first
+    h_before = tl.where(before < 0, h0_ptr, h_ptr + before * plane) + first + first_unit
     through: tl.constexpr = GATES - 1 if reset_hidden_ptr is not None else GATES  # gates whose product reads h itself
     read_rows = row_mask
     before_step = state
@@ -181,10 +195,23 @@ def step_forward_kernel(
         starts = load_resets(resets_ptr, t * batch + first_row, row, row_mask)
         before_step = zero_started(starts, state, STATES)
         read_rows = row_mask & (starts == 0)
-    products = gate_products(h_before, w_ptr, read_rows, cols, H, 0, through, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION)
+    products = gate_products(
+        h_before, w_ptr, read_rows, unit, H, units, 0, through, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION
+    )
     if reset_hidden_ptr is not None:
         products += gate_products(
-            reset_hidden_ptr + first, w_ptr, row_mask, cols, H, through, 1, BLOCK_B, BLOCK_H, BLOCK_K, PRECISION
+            reset_hidden_ptr + first + first_unit,
+            w_ptr,
+            row_mask,
+            unit,
+            H,
+            units,
+            through,
+            1,
+            BLOCK_B,
+            BLOCK_H,
+            BLOCK_K,
+            PRECISION,
         )
     b = load_bias(b_ptr, cols, H, GATES)
     h = ()

@@ -10,6 +10,7 @@ from fastcells.kernels.triton.tiles import (
     load_extra,
     load_resets,
     load_state,
+    of_head,
     offsets,
     owned,
     product,
@@ -22,11 +23,12 @@ from fastcells.kernels.triton.tiles import (
 @triton.jit
 def through_weights(
     d_ptr,  # [rows of this program, GATES, H] gradient of the products
-    w_ptr,  # [GATES, H, H]
+    w_ptr,  # [GATES, units, units]
     start,  # [BLOCK_B, BLOCK_H] float32 to add to
     row_mask,  # [BLOCK_B, 1]
     cols,
     H,
+    units,
     GATES: tl.constexpr,
     FIRST: tl.constexpr,
     N: tl.constexpr,
@@ -36,25 +38,25 @@ def through_weights(
 ):
     """`start + sum of d[:, g] @ w[g]` at `cols`, over the gates FIRST to FIRST + N."""
     row = tl.arange(0, BLOCK_B)[:, None]
-    gate = (tl.full((), 0, tl.int64) + H) * H
+    gate = (tl.full((), 0, tl.int64) + units) * units
     total = start
     for g in range(N):
-        for k0 in range(0, H, BLOCK_K):
+        for k0 in range(0, units, BLOCK_K):
             k = k0 + tl.arange(0, BLOCK_K)
             d_tile = row * (GATES * H) + ((FIRST + g) * H + k[None, :])
-            d = tl.load(d_ptr + d_tile, mask=row_mask & (k < H)[None, :], other=0.0)
-            w_mask = (k < H)[:, None] & (cols < H)[None, :]
-            w = tl.load(w_ptr + (FIRST + g) * gate + (k[:, None] * H + cols[None, :]), mask=w_mask, other=0.0)
+            d = tl.load(d_ptr + d_tile, mask=row_mask & (k < units)[None, :], other=0.0)
+            w_mask = (k < units)[:, None] & (cols < units)[None, :]
+            w = tl.load(w_ptr + (FIRST + g) * gate + (k[:, None] * units + cols[None, :]), mask=w_mask, other=0.0)
             total = product(d, w, total, PRECISION)
     return total
 
 
 @triton.jit
-def add_column_sums(ptr, cols, H, tiles, mask):
-    """Of each tile, as far as it is in the mask, to a [tiles, H] in float32."""
+def add_column_sums(ptr, cols, H, known, tiles, mask):
+    """Of each tile, as far as it is in the mask, to a [tiles, H] in float32; known: which of its columns there are."""
     for i in tl.static_range(len(tiles)):
-        so_far = tl.load(ptr + i * H + cols, mask=cols < H, other=0.0)
-        tl.store(ptr + i * H + cols, so_far + tl.sum(tl.where(mask, tiles[i], 0.0), axis=0), mask=cols < H)
+        so_far = tl.load(ptr + i * H + cols, mask=known, other=0.0)
+        tl.store(ptr + i * H + cols, so_far + tl.sum(tl.where(mask, tiles[i], 0.0), axis=0), mask=known)
 
 
 @triton.jit(do_not_specialize=["t", "before", "later", "B"])
@@ -84,6 +86,7 @@ def step_backward_kernel(
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
     EXTRA: tl.constexpr,
+    UNITS: tl.constexpr,  # hidden columns of a head, with w_ptr [heads, GATES, UNITS, UNITS]; 0 without heads
     THROUGH: tl.constexpr,  # how many gates' products read h itself
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -92,17 +95,22 @@ def step_backward_kernel(
     PART: tl.constexpr,  # 0: all; 1, 2: the two launches of a cell with a second product; 3: d_carry_new only
     PRECISION: tl.constexpr,
 ):
-    first_row, batch, rows, cols, mask = owned(tl.program_id(0), tl.program_id(1), B, H, BLOCK_B, BLOCK_H)
+    units = UNITS if UNITS else H
+    first_row, batch, rows, unit, mask = owned(tl.program_id(0), tl.program_id(1), B, units, BLOCK_B, BLOCK_H)
+    cols = of_head(unit, tl.program_id(2), UNITS)
+    first_unit = of_head(0, tl.program_id(2), UNITS)
+    if UNITS:
+        w_ptr += tl.program_id(2) * (GATES * UNITS * UNITS)
     first, plane, row, tile, gate_tile, saved_tile = offsets(first_row, batch, cols, H, GATES, SAVED, BLOCK_B)
     row_mask = (rows < B)[:, None]
     d_state = load_raw(d_carry_ptr + first, plane, tile, mask, STATES)
     if HAS_LATER:
-        d_products = d_gates_ptr + (later * plane + first) * GATES
+        d_products = d_gates_ptr + (later * plane + first) * GATES + first_unit
         read_rows = row_mask
         if resets_ptr is not None:  # of what starts from zeros nothing comes back
             read_rows = row_mask & (load_resets(resets_ptr, later * batch + first_row, row, row_mask) == 0)
         d_h_state = through_weights(
-            d_products, w_ptr, d_state[0], read_rows, cols, H, GATES, 0, THROUGH, BLOCK_B, BLOCK_K, PRECISION
+            d_products, w_ptr, d_state[0], read_rows, unit, H, units, GATES, 0, THROUGH, BLOCK_B, BLOCK_K, PRECISION
         )
         d_state = (d_h_state,) + d_state[1:]
     if PART == 3:
@@ -138,13 +146,27 @@ def step_backward_kernel(
             if PART == 2:
                 none = tl.zeros_like(d_state[0])
                 d_reset_hidden = through_weights(
-                    d_gates_step, w_ptr, none, row_mask, cols, H, GATES, GATES - 1, 1, BLOCK_B, BLOCK_K, PRECISION
+                    d_gates_step + first_unit,
+                    w_ptr,
+                    none,
+                    row_mask,
+                    unit,
+                    H,
+                    units,
+                    GATES,
+                    GATES - 1,
+                    1,
+                    BLOCK_B,
+                    BLOCK_K,
+                    PRECISION,
                 )
                 d_x, d_h, d_prev = BACKWARD(d_state, saved, prev + extra, new, d_reset_hidden)
             else:
                 d_x, d_h, d_prev = BACKWARD(d_state, saved, prev + extra, new)
             if EXTRA:
-                add_column_sums(d_extra_ptr + tl.program_id(0) * EXTRA * H, cols, H, d_prev[STATES:], active)
+                add_column_sums(
+                    d_extra_ptr + tl.program_id(0) * EXTRA * H, cols, H, unit < units, d_prev[STATES:], active
+                )
                 d_prev = d_prev[:STATES]
             if resets_ptr is not None:
                 d_prev = zero_started(starts, d_prev, STATES)

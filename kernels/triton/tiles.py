@@ -24,6 +24,12 @@ def owned(batch_tile, column_tile, B, H, BLOCK_B: tl.constexpr, BLOCK_H: tl.cons
 
 
 @triton.jit
+def of_head(cols, head, UNITS: tl.constexpr):
+    """Hidden columns by their numbers within a head of UNITS; without heads UNITS is 0."""
+    return cols + head * UNITS if UNITS else cols
+
+
+@triton.jit
 def offsets(first_row, batch, cols, H, GATES: tl.constexpr, SAVED: tl.constexpr, BLOCK_B: tl.constexpr):
     """Where a program's part of a plane lies: (first, plane, row, tile, x_tile, saved_tile).
 
@@ -167,10 +173,10 @@ def add_tiles(totals, tiles, mask, N: tl.constexpr):
 
 
 @triton.jit
-def store_column_sums(ptr, cols, H, tiles):
-    """Of each tile, to a [tiles, H] in float32."""
+def store_column_sums(ptr, cols, H, known, tiles):
+    """Of each tile, to a [tiles, H] in float32; known: which of its columns there are."""
     for i in tl.static_range(len(tiles)):
-        tl.store(ptr + i * H + cols, tl.sum(tiles[i], axis=0), mask=cols < H)
+        tl.store(ptr + i * H + cols, tl.sum(tiles[i], axis=0), mask=known)
 
 
 @triton.jit

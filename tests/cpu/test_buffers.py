@@ -115,6 +115,15 @@ def test_little_memory_is_kept_for_the_life_of_a_process() -> None:
     assert 8 << 20 < kept() <= buffers.MOST
 
 
+def test_changing_lengths_need_no_more_than_the_longest() -> None:
+    rng = random.Random(0)
+    held: list[object] = []
+    for T in [*(rng.randint(N // 2, N) for _ in range(200)), N]:
+        held.clear()
+        held += [buffers.empty(size, T) for size in (3, 1, 1)]
+    assert kept() <= 1.1 * 5 * 4 * N
+
+
 def test_what_is_in_use_does_not_leave_for_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that needs more than MOST finds a part of it at the next step, not nothing."""
     monkeypatch.setattr(buffers, "MOST", int(9.5 * 4 * N))

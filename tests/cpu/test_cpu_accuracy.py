@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastcells import functional
 from fastcells.backends.cpu import native
+from fastcells.backends.cpu.policy import FEW_ROWS
 from tests.support.accuracy import EPS, error, rms_error
 from tests.support.runs import INPUT, arguments, cotangents_of, one_thread, run
 from tests.support.shapes import CELLS, EACH_CELL, Case
@@ -47,7 +48,11 @@ def test_accuracy(case: Case, shape: tuple[int, int, int], instructions: str, th
         assert rms_error(mine, exact) <= 2 * rms_error(base, exact) + EPS, f"tensor {i}"
     with torch.no_grad():
         inferred = case.ours(*args, impl="cpu", **options)
-    assert all(torch.equal(a, b) for a, b in zip(inferred, ours, strict=False))
+    if shape[1] <= FEW_ROWS and index % 4 != 1 and "lengths" not in options:
+        for exact, base, mine in zip(truth, theirs, inferred, strict=False):  # one call, with sums in another order
+            assert rms_error(mine, exact) <= 2 * rms_error(base, exact) + EPS
+    else:
+        assert all(torch.equal(a, b) for a, b in zip(inferred, ours, strict=False))
 
 
 @pytest.mark.parametrize("which", ["forward", "backward", "weight_gradients", "scatter"])

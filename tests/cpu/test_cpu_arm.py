@@ -107,9 +107,9 @@ def test_sums_stay_in_registers(stem: str, product: str, kernels: list[Path]) ->
         pytest.skip(f"there is no {arm.DISASSEMBLER} here")
     (compiled,) = (path for path in kernels if path.stem == stem)
     text = subprocess.run([arm.DISASSEMBLER, "-d", compiled], capture_output=True, text=True, check=True).stdout
-    functions = dict(re.findall(r"<gemm_part_(\d_\d)>:\n(.*?)\n\n", text, re.DOTALL))
-    most = {1: 8, 2: 8, 3: 8, 4: 6}  # rows of a tile by its width: gemm.h
-    assert len(functions) == 32
+    functions = dict(re.findall(r"<gemm_part_(\d_\d+)>:\n(.*?)\n\n", text, re.DOTALL))
+    most = {1: 8, 2: 8, 3: 8, 4: 6, 5: 2, 6: 2} | dict.fromkeys(range(7, 13), 1)  # rows of a tile by its width: gemm.h
+    assert len(functions) == 4 * 8 + 2 * 2 + 6
     for name, code in functions.items():
         rows, width = map(int, name.split("_"))
         if rows > most[width]:

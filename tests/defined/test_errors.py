@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import fastcells
 from fastcells import DefinitionError
 from tests.defined.cells import HeadsLSTM, TwinGRU, TwinLSTM
+from tests.support.devices import OF_A_CPU
 
 Step = Callable[..., Any]
 
@@ -169,6 +170,7 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 }
 
 
+@OF_A_CPU
 @pytest.mark.parametrize("case", CALLS)
 def test_calls(case: str) -> None:
     call, error, message = CALLS[case]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import fastcells
 from fastcells import GRU, LSTM, RNN
 from fastcells.defined.layer import DefinedLayer
 from tests.defined.cells import TwinGRU, TwinLSTM, TwinRelu, TwinResetBefore, TwinRNN
+from tests.support.devices import OF_A_CPU
 
 Ours = type[DefinedLayer]
 TWINS: list[tuple[Ours, type[nn.Module], dict[str, Any]]] = [
@@ -43,6 +45,13 @@ def pair(ours: Ours, theirs: type[nn.Module], options: dict[str, Any], more: dic
     return one, other
 
 
+@pytest.fixture
+def no_cudnn() -> Iterator[None]:
+    """On a GPU: it draws other numbers for dropout, and has no second derivatives."""
+    with torch.backends.cudnn.flags(enabled=False):
+        yield
+
+
 def same(ours: Any, theirs: Any) -> None:
     torch.testing.assert_close(ours, theirs)
 
@@ -64,6 +73,7 @@ def inputs(one: Any, other: Any) -> dict[str, tuple[Any, dict[str, Tensor]]]:
     }
 
 
+@pytest.mark.usefixtures("no_cudnn")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @EACH_TWIN
 def test_layer(ours: Ours, theirs: type[nn.Module], more: dict[str, Any], options: dict[str, Any]) -> None:
@@ -89,6 +99,7 @@ def test_layer(ours: Ours, theirs: type[nn.Module], more: dict[str, Any], option
         same(*grads)
 
 
+@OF_A_CPU
 @EACH_TWIN
 def test_layer_is_a_module_like_others(ours: Ours, theirs: type[nn.Module], more: dict[str, Any]) -> None:
     one, other = pair(ours, theirs, {"num_layers": 2}, more)
@@ -107,6 +118,7 @@ def test_layer_is_a_module_like_others(ours: Ours, theirs: type[nn.Module], more
         ours(I, H, impl="cpu", dtype=torch.float64)(x)
 
 
+@pytest.mark.usefixtures("no_cudnn")
 @EACH_TWIN
 def test_second_derivatives(ours: Ours, theirs: type[nn.Module], more: dict[str, Any]) -> None:
     one, other = pair(ours, theirs, {}, more)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from bench.cases.compile_cases import DEVICES, DTYPES
-from bench.cases.rules import rule_named
+from bench.cases.rules import rule_named, weight_shape
 from fastcells.backends.base import Steps
+from fastcells.backends.kernel_backend import h_and_c, one_by_one
 from fastcells.backends.triton.operators import run_backward, run_forward
 from fastcells.kernels.gluon.launch import gluon_backward, gluon_forward
 from fastcells.kernels.gluon.plan import Resident, resident_plan
@@ -40,8 +41,8 @@ LAUNCHERS: dict[str, tuple[Any, Any]] = {"gluon": (gluon_forward, gluon_backward
 class Case:
     """One run of forward and backward, or of a forward that saves nothing.
 
-    path: "sequence", "split", "gluon" or "step"; form: of plan.FORMS, of a split kernel, or 1 for a sequence kernel
-    with few rows; programs: batch tiles side by side; both: both directions in one launch.
+    path: "sequence", "split", "gluon", "step" or "diagonal"; form: of plan.FORMS, of a split kernel, or 1 for a
+    sequence kernel with few rows; programs: batch tiles side by side; both: both directions in one launch.
     """
 
     path: str
@@ -78,6 +79,8 @@ class Case:
         gates, size = rule_named(self.rule).spec.num_gates, dtype.itemsize
         device = DEVICES[self.options.target]
         how: Any = {"precision": precision, "backward": backward}
+        if self.path == "diagonal":
+            return plan.diagonal_blocks()
         if self.path == "step":
             return plan.step_blocks(size)
         if self.path == "gluon":
@@ -88,6 +91,7 @@ class Case:
             )
             assert isinstance(resident, Resident), resident
             return replace(resident, groups=self.programs)
+        how |= plan.of_cell(rule_named(self.rule).spec)
         if self.path == "sequence":
             # On a card with few multiprocessors the plan takes more rows a program.
             device = device if self.form else replace(device, multiprocessors=0)
@@ -138,32 +142,44 @@ def run(case: Case) -> Result:
     T, B, H, rows = case.T, case.B, case.H, spec.num_gates * case.H
     each = (2,) if case.both else ()
     state = tuple(torch.randn(*each, B, H).tanh().to(dtype) for _ in spec.states)
-    w = (torch.randn(*each, rows, H) / H**0.5).to(dtype)
+    if len(state) > 2:  # of a normaliser the reciprocal is taken
+        state = (state[0], *(s.abs() + 0.5 for s in state[1:]))
+    w = (torch.randn(*each, *weight_shape(rule, H)) / H**0.5).to(dtype)
+    extra = torch.randn(spec.num_extra, H).to(dtype) if spec.extra else None
     b = torch.randn(*each, rows).to(dtype) if case.bias else None
     lengths = torch.randint(0, T + 1, (B,), dtype=torch.int32) if case.ragged else None
     given, x = _input(case, rows, dtype)
     d_hidden = torch.randn(*each, T, B, H).to(dtype)
     d_last = tuple(torch.randn(*each, B, H).to(dtype) for _ in spec.states)
-    inputs = [a for a in (given.x, given.ids, given.bias, *state, w, b, lengths, d_hidden, *d_last) if a is not None]
+    if spec.kinked and len(state) > 2:  # sLSTM's h is the same on either side of a stabiliser's kink, m is not
+        d_last = (d_last[0], *(torch.zeros_like(d) for d in d_last[1:]))
+    initial, d_end = (tuple(s for s in h_and_c(each) if s is not None) for each in (state, d_last))
+    inputs = [given.x, given.ids, given.bias, *initial, w, b, lengths, d_hidden, *d_end, extra]
+    inputs = [a for a in inputs if a is not None]
     resets = torch.rand(T, B) < 0.3 if case.resets else None
-    common = (rule, state, w, lengths, case.reverse, precision)
+    common = (rule, initial, w, lengths, case.reverse, precision)
     flags = None if resets is None else resets.to(torch.uint8)
     inputs += [] if flags is None else [flags]
     copies = [a.clone() for a in inputs]
     forward, backward = LAUNCHERS.get(case.path, (run_forward, run_backward))
     with executed(case.options) as launches:
-        out = forward(ForwardPass(*common, given, b, save=case.backward, resets=flags), case.plan(backward=False))
-        results: dict[str, Any] = {"hidden": out.hidden, "last": out.last}
+        ahead = ForwardPass(*common, given, b, save=case.backward, resets=flags, extra=extra)
+        out = forward(ahead, case.plan(backward=False))
+        results: dict[str, Any] = {"hidden": out.hidden, "last": one_by_one(spec, *out.last)}
         if case.backward:
-            back = backward(BackwardPass(*common, out, d_hidden, d_last, resets=flags), case.plan(backward=True))
-            results |= {"d_x": back.d_x.flatten(-2), "d_gates": back.d_gates.flatten(-2), "d_state": back.d_state}
+            behind = BackwardPass(*common, out, d_hidden, d_end, resets=flags, extra=extra)
+            back = backward(behind, case.plan(backward=True))
+            results |= {"d_x": back.d_x.flatten(-2), "d_gates": back.d_gates.flatten(-2)}
+            results |= {"d_state": one_by_one(spec, *back.d_state)}
+            results |= {} if back.d_extra is None else {"d_extra": back.d_extra}
+            results |= {} if back.d_w is None else {"d_w": back.d_w.flatten()}
     own, limit = (x, state, w, b, d_hidden, d_last, out.hidden), ROUNDINGS * rounding
     walk = Steps(case.reverse, lengths, resets)
     if case.both:
         walks = walk, walk._replace(reverse=not case.reverse)
         exact = _stacked([reference(spec, walks[i], limit, *_of(i, own)) for i in (0, 1)])
     else:
-        exact = reference(spec, walk, limit, *own)
+        exact = reference(spec, walk, limit, *own, extra=extra)
     changed = not all(map(torch.equal, inputs, copies))
     errors = {name: max(map(error, _tensors(value), _tensors(exact[name]))) for name, value in results.items()}
     errors["inputs"] = math.inf if changed else 0.0
@@ -206,6 +222,7 @@ def reference(
     d_hidden: Tensor,
     d_last: tuple[Tensor, ...],
     rounded: Tensor,
+    extra: Tensor | None = None,
 ) -> dict[str, Any]:
     """The spec's step in float64, unrolled; gradients by autograd.
 
@@ -214,6 +231,9 @@ def reference(
     T = len(x)
     x = x.clone().requires_grad_()
     h = first = tuple(s.double().requires_grad_() for s in state)
+    shape = spec.recurrent.shape(spec.num_gates, state[0].shape[1])
+    weight = w.double().view(shape).requires_grad_()
+    further = () if extra is None else tuple(p.double().requires_grad_() for p in extra)
     # Where both are the same, as of a cell whose last product is another's operand, the gradient of x says it.
     bias = torch.zeros(x.shape[-1:]) if b is None else b
     bias = (bias.double() if spec.same_gradient else bias.double().expand(x.shape).clone()).requires_grad_()
@@ -223,7 +243,8 @@ def reference(
         if steps.resets is not None:
             starts = steps.resets[t][:, None] if mask is None else steps.resets[t][:, None] & mask[t]
             h = tuple(torch.where(starts, 0.0, s) for s in h)
-        new = spec.step(x[t], h, RecurrentWeights(w.double(), bias if spec.same_gradient else bias[t]))
+        weights = RecurrentWeights(weight, bias if spec.same_gradient else bias[t], extra=further)
+        new = spec.step(x[t], h, weights)
         if spec.name == "rnn_relu":
             before = x[t] + h[0] @ w.double().t() + bias
             near = before.abs() < limit * before.abs().max()
@@ -234,9 +255,10 @@ def reference(
     out = torch.stack(hidden)
     loss = (out * steps.zero_past_length(d_hidden.double())).sum()
     loss = loss + sum((a * d.double()).sum() for a, d in zip(h, d_last, strict=True))
-    d_x, d_gates, *d_state = torch.autograd.grad(loss, [x, bias, *first])
-    d_gates = d_x if spec.same_gradient else d_gates
-    return {"hidden": out.detach(), "last": h, "d_x": d_x, "d_gates": d_gates, "d_state": tuple(d_state)}
+    d_x, d_gates, d_w, *d = torch.autograd.grad(loss, [x, bias, weight, *first, *further])
+    d_gates, d_state, d_extra = d_x if spec.same_gradient else d_gates, tuple(d[: len(h)]), tuple(d[len(h) :])
+    found = {"hidden": out.detach(), "last": h, "d_x": d_x, "d_gates": d_gates, "d_state": d_state, "d_w": d_w}
+    return found | ({"d_extra": torch.stack(d_extra)} if d_extra else {})
 
 
 def error(actual: Tensor, exact: Tensor) -> float:

@@ -20,13 +20,13 @@ from triton.backends.nvidia.compiler import CUDABackend
 
 from bench.measure.launched import compile_launch, signature
 from fastcells.kernels.gluon import launch as launch_gluon
-from fastcells.kernels.triton import launch_sequence, launch_split, launch_step
+from fastcells.kernels.triton import launch_diagonal, launch_sequence, launch_split, launch_step
 from tests.ptx.machine import Machine
 from tests.ptx.memory import Memory
 from tests.ptx.parse import Text, parse
 from tests.ptx.translate import Translation
 
-LAUNCHERS = (launch_sequence, launch_split, launch_step, launch_gluon)
+LAUNCHERS = (launch_sequence, launch_split, launch_step, launch_diagonal, launch_gluon)
 Edit = Callable[[Text], Text]  # a change to a kernel, to see whether it is noticed
 
 

@@ -84,18 +84,21 @@ def _resets(rules: Sequence[str]) -> Iterator[Case]:
 
 def pairs(case: Case) -> set[tuple[object, ...]]:
     """What meets in a case: kernels, rule, dtype, target and options, those that are not there by themselves."""
-    family, target = (case.path, case.exchange, case.form, case.both), case.options.target
+    form = {"split": (case.exchange, case.form), "sequence": case.form > 0}.get(case.path)
+    family, target = (case.path, form, case.both), case.options.target
     given = {name: getattr(case, name) for name in ("ids", "ragged", "reverse", "resets")}
     given |= {"no bias": not case.bias, "forward": not case.backward}
     options = [name for name, value in given.items() if value]
+    kind = case.rule if case.rule in CELLS else "generated" if case.rule in DEFINED else "of another kind"
     found: set[tuple[object, ...]] = {(family, case.dtype), (case.rule, case.dtype), (target, case.dtype)}
-    found |= {(target, case.path, case.both)} | ({(case.path, case.rule)} if case.backward else set())
+    found |= {(target, case.path, case.both)} | ({(case.path, kind)} if case.backward else set())
     return found | {(family, option) for option in options} | set(itertools.combinations(options, 2))
 
 
 def _work(case: Case) -> float:
     """About how long a case takes: what is compiled, and what each path's programs do and wait for."""
-    each = {"sequence": 0.15, "step": 0.9, "gluon": 1.0}.get(case.path) or (0.7, 0.15, 1.8, 0.35, 0.6)[case.form]
+    each = {"sequence": 0.15, "diagonal": 0.15, "step": 0.9, "gluon": 1.0}.get(case.path)
+    each = each or (0.7, 0.15, 1.8, 0.35, 0.6)[case.form]
     gates, passes = rule_named(case.rule).spec.num_gates, (1 + case.both) * (1 + case.backward)
     return 12_000 + each * gates * case.B * case.H * case.T * passes
 
@@ -115,5 +118,26 @@ _IN_TURN, _AT_ONCE = tuple(_product(WAYS)), tuple(_product(BOTH, first=10_000, b
 _RESETS = tuple(_resets(CELLS))
 # In bfloat16 a unit of EveryOperator is now and then on the other side of a comparison, where its value jumps.
 _DEFINED = tuple(c for c in _resets(DEFINED) if (c.rule, c.dtype) != ("EveryOperator", "bfloat16"))
-EVERY = _IN_TURN + _AT_ONCE + _RESETS + _DEFINED
+# Further parameters, four states, heads, diagonal weights.
+_KINDS = tuple(
+    Case(
+        path, rule, dtype, H, 9, 3, "poll", 3, ids=path == "split", ragged=path != "split", resets=path != "step",
+        options=Options(weak=True),
+    )
+    for dtype, (path, rule, H) in itertools.product(
+        ("bfloat16", "float32"),
+        (
+            ("sequence", "PeepholeLSTM", 18),
+            ("split", "PeepholeLSTM", 64),
+            ("step", "FourStates", 33),
+            ("split", "FourStates", 65),
+            ("sequence", "SLSTM/2", 36),
+            ("split", "SLSTM/2", 64),
+            ("step", "SLSTM/2", 34),
+            ("diagonal", "IndRNN", 70),
+            ("diagonal", "DiagonalFour", 65),
+        ),
+    )
+)  # fmt: skip
+EVERY = _IN_TURN + _AT_ONCE + _RESETS + _DEFINED + _KINDS
 QUICK = pairwise(EVERY)  # what every test run executes

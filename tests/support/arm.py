@@ -23,7 +23,14 @@ FLAGS = ["-std=gnu11", "-static", "-Wno-psabi"]
 KERNEL_FLAGS = ["-O3", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
 BYTES = {"float": 4, "int32_t": 4, "int64_t": 8, "uint8_t": 1}
 # Tensors whose rows lie apart, and the argument that says how far.
-STRIDES = {("weight_grad", "d"): "d_stride", ("linear", "x"): "x_stride", ("linear", "out"): "out_stride"}
+# How far apart a tensor's rows lie, where they need not lie side by side: all dimensions' but the last.
+STRIDES = {
+    ("weight_grad", "d"): ("d_stride",),
+    ("linear", "x"): ("x_stride",),
+    ("linear", "out"): ("out_stride",),
+    ("layer", "x"): ("x_time", "x_row"),
+    ("layer", "out"): ("out_time", "out_row"),
+}
 NAME_BYTES = 24
 
 
@@ -136,7 +143,9 @@ def sizes(numbers: dict[str, int]) -> dict[str, int]:
 def extent(kernel: str, argument: Argument, known: dict[str, int]) -> int:
     """Bytes from the first element of a tensor to its last one."""
     shape = [int(eval(word, {}, known)) for word in argument.shape.split()]
-    stride = STRIDES.get((kernel, argument.name))
-    elements = math.prod(shape) if stride is None else (shape[0] - 1) * known[stride] + shape[1]
+    strides = STRIDES.get((kernel, argument.name))
+    elements = math.prod(shape)
+    if strides is not None:
+        elements = sum((n - 1) * known[s] for n, s in zip(shape, strides, strict=False)) + shape[-1]
     element = 2 if kernel.endswith("_bf16") else 4
     return elements * (element if argument.type == "element" else BYTES[argument.type])

@@ -59,6 +59,7 @@ KINDS = {
         ("PeepholeLSTM", zoo.PeepholeLSTM, 1),
         ("FourStates", cells.FourStates, 1),
         ("SLSTM", zoo.SLSTM, 1),
+        ("SLSTM/2", zoo.SLSTM, 2),
         ("IndRNN", zoo.IndRNN, 1),
         ("DiagonalFour", cells.DiagonalFour, 1),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,6 +74,23 @@ def test_backward_takes_the_forwards_tile() -> None:
     forward, backward = (sequence_blocks(100, 4, 2, 90, backward=b) for b in (False, True))
     assert isinstance(forward, Blocks) and isinstance(backward, Blocks)
     assert (forward.batch, forward.hidden) == (backward.batch, backward.hidden)
+
+
+def test_heads_are_planned_by_their_columns() -> None:
+    """Programs of all heads run at once; with further states and parameters less of long rows is polled together."""
+    options: dict[str, Any] = {"backward": True}
+    whole, four = (split_plan(1024, 32, 4, 2, H100, **options, heads=heads) for heads in (2, 4))
+    assert isinstance(whole, Split) and isinstance(four, Split)
+    for split, heads in ((whole, 2), (four, 4)):
+        assert split.groups * heads * math.ceil(1024 / heads / split.blocks.hidden) <= H100.multiprocessors
+    alone, carrying = (split_plan(512, 32, 4, 2, H100, carried=n) for n in (0, 3))
+    assert isinstance(alone, Split) and isinstance(carrying, Split)
+    assert carrying == replace(alone, polled=alone.polled // 2)
+
+
+def test_heads_in_one_program() -> None:
+    assert isinstance(sequence_plan(256, 32, 4, 2, H100), Split)
+    assert isinstance(sequence_plan(256, 32, 4, 2, H100, heads=4), Blocks)
 
 
 def in_turn(split: Split, B: int) -> int:

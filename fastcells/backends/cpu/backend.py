@@ -36,6 +36,10 @@ class CpuBackend(KernelBackend):
         return defined_cell(call.spec).obstacle or self.unsupported(call)
 
     def advantage(self, call: Call) -> str | None:
+        if in_one_call(call):
+            found = policy.layer_advantage(call.spec.name, call.T, call.B, call.H, native.instruction_set())
+            if found is not None:
+                return found
         if call.T < policy.FEWEST_STEPS:
             return None
         if call.spec.rule is not None:
@@ -54,12 +58,14 @@ class CpuBackend(KernelBackend):
     def choose(self, call: Call, reason: str) -> Choice:
         if reason == ASKED_FOR:
             reason = f"{reason}; C with {instructions(call)} instructions"
-        return Choice("cpu", "cpu", reason, backend=self)
+        return Choice("cpu", "layer" if in_one_call(call) else "cpu", reason, backend=self)
 
     def project(self, choice: Choice, x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
         if w_ih.dtype != torch.float32:  # oneDNN's products, which know the instructions
             return super().project(choice, x, w_ih, b_ih)
-        return (products.linear if x.is_floating_point() else products.gather_rows)(x, w_ih, b_ih)
+        if not x.is_floating_point():
+            return products.gather_rows(x, w_ih, b_ih)
+        return products.linear(x, w_ih, b_ih, inner=True)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         if spec.rule is not None:
@@ -124,6 +130,19 @@ class CpuBackend(KernelBackend):
             d_w, d_b = torch.cat([d_w_first, d_w_n]), torch.cat([d_b_first, d_b_n])
         heads = isinstance(spec.recurrent, Heads)  # one, which has a dimension of its own
         return d_w.unsqueeze(0) if heads else d_w, d_b if needs_b else None
+
+
+def in_one_call(call: Call) -> bool:
+    """Whether one call of C runs a layer and direction, its input projection included: `layer_call`."""
+    return (
+        call.B <= policy.FEW_ROWS
+        and call.spec.rule is None
+        and call.spec.name in CPU.cells
+        and not (call.token_ids or call.options or traced())
+        and call.w_hh.is_cpu
+        and call.dtype == torch.float32 == call.w_hh.dtype
+        and not (call.w_hh.requires_grad and torch.is_grad_enabled())
+    )
 
 
 def instructions(call: Call) -> str:

@@ -44,17 +44,24 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def _take(size: int) -> np.ndarray:
     """The smallest kept array that is free, large enough and not much too large, or a new one.
 
-    A new one takes the place of free ones, the least recently used first. Those in use stay: where a step needs more
-    than MOST, the next step finds at least a part of it again.
+    A new one takes the place of the largest free one that was too small for it, if by less than half: where lengths
+    change, what a longer batch needs serves the shorter ones too. Then of others, the least recently used first. Those
+    in use stay: where a step needs more than MOST, the next step finds at least a part of it again.
     """
-    best = None
+    best = short = None
     for index in range(len(_kept)):
-        fits = size <= _kept[index].nbytes <= 2 * size and (best is None or _kept[index].nbytes < _kept[best].nbytes)
-        if fits and sys.getrefcount(_kept[index]) == _FREE:
-            best = index
+        nbytes = _kept[index].nbytes
+        if not size <= 2 * nbytes <= 4 * size or sys.getrefcount(_kept[index]) != _FREE:
+            continue
+        if nbytes >= size:
+            best = index if best is None or nbytes < _kept[best].nbytes else best
+        else:
+            short = index if short is None or nbytes > _kept[short].nbytes else short
     if best is not None:
         _kept.append(_kept.pop(best))
     else:
+        if short is not None:
+            _kept.pop(short)
         new = np.empty(size, np.uint8)
         if size > MOST:
             return new

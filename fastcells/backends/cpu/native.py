@@ -24,6 +24,7 @@ _cpu = arguments.c_module
 _NUMBERS: dict[str, int] = {} if _cpu is None else {name: i for i, (name, *_) in enumerate(_cpu.cells())}
 # Multiplications that are worth another thread: starting a team costs a few microseconds, in which one does this many.
 WORK_OF_A_THREAD = 1 << 18
+WORK_OF_A_STEP = 1 << 16  # multiplications of one step, of which a barrier takes as long as a few thousand
 MOST_THREADS = 256  # as many as kernels/cpu/team.c starts by itself
 
 
@@ -330,7 +331,19 @@ def _threads(multiplications: int) -> int:
     return _team_for(multiplications, WORK_OF_A_THREAD)
 
 
+def layer_threads(packed: bool, T: int, B: int, I: int, rows: int, H: int) -> int:  # noqa: E741
+    """The most threads that pay for one call for a layer and direction; see `no_more_than`."""
+    work = T * B * rows * (H if packed else I + H) // WORK_OF_A_THREAD
+    if not packed and T > 1:
+        work = min(work, B * rows * H // WORK_OF_A_STEP)
+    return max(1, min(torch.get_num_threads(), MOST_THREADS, work))
+
+
+def no_more_than(most: int) -> int:
+    """So many threads, or fewer where others have the cores."""
+    return 1 if most < 2 else min(most, cores.limit())
+
+
 def _team_for(work: int, of_a_thread: int) -> int:
     """torch's number of threads, or fewer where there is less to do or others have the cores."""
-    most = min(torch.get_num_threads(), MOST_THREADS, work // of_a_thread)
-    return 1 if most < 2 else min(most, cores.limit())
+    return no_more_than(min(torch.get_num_threads(), MOST_THREADS, work // of_a_thread))

@@ -14,6 +14,18 @@ FEWEST_STEPS = 2  # a single step does not pay for packing the weights, whatever
 MOST_PADDING = 1.5  # a packed batch runs padded in C, and ATen takes only the steps that there are
 
 
+# One call of C for a layer and direction (kernels/cpu/layer.h) has been measured for so many rows.
+FEW_ROWS = 8
+
+
+def packs(steps: int, batch: int, H: int) -> bool:
+    """Whether such a call packs the weights.
+
+    Measured with T 1, 8, 35, 256, B 1, 2, 8, H 64, 256, 512: from about 7, 17 and 30 tokens on that has paid.
+    """
+    return steps * batch >= 4 + H // 20
+
+
 @dataclass(frozen=True)
 class CpuRow:
     """Shapes for which C is faster than ATen, with the range of speed-ups measured on their grid.
@@ -82,6 +94,13 @@ PROJECTED_WIDE = CpuRow("lstm", "1.2 to 1.6", steps=32, widest=512, rows=32)  # 
 
 
 ROWS_OF = {"avx512": CPU_ROWS, "avx2": CPU_ROWS, "avx512_bf16": BF16_ROWS}
+
+
+def layer_advantage(cell: str, steps: int, batch: int, H: int, instructions: str) -> str | None:
+    """Why one call of C for a layer and direction is the fastest for an inference on few rows, or None."""
+    if instructions not in ("avx512", "avx2") or batch > FEW_ROWS:
+        return None
+    return f"one call of C with {instructions} instructions for a layer and direction, few rows without gradients"
 
 
 def projected_advantage(steps: int, batch: int, H: int, P: int, *, training: bool, instructions: str) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastcells import token_ids
-from fastcells.backends.cpu import native
+from fastcells.backends.cpu import buffers, native
 from fastcells.backends.cpu.policy import LARGE_PRODUCT, MANY_ROWS
 from fastcells.modes import any_batched, autocast_dtype, is_plain_tensor, traced, transformed
 
@@ -32,38 +32,39 @@ def serves(t: Tensor) -> bool:
     )
 
 
-def matmul(a: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """`a @ w.t() + b` for a [N, K], w [M, K] and b [M], without autograd."""
+def matmul(a: Tensor, w: Tensor, b: Tensor | None = None, *, inner: bool = False) -> Tensor:
+    """`a @ w.t() + b` for a [N, K], w [M, K] and b [M], without autograd. inner: no user gets to see the result."""
     (N, K), M = a.shape, len(w)
     if N < MANY_ROWS or N * K * M < LARGE_PRODUCT or native.obstacle() is not None:
         return a @ w.t() if b is None else torch.addmm(b, a, w.t())
     if w.stride(0) == 1 and not w.is_contiguous():  # the gradient of an input multiplies by W^T
         return native.linear(a, w.t(), b, transposed=True)
-    return native.linear(a, w, b)
+    return native.linear(a, w, b, out=buffers.empty(N, M) if inner else None)
 
 
 class Linear(torch.autograd.Function):
-    """`F.linear` of [..., I], differentiable any number of times."""
+    """`F.linear` of [..., I], differentiable any number of times. inner: as in `matmul`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, inner: bool) -> Tensor:
         ctx.save_for_backward(x, w)
-        return _shaped(matmul(_flat(x), w, b), x.shape)
+        return _shaped(matmul(_flat(x), w, b, inner=inner), x.shape)
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
-        needs_x, needs_w, needs_b = ctx.needs_input_grad
+        needs_x, needs_w, needs_b, _ = ctx.needs_input_grad
         d, flat = _flat(d_out), _flat(x)
         if torch.is_grad_enabled() or any_batched(d_out):  # create_graph=True, is_grads_batched=True
             return (
                 d_out @ w if needs_x else None,
                 d.t() @ flat if needs_w else None,
                 d.sum(0) if needs_b else None,
+                None,
             )
         d_x = _shaped(matmul(d, w.t()), x.shape) if needs_x else None
         d_w, d_b = native.weight_gradients(d, flat) if needs_w else (None, d.sum(0) if needs_b else None)
-        return d_x, d_w, d_b if needs_b else None
+        return d_x, d_w, d_b if needs_b else None, None
 
 
 def _flat(t: Tensor) -> Tensor:
@@ -106,9 +107,9 @@ def gather_rows(ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return flat.view(*ids.shape, len(w))
 
 
-def linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """`F.linear(x, w, b)` for x [..., I], w [G, I] and b [G], float32 on a CPU."""
+def linear(x: Tensor, w: Tensor, b: Tensor | None, *, inner: bool = False) -> Tensor:
+    """`F.linear(x, w, b)` for x [..., I], w [G, I] and b [G], float32 on a CPU. inner: as in `matmul`."""
     if traced() or transformed():
         return F.linear(x, w, b)
-    out: Tensor = Linear.apply(x, w, b)
+    out: Tensor = Linear.apply(x, w, b, inner)
     return out

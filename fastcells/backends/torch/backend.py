@@ -78,6 +78,9 @@ class TorchBackend(Backend):
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         return loop_of(spec).forward(inputs, save)
 
+    def reads_projection(self, spec: CellSpec) -> bool:
+        return spec.rule is not None
+
     def backward(
         self,
         choice: Choice,

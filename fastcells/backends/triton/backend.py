@@ -94,12 +94,13 @@ class TritonBackend(KernelBackend):
     def candidates(self, call: Call) -> list[Choice]:
         size, device, H = call.dtype.itemsize, call.w_hh.device, call.H
         gates, precision = call.spec.num_gates, _precision(call)
+        cell: dict[str, Any] = {"precision": precision, **plan.of_cell(call.spec)}
         if self.name == "triton-step":
             return []  # many launches, as torch's own; it is there for what does not fit the other kernels
         if call.spec.recurrent is DIAGONAL:
             return [self.choose(call, ASKED_FOR)]
         forward, backward = (
-            plan.sequence_plans(H, call.B, gates, size, gpu(device), precision=precision, backward=backward)
+            plan.sequence_plans(H, call.B, gates, size, gpu(device), **cell, backward=backward)
             for backward in (False, True)
         )
         if isinstance(forward, str) or isinstance(backward, str):
@@ -227,7 +228,7 @@ def plan_for(
     if path == "step":
         return plan.step_blocks(item_size)
     choose = plan.sequence_plan if torch.compiler.is_compiling() else _planned
-    return choose(H, B, spec.num_gates, item_size, device, precision=precision, backward=backward)
+    return choose(H, B, spec.num_gates, item_size, device, precision=precision, backward=backward, **plan.of_cell(spec))
 
 
 def _planned(*given: Any, **options: Any) -> plan.Plan | str:

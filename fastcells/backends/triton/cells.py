@@ -6,7 +6,7 @@ Triton is not imported here.
 from __future__ import annotations
 
 from fastcells.spec import CellSpec
-from fastcells.spec.recurrent import DENSE, DIAGONAL, Heads
+from fastcells.spec.recurrent import DENSE, DIAGONAL
 
 CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})  # those with a rule in kernels/triton
 MOST_STATES = 4  # for which the compiler's registers have been read
@@ -31,8 +31,6 @@ def obstacle(spec: CellSpec) -> str | None:
     rule, none = spec.rule, "there is no kernel for"
     if rule is None:
         return None if spec.name in CELLS else f"{none} {spec.name}"
-    if spec.recurrent not in (DENSE, DIAGONAL, Heads(1)):
-        return f"{none} {spec.name}: its recurrent weights are not dense"
     if spec.recurrent is DIAGONAL and spec.two_products:
         return f"{none} {spec.name}: its diagonal recurrent weights multiply something else than h"
     if spec.num_states > MOST_STATES:
@@ -41,5 +39,5 @@ def obstacle(spec: CellSpec) -> str | None:
         # What W_hh's gradient is computed with, after the backward, where h alone is there.
         read = {*rule.operand_again.inputs} - {spec.states[0], *rule.saved}
         if read:
-            return f"{none} {spec.name}: its operand reads {', '.join(sorted(read))}"
+            return f"{none} {spec.name}: its operand reads {', '.join(sorted(read))}, which is not kept"
     return None

@@ -94,6 +94,7 @@ int main(int arguments, char **argument) {
         const int threads = (int)take_number();
         SERVE(forward, FORWARD_ARGUMENTS)
         SERVE(backward, BACKWARD_ARGUMENTS)
+        SERVE(layer, LAYER_ARGUMENTS)
         SERVE(defined_forward, DEFINED_FORWARD_ARGUMENTS)
         SERVE(defined_backward, DEFINED_BACKWARD_ARGUMENTS)
         SERVE(weight_grad, WEIGHT_GRAD_ARGUMENTS)

@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include "bf16_cases.h"
 #include "defined_cases.h"
+#include "layer_cases.h"
 #include "product_cases.h"
 #include "recurrence_cases.h"
 #include "team.h"
@@ -29,6 +30,10 @@ static void run_all(const struct backend *backend) {
             recurrence_case(backend, cell, SHAPES[i][0], SHAPES[i][1], SHAPES[i][2]);
         for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0))
             recurrence_case(backend, cell, 1 + below(6), 1 + below(20), 1 + below(80));
+        for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++, release(0))
+            layer_case(backend, cell, SHAPES[i][0], SHAPES[i][1], SHAPES[i][2], 1 + below(70));
+        for (size_t i = 0; i < 2 * RANDOM_SHAPES; i++, release(0))
+            layer_case(backend, cell, 1 + below(5), 1 + below(9), 1 + below(80), 1 + below(70));
         for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0)) step_in_place_case(backend, cell, 1 + below(80), 1 + below(40));
     }
     for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++, release(0)) {
