@@ -3,6 +3,7 @@
     python -m bench.inference                        # the grid, one thread and two: hours
     python -m bench.inference --quick                # 24 shapes: minutes
     python -m bench.inference --cells LSTM --B 1     # a part of the grid
+    python -m bench.inference --packed               # up to 8 rows, `layer.pack()` having been called
 
 All have the same weights and input, and as many threads; weights, inputs and outputs are compared before timing. They
 run in turn in each round, each after a rest in which the threads of the one before stop looking for work. A runtime
@@ -35,6 +36,7 @@ from bench.measure.profile import operators
 from bench.measure.provenance import RESULTS, origin_line, print_table, provenance, write_csv
 from bench.measure.results_file import key, number, read
 from bench.measure.timing import calls_per_measurement, compare, once, ratio, summary
+from fastcells.backends.cpu.policy import FEW_ROWS
 
 NAME = "inference-cpu"
 CPU = torch.device("cpu")
@@ -47,8 +49,12 @@ ASKED = 1.3  # times as fast as ONNX Runtime, at B=1 and H up to 512
 SHOWN = ("cell", "threads", "T", "B", "H", "path", "ms", "nn_ms", *(f"{r}_ms" for r in RUNTIMES), "limit_ms", "ratio")
 
 
-def prepare(case: Case, runtimes: Mapping[str, Start]) -> tuple[dict[str, Callable[[], object]], str]:
+def prepare(
+    case: Case, runtimes: Mapping[str, Start], packed: bool = False
+) -> tuple[dict[str, Callable[[], object]], str]:
     """What is timed by name, all proven to compute the same, and which path of ours runs.
+
+    packed: whether our weights are kept packed.
 
     Raises:
         GuardError: the comparison would mean nothing.
@@ -60,8 +66,11 @@ def prepare(case: Case, runtimes: Mapping[str, Start]) -> tuple[dict[str, Callab
     x, layer, theirs = task.x.detach(), model.module.eval(), baseline.module.eval()
     expected, weights = theirs(x)[0], list(theirs.parameters())
     must_agree(list(layer.parameters()), weights, 0.0)
-    must_agree([layer(x)[0]], [expected], tolerance(case))
     must_be(model.choice, operators(partial(layer, x)))
+    if packed:
+        assert isinstance(layer, fastcells.RNN | fastcells.GRU | fastcells.LSTM)
+        layer.pack()
+    must_agree([layer(x)[0]], [expected], tolerance(case))
     runs: dict[str, Callable[[], object]] = {"ours": partial(layer, x), "nn": partial(theirs, x)}
     for name, start in runtimes.items():
         written = one_node(task.layer, x)
@@ -76,12 +85,12 @@ def prepare(case: Case, runtimes: Mapping[str, Start]) -> tuple[dict[str, Callab
     return {**runs, "limit": limit}, model.choice.path
 
 
-def row_of(case: Case, runtimes: Mapping[str, Start], rounds: int) -> Row:
+def row_of(case: Case, runtimes: Mapping[str, Start], rounds: int, packed: bool = False) -> Row:
     """Milliseconds of each, and how many times those of ours they take. Raises as `prepare`.
 
     A case that takes long has fewer rounds, as in bench.layers.
     """
-    runs, path = prepare(case, runtimes)
+    runs, path = prepare(case, runtimes, packed)
     others = [name for name in runs if name not in ("ours", "limit")]
     # Measurements of all take as long: on a busy machine a longer one would be interrupted more often.
     inner = {name: calls_per_measurement([run]) for name, run in runs.items()}
@@ -93,7 +102,7 @@ def row_of(case: Case, runtimes: Mapping[str, Start], rounds: int) -> Row:
     fastest = min(others, key=lambda name: medians[name])
     return {
         **asdict(case),
-        **{"contender": "fastcells-auto", "path": path, "ms": medians["ours"]},
+        **{"contender": f"fastcells-auto{', packed' if packed else ''}", "path": path, "ms": medians["ours"]},
         **{f"{name}_ms": medians.get(name) for name in ("nn", *RUNTIMES, "limit")},
         **{"fastest": fastest, "ratio": ratios[fastest]},
         **{f"{name}_ratio": ratios.get(name) for name in ("nn", *RUNTIMES)},
@@ -130,6 +139,7 @@ def main() -> int:
     size.add_argument("--quick", dest="grid", action="store_const", const=QUICK)
     size.add_argument("--tiny", dest="grid", action="store_const", const=TINY, help="so small that it says nothing")
     parser.set_defaults(grid=GRID)
+    parser.add_argument("--packed", action="store_true", help=f"by layer.pack(): no more than {FEW_ROWS} rows")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--worst", type=int, default=15, metavar="N", help="rows that are printed")
     parser.add_argument("--no-write", action="store_true", help="leave bench/results alone")
@@ -141,7 +151,8 @@ def main() -> int:
             runtimes[name] = start
         else:
             print(f"without {lacking}")
-    sizes = [getattr(options, letter) or options.grid[letter] for letter in GRID]
+    T_of, B_of, H_of = [getattr(options, letter) or options.grid[letter] for letter in GRID]
+    sizes = T_of, [B for B in B_of if B <= FEW_ROWS or not options.packed], H_of
     rows: list[Row] = []
     try:
         for threads in options.threads:
@@ -150,7 +161,8 @@ def main() -> int:
             print(origin_line(origin))
             for T, B, H, cell in itertools.product(*sizes, options.cells):
                 with torch.no_grad():
-                    rows.append(row_of(Case(cell, "forward", T=T, B=B, I=H, H=H), runtimes, options.rounds) | origin)
+                    case = Case(cell, "forward", T=T, B=B, I=H, H=H)
+                    rows.append(row_of(case, runtimes, options.rounds, options.packed) | origin)
                 print(f"{cell} T={T} B={B} H={H}: {rows[-1]['ratio']:.2f} to {rows[-1]['fastest']}", flush=True)
     except KeyboardInterrupt:  # the grid takes long: what is there is worth keeping
         print("interrupted")

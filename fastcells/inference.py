@@ -76,6 +76,8 @@ def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, A
     each = _weights(weights, plans, L, D, graph)
     if start is None or each is None:
         return None
+    keeper = module._keeper
+    packed = None if keeper is None else keeper.current(weights, each)  # type: ignore[arg-type]
     last = [x.new_empty(shape) for _ in range(plans.states)]
     h0, c0 = start
     h_n, c_n = last[0].data_ptr(), 0 if plans.states == 1 else last[1].data_ptr()
@@ -89,10 +91,11 @@ def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, A
             out = x.new_empty(B, T, width)
             steps = width, T * width
         to = out.data_ptr()
-        plan.call(False, source, h0, c0, each[i * D], (to, steps[0], steps[1]), h_n, c_n)
+        plan.call(False, source, h0, c0, each[i * D], (to, steps[0], steps[1]), h_n, c_n, packed, i * D)
         if D == 2:
             h0, c0, h_n, c_n = h0 and h0 + row, c0 and c0 + row, h_n + row, c_n and c_n + row
-            plan.call(True, source, h0, c0, each[2 * i + 1], (to + width * FLOAT // 2, steps[0], steps[1]), h_n, c_n)
+            other = to + width * FLOAT // 2, steps[0], steps[1]
+            plan.call(True, source, h0, c0, each[2 * i + 1], other, h_n, c_n, packed, 2 * i + 1)
         if i < L - 1:
             h0, c0, h_n, c_n = h0 and h0 + row, c0 and c0 + row, h_n + row, c_n and c_n + row
             plan, source = plans.upper, (to, steps[0], steps[1])
@@ -130,6 +133,13 @@ def cell(module: Cell, x: Tensor, hx: State | None) -> State | None:
     h, c = x.new_empty(shape), None if plans.states == 1 else x.new_empty(shape)
     plans.first.call(False, (address, 0, I), *start, w, (h.data_ptr(), 0, H), 0, 0 if c is None else c.data_ptr())
     return (h,) if c is None else (h, c)
+
+
+def keeps(module: Layer) -> bool:
+    """Whether a call that goes the short way has packed weights in hand, or leaves them for the next one."""
+    own = module._parameters
+    there = all(own.get(name) is not None for name in module._flat_weights_names)
+    return module.packed and there and _is_simple(module)
 
 
 def _is_float(x: object) -> TypeGuard[Tensor]:

@@ -8,6 +8,7 @@ no flattened copy of them that a parametrization, weight norm or a shared weight
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -15,12 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastcells import both_directions, dispatch, initial_state, one_direction, packed, regularised, streaming
+from fastcells import both_directions, dispatch, inference, initial_state, one_direction, packed, regularised, streaming
 from fastcells.backends.base import IN_ONE_CALL, NOTHING, Call, Choice, LayerWeights
 from fastcells.backends.torch.aten import aten
 from fastcells.call_options import NO_OPTIONS, NOTHING_GIVEN, CallOptions, Given, Masks, call_options
 from fastcells.cell_states import cell_states
 from fastcells.checks import check_input
+from fastcells.kept_weights import KeepsWeights
 from fastcells.layer_shapes import LayerShapes, each_of
 from fastcells.modes import traced, transformed
 from fastcells.regularised import NO_RATES, Rates
@@ -30,7 +32,7 @@ from fastcells.token_ids import ID_DTYPES, check_range, is_token_ids, one_hot
 unsafe_view = torch.ops.aten._unsafe_view.default
 
 
-class Layer(LayerShapes):
+class Layer(KeepsWeights, LayerShapes):
     """A stack of layers and directions; a subclass says what one direction of one layer computes.
 
     Not an `abc.ABC`: its place among the bases would exclude `class Mine(ABC, nn.RNNBase)` as a base beside ours.
@@ -90,7 +92,10 @@ class Layer(LayerShapes):
             return dispatch.Explanation(dict.fromkeys(names, first))
         options |= {"lengths"} if batch_sizes is not None else NOTHING
         layers = [self._choices(i, ids, T, B, type(data), weights, options) for i in range(self.num_layers)]
-        return dispatch.Explanation(zip(names, itertools.chain(*layers), strict=True))
+        each = list(itertools.chain(*layers))
+        if inference.keeps(self) and all(choice.path == "layer" for choice in each):
+            each = [replace(choice, reason=f"{choice.reason}; weights kept packed") for choice in each]
+        return dispatch.Explanation(zip(names, each, strict=True))
 
     def _choose(
         self,

@@ -11,6 +11,7 @@ struct backend {
     int (*forward)(const struct forward *, int threads);
     int (*backward)(const struct backward *, int threads);
     int (*layer)(const struct layer *, int threads);
+    size_t (*layer_panels)(enum cell, size_t B, size_t H, size_t I, int threads, size_t *vectors);
     int (*defined_forward)(const struct defined_forward *, int threads); /* > 0: a program's word that is not valid */
     int (*defined_backward)(const struct defined_backward *, int threads);
     int (*weight_grad)(const struct weight_grad *, int threads);

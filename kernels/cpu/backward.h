@@ -181,7 +181,7 @@ static void backward_member(void *argument, int member, int members) {
 static int backward(const backward_task *b, int threads) {
     const size_t state = STATES_CARRIED ? b->B * b->H : 0;
     struct backward_job job = {.task = b};
-    job.d_h = cell_scratch(&job.division, b->cell, b->H, threads, 2 * state);
+    job.d_h = cell_scratch(&job.division, b->cell, b->H, threads, 2 * state, NULL);
     if (!job.d_h) return -1;
     if (b->d_c0) job.d_c = job.d_h + state;
     divide_backward(&job.division, b, (size_t)threads);

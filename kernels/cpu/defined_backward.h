@@ -300,7 +300,7 @@ static int defined_backward(const struct defined_backward *b, int threads) {
     const size_t two = job.programs.phases > 1 ? plane : 0;
     const size_t blocks = (size_t)threads * member_floats(&job.programs);
     float *memory = division_scratch(&job.division, b->first_gates, b->second_gates, b->H, threads,
-                                     blocks + 2 * states + two + E * plane);
+                                     blocks + 2 * states + two + E * plane, NULL);
     if (!memory) return -1;
     job.blocks = memory;
     memory += blocks;

@@ -210,7 +210,7 @@ static int defined_forward(const struct defined_forward *given, int threads) {
     const size_t two = job.programs.phases > 1 ? plane : 0;
     const size_t blocks = (size_t)threads * member_floats(&job.programs);
     float *memory = division_scratch(&job.division, f->first_gates, f->second_gates, f->H, threads,
-                                     blocks + 2 * others + two * (1 + f->carried));
+                                     blocks + 2 * others + two * (1 + f->carried), NULL);
     if (!memory) return -1;
     job.blocks = memory;
     memory += blocks;

@@ -5,8 +5,17 @@
 #include "arguments.h"
 #include "recurrence.h"
 
+/* Packed weights that outlive a call, for tiles of so many vectors of columns; `filled` where a call before has packed
+   them. All zeros: there are none. */
+struct kept_panels {
+    float *data;
+    size_t vectors;
+    int filled;
+};
+
 struct forward_job {
     const forward_task *task;
+    struct kept_panels kept;
     struct division division;
     element *reset_hidden; /* this and z: [B, H] each, from the first phase to the second; or NULL */
     float *z;
@@ -22,7 +31,7 @@ INLINE void update_rows(enum cell cell, size_t phase, const struct forward_job *
     for (size_t r = 0; r < at->rows; r++) {
         const size_t row = at->row + r, token = at->t * B + row;
         struct update u = {.H = H, .active = is_active(f->lengths, at->t, row)};
-        u.starts_episode = starts_episode_at(f->lengths, f->resets, at->t, B, row);
+        u.starts_episode = !h_prev || starts_episode_at(f->lengths, f->resets, at->t, B, row);
         for (size_t v = 0; v < at->vectors; v++) {
             const size_t column = at->column + v * LANES, own = row * H + column, now = token * H + column;
             vec product[MAX_GATES];
@@ -32,7 +41,7 @@ INLINE void update_rows(enum cell cell, size_t phase, const struct forward_job *
                 if (!u.starts_episode || phase > 0) product[g] += load(in_tile(products, gates * at->vectors, r, g * at->vectors + v));
             }
             u.x = f->x + token * G * H + column;
-            u.h_prev = CARRIED(job->h, h_prev) + own;
+            u.h_prev = AT_OR_NULL(CARRIED(job->h, h_prev), own);
             u.h = CARRIED(job->h + own, f->hidden + now);
             u.hidden = f->hidden + now;
             u.out = AT_OR_NULL(f->out, now);
@@ -95,20 +104,26 @@ static void forward_phase(const struct forward_job *job, const struct share *sha
             at.row = share->first_row + done;
             at.rows = height(share->rows, done, ROWS[width]);
             prefetch_update(&list, f, &at, p);
-            gemm_tile(at.rows, width, products, a + at.row * f->H, f->H, panel(p, tile), f->H, &list);
+            if (a) gemm_tile(at.rows, width, products, a + at.row * f->H, f->H, panel(p, tile), f->H, &list);
             update_tile(job, &at, phase, h_prev, products);
         }
     }
 }
 
-static void divide_forward(struct division *d, const forward_task *f, size_t members) {
-    const size_t gates = CELL_FACTS[f->cell].first_gates; /* all gates of a vector are in one tile */
+/* Vectors of columns in a tile; all gates of a vector are in one. */
+static size_t forward_vectors(enum cell cell, size_t B, size_t H, size_t members) {
+    const size_t gates = CELL_FACTS[cell].first_gates;
     /* A row by itself: as wide as it goes where weights come from the second cache, narrower where the first one keeps
        some of them (measured: 15 % of the forward at H 256, 12 % at H 64). */
-    const size_t one = f->H > 64 ? WIDEST : 2 * MAX_WIDTH, wide = f->B == 1 ? one : f->B == 2 ? WIDE_FOR_TWO : 0;
-    const size_t vectors = wide > MAX_WIDTH ? min_size(wide / gates, ceil_div(vectors_of(f->H), members))
-                                            : min_size(tile_width(f->H, members), MAX_WIDTH / gates);
-    divide_cell(d, f->cell, f->B, f->H, vectors, members);
+    const size_t one = H > 64 ? WIDEST : 2 * MAX_WIDTH, wide = B == 1 ? one : B == 2 ? WIDE_FOR_TWO : 0;
+    return wide > MAX_WIDTH ? min_size(wide / gates, ceil_div(vectors_of(H), members))
+                            : min_size(tile_width(H, members), MAX_WIDTH / gates);
+}
+
+static void divide_forward(struct forward_job *job, size_t members) {
+    const forward_task *f = job->task;
+    const size_t vectors = job->kept.data ? job->kept.vectors : forward_vectors(f->cell, f->B, f->H, members);
+    divide_cell(&job->division, f->cell, f->B, f->H, vectors, members);
 }
 
 static void forward_member(void *argument, int member, int members) {
@@ -116,8 +131,8 @@ static void forward_member(void *argument, int member, int members) {
     const forward_task *f = job.task;
     const size_t B = f->B, H = f->H, T = f->T, phases = phases_of(f->cell);
     struct part part;
-    divide_forward(&job.division, f, (size_t)members);
-    if (!take_part(&part, &job.division, B, f->w, pack_forward, member, members)) return;
+    divide_forward(&job, (size_t)members);
+    if (!take_part(&part, &job.division, B, f->w, job.kept.filled ? NULL : pack_forward, member, members)) return;
     if (f->c_n) read_share(&part, H, CARRIED(job.c, f->c_n), f->c0);
     if (STATES_CARRIED) read_share(&part, H, job.h, f->h0);
     const element *h_prev = f->h0;
@@ -133,20 +148,23 @@ static void forward_member(void *argument, int member, int members) {
     if (STATES_CARRIED && f->c_n) write_share(&part, H, f->c_n, job.c);
 }
 
-static int forward(const forward_task *given, int threads) {
+/* h0 may be NULL for zeros where the state is not carried apart. */
+static int forward_with(const forward_task *given, struct kept_panels kept, int threads) {
     forward_task task = *given, *f = &task;
     if (!f->hidden) f->hidden = f->out, f->out = NULL;
     const size_t plane = phases_of(f->cell) > 1 ? f->B * f->H : 0, state = STATES_CARRIED ? f->B * f->H : 0;
-    struct forward_job job = {.task = f};
-    float *memory = cell_scratch(&job.division, f->cell, f->H, threads, 2 * plane + 2 * state);
+    struct forward_job job = {.task = f, .kept = kept};
+    float *memory = cell_scratch(&job.division, f->cell, f->H, threads, 2 * plane + 2 * state, kept.data);
     if (!memory) return -1;
     if (plane) job.z = memory, job.reset_hidden = (element *)(memory + plane);
     job.h = memory + 2 * plane;
     if (f->c_n) job.c = job.h + state;
-    divide_forward(&job.division, f, (size_t)threads);
+    divide_forward(&job, (size_t)threads);
     team_run((int)busy_members(&job.division), forward_member, &job);
     free(job.division.barriers);
     return 0;
 }
+
+static int forward(const forward_task *task, int threads) { return forward_with(task, (struct kept_panels){0}, threads); }
 
 #endif

@@ -27,8 +27,8 @@ static void activations(const float *x, float *s, float *t, size_t n) {
 #define TEXT(name) TEXT_OF(name)
 #define STRUCT_OF(name) backend_##name
 #define STRUCT(name) STRUCT_OF(name)
-const struct backend STRUCT(BACKEND) = {TEXT(BACKEND),   supported,        forward,     backward, layer,
-                                        defined_forward, defined_backward, weight_grad, linear,   cross_entropy,
-                                        step_in_place,   matvec,           activations};
+const struct backend STRUCT(BACKEND) = {TEXT(BACKEND),    supported,   forward, backward,      layer,         layer_panels,
+                                        defined_forward,  defined_backward, weight_grad, linear, cross_entropy, step_in_place,
+                                        matvec,           activations};
 
 #endif

@@ -143,10 +143,19 @@ static int is_dense(const struct layer *f) {
     return (f->B == 1 || f->out_row == f->H) && (f->T == 1 || f->out_time == f->B * f->H);
 }
 
+/* Memory for the packed weights of a layer and direction, in floats: W_ih's, then W_hh's. vectors: of columns in a tile
+   of the latter, as calls of B rows by so many threads have it. */
+static size_t layer_panels(enum cell cell, size_t B, size_t H, size_t I, int threads, size_t *vectors) {
+    const size_t G = CELL_FACTS[cell].gates;
+    *vectors = forward_vectors(cell, B, H, (size_t)threads);
+    return linear_panels(G * H, I) + panels_size(H, G);
+}
+
 /* The kernels for any size, one after the other. memory: see layer. */
 static int layer_packed(const struct layer *f, float *x_proj, float *memory, int threads) {
     const size_t T = f->T, B = f->B, H = f->H, columns = CELL_FACTS[f->cell].gates * H, plane = B * H;
-    float *zeros = memory, *last = zeros + plane, *more = last + plane;
+    float *last = memory, *zeros = last + plane, *more = zeros + plane;
+    const struct kept_panels kept = {AT_OR_NULL(f->panels, linear_panels(columns, f->I)), f->vectors, f->kept};
     struct linear project = {.rows = T * B, .K = f->I, .columns = columns, .x_stride = f->I, .out_stride = columns,
                              .x = f->x, .w = f->w_ih, .b = f->b_ih, .out = x_proj};
     if (is_even(f)) {
@@ -155,13 +164,13 @@ static int layer_packed(const struct layer *f, float *x_proj, float *memory, int
         for (size_t t = 0; t < T; t++) copy_columns(more + t * B * f->I, f->I, f->x + t * f->x_time, f->x_row, B, f->I);
         project.x = more;
     }
-    if (linear(&project, threads)) return -1;
+    if (linear_with(&project, f->panels, f->kept, threads)) return -1;
     const struct forward steps = {.cell = f->cell, .T = T, .B = B, .H = H, .reverse = f->reverse, .x = x_proj,
-                                  .w = f->w, .b = f->b, .h0 = f->h0 ? f->h0 : zeros,
+                                  .w = f->w, .b = f->b, .h0 = f->h0,
                                   .c0 = !f->c_n || f->c0 ? f->c0 : zeros, .out = is_dense(f) ? f->out : more,
                                   .h_n = f->h_n ? f->h_n : last, .c_n = f->c_n};
-    memset(zeros, 0, plane * sizeof *zeros);
-    if (forward(&steps, threads)) return -1;
+    if (steps.c0 == zeros) memset(zeros, 0, plane * sizeof *zeros);
+    if (forward_with(&steps, kept, threads)) return -1;
     for (size_t t = 0; steps.out != f->out && t < T; t++)
         copy_columns(f->out + t * f->out_time, f->out_row, more + t * plane, H, B, H);
     return 0;

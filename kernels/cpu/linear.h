@@ -16,6 +16,7 @@ enum { LONGEST = 2048 };         /* terms of a sum at a time, so that a panel fi
 struct linear_job {
     const struct linear *task;
     float *panels; /* [tiles][K][vectors of the tile][LANES], zero past the last column */
+    int filled;    /* whether a call before has packed them */
     struct barrier *barrier;
 };
 
@@ -96,12 +97,12 @@ static void linear_member(void *argument, int member, int members) {
     const struct linear *task = job->task;
     const size_t tiles = linear_tiles(task), me = (size_t)member, team = (size_t)members;
     const struct range packed = part_of(tiles, me, team);
-    for (size_t tile = packed.first; tile < packed.end; tile++) {
+    for (size_t tile = packed.first; !job->filled && tile < packed.end; tile++) {
         const size_t vector = linear_vector(task, tile), width = linear_vector(task, tile + 1) - vector;
         float *panel = job->panels + vector * task->K * LANES;
         for (size_t v = 0; v < width; v++) pack_columns(task, panel + v * LANES, (vector + v) * LANES, width);
     }
-    barrier_wait(job->barrier, (unsigned)members);
+    if (!job->filled) barrier_wait(job->barrier, (unsigned)members);
     const struct grid grid = linear_grid(task, team);
     if (me >= grid.row_groups * grid.members) return;
     const struct share share = share_of(grid, me, task->rows, tiles);
@@ -112,13 +113,19 @@ static void linear_member(void *argument, int member, int members) {
     }
 }
 
-static int linear(const struct linear *task, int threads) {
-    struct linear_job job = {.task = task};
-    job.panels = scratch(&job.barrier, 1, ceil_div(task->columns, LANES) * LANES * task->K);
-    if (!job.panels) return -1;
+static size_t linear_panels(size_t columns, size_t K) { return ceil_div(columns, LANES) * LANES * K; }
+
+/* panels: memory for the packed weights that outlives the call, or NULL. */
+static int linear_with(const struct linear *task, float *panels, int filled, int threads) {
+    struct linear_job job = {.task = task, .filled = filled};
+    float *memory = scratch(&job.barrier, 1, panels ? 0 : linear_panels(task->columns, task->K));
+    if (!memory) return -1;
+    job.panels = panels ? panels : memory;
     team_run(threads, linear_member, &job);
     free(job.barrier);
     return 0;
 }
+
+static int linear(const struct linear *task, int threads) { return linear_with(task, NULL, 0, threads); }
 
 #endif

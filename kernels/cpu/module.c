@@ -131,6 +131,18 @@ KERNEL(backward_bf16, backward, bf16_backend, backward, BACKWARD_ARGUMENTS, (siz
 IDS_KERNEL(gather, GATHER_ARGUMENTS)
 IDS_KERNEL(scatter, SCATTER_ARGUMENTS)
 
+static PyObject *py_layer_panels(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
+    if (count != 6) return PyErr_Format(PyExc_TypeError, "expected 6 arguments, got %zd", count);
+    const size_t backend = number(&args), threads = number(&args), cell = number(&args);
+    const size_t B = number(&args), H = number(&args), I = number(&args);
+    const struct backend *chosen = backend_at(backend, cell, threads);
+    if (!chosen) return NULL;
+    size_t vectors;
+    const size_t floats = chosen->layer_panels((enum cell)cell, B, H, I, (int)threads, &vectors);
+    return Py_BuildValue("(nn)", (Py_ssize_t)vectors, (Py_ssize_t)floats);
+}
+
 static PyObject *py_activations(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
     if (count != 5) return PyErr_Format(PyExc_TypeError, "expected 5 arguments, got %zd", count);
@@ -231,6 +243,8 @@ static PyMethodDef methods[] = {
     BF16_METHOD(backward),
     IDS_METHOD(gather),
     IDS_METHOD(scatter),
+    METHOD(layer_panels, METH_FASTCALL,
+           "layer_panels(backend, threads, cell, B, H, I) -> (vectors, floats): of layer's argument `panels`"),
     METHOD(activations, METH_FASTCALL, "activations(backend, x, sigmoid, tanh, n)"),
     METHOD(backends, METH_NOARGS, "backends() -> [(name, whether this machine has it), ...], the best first"),
     METHOD(bf16, METH_NOARGS, "bf16() -> whether this machine has the recurrences in bfloat16"),

@@ -47,20 +47,21 @@ static inline void divide_cell(struct division *d, enum cell cell, size_t B, siz
 static inline size_t busy_members(const struct division *d) { return d->grid.row_groups * d->grid.members; }
 
 /* Memory for a division among `threads`, and `floats` more, which it returns; NULL where memory does not suffice.
-   free(d->barriers) ends it. */
+   free(d->barriers) ends it. panels: memory for the weights that outlives the call, or NULL. */
 static inline float *division_scratch(struct division *d, size_t first_gates, size_t second_gates, size_t H,
-                                      int threads, size_t floats) {
-    const size_t weights = panels_size(H, first_gates + second_gates);
+                                      int threads, size_t floats, float *panels) {
+    const size_t weights = panels ? 0 : panels_size(H, first_gates + second_gates);
     float *memory = scratch(&d->barriers, (size_t)threads + 1, weights + floats);
     if (!memory) return NULL;
-    d->panels[0].data = memory;
-    d->panels[1].data = memory + panels_size(H, first_gates);
+    d->panels[0].data = panels ? panels : memory;
+    d->panels[1].data = d->panels[0].data + panels_size(H, first_gates);
     return memory + weights;
 }
 
-static inline float *cell_scratch(struct division *d, enum cell cell, size_t H, int threads, size_t floats) {
+static inline float *cell_scratch(struct division *d, enum cell cell, size_t H, int threads, size_t floats,
+                                  float *panels) {
     const size_t first_gates = CELL_FACTS[cell].first_gates;
-    return division_scratch(d, first_gates, CELL_FACTS[cell].gates - first_gates, H, threads, floats);
+    return division_scratch(d, first_gates, CELL_FACTS[cell].gates - first_gates, H, threads, floats, panels);
 }
 
 /* A member's part. */
@@ -71,21 +72,22 @@ struct part {
     unsigned group_members;
 };
 
-/* Pack this member's part of the weights and wait for the others. Returns 0 for a member that has nothing to do. */
+/* Pack this member's part of the weights and wait for the others; pack is NULL where they are packed already. Returns 0
+   for a member that has nothing to do. */
 static inline int take_part(struct part *part, const struct division *d, size_t B, const element *w,
                             void (*pack)(const struct panels *, const element *restrict, size_t), int member,
                             int members) {
     const size_t tiles = tiles_of(&d->panels[0]), busy = busy_members(d), me = (size_t)member;
     if (me >= busy) return 0;
     const struct range packed = part_of(tiles, me, busy);
-    for (size_t tile = packed.first; tile < packed.end; tile++) {
+    for (size_t tile = packed.first; pack && tile < packed.end; tile++) {
         for (size_t phase = 0; phase < MAX_PHASES && d->panels[phase].gates; phase++) pack(&d->panels[phase], w, tile);
     }
     part->share = share_of(d->grid, me, B, tiles);
     part->tile_columns = d->panels[0].vectors * LANES;
     part->group = &d->barriers[me / d->grid.members];
     part->group_members = (unsigned)d->grid.members;
-    barrier_wait(&d->barriers[members], (unsigned)busy);
+    if (pack) barrier_wait(&d->barriers[members], (unsigned)busy);
     return 1;
 }
 

@@ -76,6 +76,19 @@ def test_rows_measured_again_take_their_places(command: Callable[..., int], tmp_
     assert [old != new for old, new in zip(first, second, strict=True)] == [False, True, False]
 
 
+def test_packed(command: Callable[..., int], tmp_path: Path) -> None:
+    """In rows of their own, beside those without; no more rows of the batch than are ever packed."""
+    assert command("--T", "3") == 0 and command("--T", "3", "--B", "2", "9", "--packed") == 0
+    with (tmp_path / "inference-cpu.csv").open() as file:
+        found = [(row["cell"], row["B"], row["contender"]) for row in csv.DictReader(file)]
+    plain, packed = "fastcells-auto", "fastcells-auto, packed"
+    assert found == [*((c, B, plain) for B in "12" for c in CELLS), *((c, "2", packed) for c in CELLS)]
+    with torch.no_grad():
+        runs, _ = inference.prepare(TINY[0], {}, packed=True)
+    layer = runs["ours"].func  # type: ignore[attr-defined]
+    assert layer.packed and layer._keeper.packed.panels
+
+
 @pytest.mark.parametrize("case", TINY, ids=str)
 def test_the_node_alone_is_the_layer(case: Case) -> None:
     pytest.importorskip("onnx")

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fastcells.backends.cpu import native
+from fastcells import inference
+from fastcells.backends.cpu import layer_call, native
+from tests.support.packing import Watched
 
 
 @pytest.fixture(params=list(native.INSTRUCTIONS))
@@ -28,3 +30,15 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(native, "WORK_OF_A_THREAD", 1)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    """All calls pack their weights; no gradients."""
+    module = Watched(native._cpu)
+    monkeypatch.setattr(native, "_cpu", module)
+    monkeypatch.setattr(layer_call, "packs", lambda *sizes: True)
+    inference._plans.clear()
+    with torch.no_grad():
+        yield module
+    inference._plans.clear()

@@ -17,6 +17,7 @@ import fastcells
 from fastcells import inference
 from fastcells.backends.cpu import native
 from tests.support.accuracy import EPS, ROUNDINGS, error
+from tests.support.packing import flat
 
 if native.obstacle() is not None and os.environ.get("CI") != "true":
     pytest.skip(native.obstacle() or "", allow_module_level=True)
@@ -62,10 +63,6 @@ def exact(module: nn.Module, *args: Any) -> list[Tensor]:
     twin: Any = copy.deepcopy(module).double()
     twin.impl = "torch"
     return flat(twin(*map(double, args)))
-
-
-def flat(result: Any) -> list[Tensor]:
-    return [result] if isinstance(result, Tensor) else [t for part in result for t in flat(part)]
 
 
 def state_of(module: Any, *shape: int) -> Any:

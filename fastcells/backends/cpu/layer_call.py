@@ -7,6 +7,7 @@ copy it or say what is wrong.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from fastcells.backends.cpu import buffers, native
 from fastcells.backends.cpu.policy import packs
 from fastcells.spec import SPECS, State
 
+if TYPE_CHECKING:
+    from fastcells.kept_weights import Packed
+
 FLOAT = 4  # bytes
 LARGE = 1 << 14  # floats of memory that malloc might not keep from one call to the next
 Place = tuple[int, int, int]  # address, and how far a step and a row lie apart, in floats
@@ -24,7 +28,7 @@ Place = tuple[int, int, int]  # address, and how far a step and a row lie apart,
 class Plan:
     """Calls of one size: what does not depend on the tensors is found out once."""
 
-    __slots__ = ("B", "H", "I", "T", "bias", "module", "most", "numbers", "packed", "projected", "row", "rows")
+    __slots__ = ("B", "H", "I", "T", "bias", "kept", "most", "numbers", "packed", "projected", "row", "rows")
 
     def __init__(self, cell: str, T: int, B: int, I: int, H: int) -> None:  # noqa: E741
         self.T, self.B, self.I, self.H = T, B, I, H
@@ -33,6 +37,7 @@ class Plan:
         self.packed, self.projected = packs(T, B, H), T * B * self.rows
         self.numbers = native._NUMBERS[cell], T, B, H
         self.most = native.layer_threads(self.packed, T, B, I, self.rows, H)
+        self.kept: Kept | None = None
 
     def weights(self, given: Sequence[Tensor | None], graph: bool) -> tuple[int, ...] | None:
         """The addresses of w_ih, w_hh, and b_ih and b_hh where they are there; None where C cannot read one.
@@ -46,19 +51,43 @@ class Plan:
         return (w_ih, w_hh, b_ih, b_hh) if w_ih and w_hh and b_ih and b_hh else None
 
     def call(
-        self, reverse: bool, x: Place, h0: int, c0: int, w: tuple[int, ...], out: Place, h_n: int, c_n: int
+        self,
+        reverse: bool,
+        x: Place,
+        h0: int,
+        c0: int,
+        w: tuple[int, ...],
+        out: Place,
+        h_n: int,
+        c_n: int,
+        packed: Packed | None = None,
+        index: int = 0,
     ) -> None:
-        """h0, c0, h_n, c_n: the addresses of states, 0 where there is none."""
+        """h0, c0, h_n, c_n: the addresses of states, 0 where there is none.
+
+        packed: where weights are kept, packed now if they are not there. index: of the layer and direction.
+        """
         address, x_time, x_row = x
-        kept = buffers.empty(self.projected) if self.projected >= LARGE else None
+        memory = buffers.empty(self.projected) if self.projected >= LARGE else None
         to, out_time, out_row = out
+        most, packs, filled, vectors, panels = self.most, self.packed, False, 0, None
+        if packed is not None:
+            kept = self.kept = self.kept or Kept(self)
+            most, packs, vectors = kept.most, True, kept.vectors
+            key = index, vectors, native._instructions
+            panels = packed.panels.get(key)
+            filled = panels is not None
+            if panels is None:
+                panels = torch.empty(kept.floats, dtype=torch.float32, device="cpu")
         native._cpu.layer(
             native._instructions,
-            self.most if self.most == 1 else native.no_more_than(self.most),
+            most if most == 1 else native.no_more_than(most),
             *self.numbers,
             reverse,
             self.I,
-            self.packed,
+            packs,
+            filled,
+            vectors,
             x_time,
             x_row,
             out_time,
@@ -70,8 +99,22 @@ class Plan:
             to,
             h_n,
             c_n,
-            0 if kept is None else kept.data_ptr(),
+            0 if memory is None else memory.data_ptr(),
+            0 if panels is None else panels.data_ptr(),
         )
+        if packed is not None and panels is not None and not filled:
+            packed.add(key, panels)
+
+
+class Kept:
+    """Of a plan's calls with weights that are kept packed: threads, and the order and size of what C reads."""
+
+    __slots__ = ("floats", "most", "vectors")
+
+    def __init__(self, plan: Plan) -> None:
+        self.most = native.layer_threads(True, plan.T, plan.B, plan.I, plan.rows, plan.H)
+        sizes = plan.numbers[0], plan.B, plan.H, plan.I
+        self.vectors, self.floats = native._cpu.layer_panels(native._instructions, self.most, *sizes)
 
 
 def readable(t: Tensor | None, shape: tuple[int, ...], graph: bool) -> int:

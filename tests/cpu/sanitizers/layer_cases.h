@@ -1,5 +1,5 @@
-/* One layer and direction in one call: its weights where they lie, and packed, beside what is expected; x and out with
-   gaps between their rows, and in either order of time and batch. */
+/* One layer and direction in one call: its weights where they lie, packed, and kept packed from one call to the next,
+   beside what is expected; x and out with gaps between their rows, and in either order of time and batch. */
 #ifndef CPU_SANITIZERS_LAYER_CASES_H
 #define CPU_SANITIZERS_LAYER_CASES_H
 
@@ -18,6 +18,10 @@ static size_t strides(size_t T, size_t B, size_t columns, size_t *time, size_t *
         *time = step, *row = T * step;
     return (T - 1) * *time + (B - 1) * *row + columns;
 }
+
+/* How a call gets at its weights. */
+enum weights { WHERE_THEY_LIE, PACKED, PACKED_TO_KEEP, KEPT, NUM_WAYS };
+static const char *const WAYS[NUM_WAYS] = {"", ", packed", ", packed to keep", ", kept"};
 
 static void layer_case(const struct backend *backend, enum cell cell, size_t T, size_t B, size_t H, size_t I) {
     const size_t G = CELL_FACTS[cell].gates, plane = B * H;
@@ -48,14 +52,22 @@ static void layer_case(const struct backend *backend, enum cell cell, size_t T, 
             memcpy(out + (t * B + row) * H, new_h, H * sizeof *out);
         }
     }
-    for (l.packed = 0; l.packed < 2; l.packed++) {
+    /* The weights may have been packed for another number of rows. */
+    const size_t panels = backend->layer_panels(cell, 1 + below(9), H, I, 1 + (int)below(3), &l.vectors);
+    const float *from_packed = NULL;
+    for (enum weights way = 0; way < NUM_WAYS; way++) {
+        l.packed = way > WHERE_THEY_LIE, l.kept = way == KEPT;
+        if (l.kept) l.w_ih = l.w = NULL;
         snprintf(where, sizeof where, "%s, layer, cell %d, T %zu, B %zu, H %zu, I %zu%s%s%s", backend->name, cell, T, B,
-                 H, I, l.reverse ? ", reverse" : "", l.packed ? ", packed" : "", l.h0 ? ", state" : "");
+                 H, I, l.reverse ? ", reverse" : "", WAYS[way], l.h0 ? ", state" : "");
         struct output outputs[] = {{"out", &l.out, size},
                                    {"h_n", &l.h_n, last ? plane : 0},
                                    {"c_n", &l.c_n, lstm ? plane : 0},
-                                   {"x_proj", &l.x_proj, below(2) ? T * plane * G : 0}};
-        run_threads(outputs, 4, run_layer, backend, &l);
+                                   {"x_proj", &l.x_proj, below(2) ? T * plane * G : 0},
+                                   {"panels", &l.panels, panels}};
+        run_threads(outputs, way == PACKED_TO_KEEP ? 5 : 4, run_layer, backend, &l);
+        if (way == PACKED) from_packed = l.out;
+        if (way > PACKED && memcmp(l.out, from_packed, size * sizeof *l.out)) FAIL("other bits than packed in the call");
         char *seen = bytes(size);
         memset(seen, 0, size);
         for (size_t t = 0; t < T; t++) {
