@@ -9,6 +9,8 @@ enum { ADDENDS = 16 }; /* terms of a bias's gradient that are added up one after
 enum { TOKENS = TERM > 1 ? 640 : 128 }; /* at most at a time: their part of x stays in the second-level cache */
 enum { WIDE = 3, TALL = REGISTERS >= 32 && LANES >= 8 ? 8 : 4 }; /* the tile; TALL divides LANES */
 
+enum { ACROSS = TERM * LANES }; /* columns of d that are read at a time: whole lines of memory */
+
 struct weight_grad_job {
     const weight_grad_task *task;
     float *panels[2]; /* of some tokens of x; one is written while the other is read */
@@ -94,7 +96,7 @@ static void weight_grad_member(void *argument, int member, int members) {
     const weight_grad_task *task = job->task;
     const size_t me = (size_t)member, team = (size_t)members;
     const size_t vectors = ceil_div(task->columns, LANES), tiles = ceil_div(vectors, WIDE);
-    const struct range packed = part_of(tiles, me, team), own = part_of(ceil_div(task->rows, LANES), me, team);
+    const struct range packed = part_of(tiles, me, team), own = part_of(ceil_div(task->rows, ACROSS), me, team);
     for (size_t token = 0; token < task->tokens; token += job->tokens) {
         const size_t tokens = min_size(task->tokens - token, job->tokens);
         float *panels = job->panels[token / job->tokens % 2];
@@ -105,29 +107,34 @@ static void weight_grad_member(void *argument, int member, int members) {
         }
         barrier_wait(job->barrier, (unsigned)members);
         for (size_t block = own.first; block < own.end; block++) {
-            float gates[TOKENS / TERM * LANES] __attribute__((aligned(64)));
+            float gates[TERM][TOKENS / TERM * LANES] __attribute__((aligned(64)));
             tile_t products;
-            const size_t row = block * LANES, lanes = lanes_at(task->rows, row);
-            const vec sum = pack_gates(gates, task->d + token * task->d_stride + row, task->d_stride, lanes, tokens);
-            add_sum(task, CARRIED(job->d_b, task->d_b) + row, task->d_b + row, sum, lanes, token, last);
+            const size_t row = block * ACROSS, some = min_size(task->rows - row, ACROSS);
+            for (size_t r = 0; r < some; r += LANES) {
+                const size_t lanes = lanes_at(some, r), at = row + r;
+                const element *d = task->d + token * task->d_stride + at;
+                const vec sum = pack_gates(gates[r / LANES], d, task->d_stride, lanes, tokens);
+                add_sum(task, CARRIED(job->d_b, task->d_b) + at, task->d_b + at, sum, lanes, token, last);
+            }
 
             /* Meanwhile, prefetch what the next block reads of d: a line of each token, far from each other. */
             const void *line[TOKENS];
             const size_t next_token = block + 1 < own.end ? token : token + tokens;
-            const size_t next_row = block + 1 < own.end ? row + LANES : own.first * LANES;
+            const size_t next_row = block + 1 < own.end ? row + ACROSS : own.first * ACROSS;
             size_t lines = 0, fetched = 0, done = 0;
             for (; lines < job->tokens && next_token + lines < task->tokens; lines++)
                 line[lines] = task->d + (next_token + lines) * task->d_stride + next_row;
 
-            const size_t products_of_block = tiles * ceil_div(lanes, TALL);
+            const size_t products_of_block = tiles * ceil_div(some, TALL);
             for (size_t tile = 0; tile < tiles; tile++) {
                 const size_t v = part_of(vectors, tile, tiles).first, count = part_of(vectors, tile, tiles).end - v;
-                for (size_t r = 0; r < lanes; r += TALL) {
-                    const size_t rows = min_size(lanes - r, TALL);
+                for (size_t r = 0; r < some; r += TALL) {
+                    const size_t rows = min_size(some - r, TALL);
                     const size_t upto = lines * ++done / products_of_block;
                     const float *panel = panels + v * LANES * terms_of(TOKENS);
-                    GEMM_PART_OF[count - 1][rows - 1](products, (const element *)gates + r * TERM, TERM, LANES * TERM,
-                                                      panel, terms_of(tokens), 0, line + fetched, upto - fetched);
+                    const element *a = (const element *)(gates[r / LANES] + r % LANES);
+                    GEMM_PART_OF[count - 1][rows - 1](products, a, TERM, LANES * TERM, panel, terms_of(tokens), 0,
+                                                      line + fetched, upto - fetched);
                     fetched = upto;
                     add_tile(job, products, row + r, rows, v, count, token);
                 }
