@@ -154,9 +154,9 @@
     NUMBER(size_t, d_stride)      /* from a row of d to the next */                                                    \
     NUMBER(size_t, split)         /* x is in two parts; the rows of the first */                                       \
     NUMBER(int, accumulate)       /* whether to add to what d_w and d_b hold */                                        \
-    READ(float, d, "N rows", "")  /* gradient of the product's result */                                               \
-    READ(float, x, "split columns", "")                                                                                \
-    READ(float, x_rest, "N-split columns", "optional")                                                                 \
+    READ(element, d, "N rows", "") /* gradient of the product's result */                                              \
+    READ(element, x, "split columns", "")                                                                              \
+    READ(element, x_rest, "N-split columns", "optional")                                                               \
     WRITE(d_w, "rows columns", "")                                                                                     \
     WRITE(d_b, "rows", "")
 
@@ -169,9 +169,9 @@
     NUMBER(size_t, out_stride)                                                                                         \
     NUMBER(int, transposed)  /* whether w is [K, columns] */                                                           \
     NUMBER(int, accumulate)  /* whether to add to what out holds; there is no b then */                                \
-    READ(float, x, "rows K", "")                                                                                       \
-    READ(float, w, "columns K", "")                                                                                    \
-    READ(float, b, "columns", "optional")                                                                              \
+    READ(element, x, "rows K", "")                                                                                     \
+    READ(element, w, "columns K", "")                                                                                  \
+    READ(element, b, "columns", "optional")                                                                            \
     WRITE(out, "rows columns", "")
 
 /* Cross-entropy of rows of scores, and its gradient, which takes their place. */
@@ -255,6 +255,8 @@ struct scatter { FIELDS(SCATTER_ARGUMENTS) };
 #define element bfloat16
 struct forward_bf16 { FIELDS(FORWARD_ARGUMENTS) };
 struct backward_bf16 { FIELDS(BACKWARD_ARGUMENTS) };
+struct weight_grad_bf16 { FIELDS(WEIGHT_GRAD_ARGUMENTS) };
+struct linear_bf16 { FIELDS(LINEAR_ARGUMENTS) };
 #undef element
 
 #endif

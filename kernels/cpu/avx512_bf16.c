@@ -22,8 +22,10 @@ static int supported(void) {
 #include "backends.h"
 #include "backward.h"
 #include "forward.h"
+#include "linear.h"
+#include "weight_grad.h"
 
-const struct bf16_backend backend_avx512_bf16 = {"avx512_bf16", supported, forward, backward};
+const struct bf16_backend backend_avx512_bf16 = {"avx512_bf16", supported, forward, backward, weight_grad, linear};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -22,12 +22,14 @@ struct backend {
     void (*activations)(const float *x, float *sigmoid, float *tanh, size_t n); /* for tests of their accuracy */
 };
 
-/* The recurrences alone, in bfloat16: the products of the processors that have instructions for it. */
+/* The recurrences, and the products around them, in bfloat16: the products of the processors that have instructions for it. */
 struct bf16_backend {
     const char *name;
     int (*supported)(void);
     int (*forward)(const struct forward_bf16 *, int threads);
     int (*backward)(const struct backward_bf16 *, int threads);
+    int (*weight_grad)(const struct weight_grad_bf16 *, int threads);
+    int (*linear)(const struct linear_bf16 *, int threads);
 };
 
 /* The best first; the last one runs everywhere. */

@@ -11,6 +11,8 @@
 typedef bfloat16 element;
 typedef struct forward_bf16 forward_task;
 typedef struct backward_bf16 backward_task;
+typedef struct weight_grad_bf16 weight_grad_task;
+typedef struct linear_bf16 linear_task;
 
 enum { TERM = 2 }; /* neighbours along a product's sum that one instruction multiplies and adds up */
 
@@ -57,11 +59,8 @@ INLINE vec load_terms(const element *p, size_t n) {
     return v;
 }
 
-/* A lane for each column of the first of `terms` rows, which lie `step` apart, and of the next one, if there is one. */
-INLINE vec load_columns(const element *p, size_t step, size_t terms, size_t lanes) {
-    const ivec first = (ivec)read_n(p, lanes), second = terms > 1 ? (ivec)read_n(p + step, lanes) : (ivec){0};
-    return (vec)(((first >> 16) & 0xffff) | second);
-}
+/* A lane for each column of two numbers, which are elements; the first one's come first. */
+INLINE vec columns_of_terms(vec first, vec second) { return (vec)((((ivec)first >> 16) & 0xffff) | (ivec)second); }
 
 #ifdef BY_ELEMENT /* as below */
 typedef float broadcast;
@@ -98,6 +97,8 @@ INLINE vec add_last(vec sum, const element *a, vec w) {
 typedef float element;
 typedef struct forward forward_task;
 typedef struct backward backward_task;
+typedef struct weight_grad weight_grad_task;
+typedef struct linear linear_task;
 
 enum { TERM = 1 };
 #define CARRIED(carried, stored) (stored) /* nothing is lost in it */
@@ -105,9 +106,9 @@ enum { TERM = 1 };
 INLINE vec read_n(const element *p, size_t n) { return load_n(p, n); }
 INLINE void write_n(element *p, vec v, size_t n) { store_n(p, v, n); }
 INLINE vec load_terms(const element *p, size_t n) { return load_n(p, n); }
-INLINE vec load_columns(const element *p, size_t step, size_t terms, size_t lanes) {
-    (void)step, (void)terms;
-    return load_n(p, lanes);
+INLINE vec columns_of_terms(vec first, vec second) {
+    (void)second;
+    return first;
 }
 #ifdef BY_ELEMENT /* NEON multiplies a vector by an element of another one: no lanes to fill, which takes its time */
 typedef float broadcast;
@@ -128,6 +129,11 @@ INLINE vec add_last(vec sum, const element *a, vec w) {
 }
 
 #endif
+
+/* A lane for each column of the first of `terms` rows, which lie `step` apart, and of the next one, if there is one. */
+INLINE vec load_columns(const element *p, size_t step, size_t terms, size_t lanes) {
+    return columns_of_terms(read_n(p, lanes), TERM > 1 && terms > 1 ? read_n(p + step, lanes) : splat(0.0f));
+}
 
 enum { STATES_CARRIED = TERM > 1 }; /* in floats of their own */
 

@@ -10,42 +10,44 @@
 #include "panels.h"
 
 enum { LINEAR_WIDE = 3 };        /* vectors of columns in a tile */
-enum { BLOCK_FLOATS = 48 << 10 }; /* of x in a block of rows: it shares a second-level cache with a panel */
-enum { LONGEST = 2048 };         /* terms of a sum at a time, so that a panel fits as well */
+enum { BLOCK = TERM * (48 << 10) }; /* elements of x in a block of rows: it shares a second-level cache with a panel */
+/* Elements of a sum at a time, so that a panel fits as well; all where what is written on the way would be rounded. */
+enum { LONGEST = TERM > 1 ? 1 << 30 : 2048 };
 
 struct linear_job {
-    const struct linear *task;
-    float *panels; /* [tiles][K][vectors of the tile][LANES], zero past the last column */
+    const linear_task *task;
+    float *panels; /* [tiles][K / TERM][vectors of the tile][LANES], zero past the last column and the last term */
     int filled;    /* whether a call before has packed them */
     struct barrier *barrier;
 };
 
 /* Columns in tiles of nearly the same width. */
-static size_t linear_tiles(const struct linear *task) { return ceil_div(ceil_div(task->columns, LANES), LINEAR_WIDE); }
-static size_t linear_vector(const struct linear *task, size_t tile) {
+static size_t linear_tiles(const linear_task *task) { return ceil_div(ceil_div(task->columns, LANES), LINEAR_WIDE); }
+static size_t linear_vector(const linear_task *task, size_t tile) {
     return ceil_div(task->columns, LANES) * tile / linear_tiles(task);
 }
 
 /* LANES columns of W from `column` on, at every width-th vector of `to`. */
-static void pack_columns(const struct linear *task, float *restrict to, size_t column, size_t width) {
+static void pack_columns(const linear_task *task, float *restrict to, size_t column, size_t width) {
     const size_t K = task->K, step = width * LANES, lanes = lanes_at(task->columns, column);
     if (task->transposed) {
-        const float *restrict w = task->w + column;
-        for (size_t k = 0; k < K; k++) store(to + k * step, load_n(w + k * task->columns, lanes));
+        const element *restrict w = task->w + column;
+        for (size_t k = 0; k < K; k += TERM)
+            store(to + k / TERM * step, load_columns(w + k * task->columns, task->columns, K - k, lanes));
         return;
     }
     pack_rows(to, step, task->w + column * K, K, lanes);
 }
 
 /* A tile of sums to where it belongs: with the bias at first, and on top of what is there later. */
-static void put_tile(const struct linear *task, tile_t products, size_t row, size_t rows, size_t vector, size_t count,
+static void put_tile(const linear_task *task, tile_t products, size_t row, size_t rows, size_t vector, size_t count,
                      int first) {
     for (size_t v = 0; v < count; v++) {
         const size_t column = (vector + v) * LANES, lanes = lanes_at(task->columns, column);
-        const vec b = first && task->b ? load_n(task->b + column, lanes) : splat(0.0f);
+        const vec b = first && task->b ? read_n(task->b + column, lanes) : splat(0.0f);
         for (size_t r = 0; r < rows; r++) {
-            float *out = task->out + (row + r) * task->out_stride + column;
-            store_n(out, load(products[r][v]) + (first ? b : load_n(out, lanes)), lanes);
+            element *out = task->out + (row + r) * task->out_stride + column;
+            write_n(out, load(products[r][v]) + (first ? b : read_n(out, lanes)), lanes);
         }
     }
 }
@@ -53,7 +55,7 @@ static void put_tile(const struct linear *task, tile_t products, size_t row, siz
 /* A block of rows times the panels of some tiles. */
 static void linear_block(const struct linear_job *job, size_t first_row, size_t rows, size_t first_tile,
                          size_t end_tile) {
-    const struct linear *task = job->task;
+    const linear_task *task = job->task;
     const size_t K = task->K;
     tile_t products;
     struct prefetch list;
@@ -61,7 +63,7 @@ static void linear_block(const struct linear_job *job, size_t first_row, size_t 
         const size_t terms = min_size(K - k, LONGEST);
         for (size_t tile = first_tile; tile < end_tile; tile++) {
             const size_t vector = linear_vector(task, tile), count = linear_vector(task, tile + 1) - vector;
-            const float *panel = job->panels + (vector * K + k * count) * LANES;
+            const float *panel = job->panels + (vector * terms_of(K) + k / TERM * count) * LANES;
             for (size_t done = 0, some; done < rows; done += some) {
                 const size_t row = first_row + done;
                 some = height(rows, done, ROWS[count]);
@@ -76,7 +78,7 @@ static void linear_block(const struct linear_job *job, size_t first_row, size_t 
 }
 
 /* Rows are split first, since a member then needs no more than its own of x; columns too where there are few rows. */
-static struct grid linear_grid(const struct linear *task, size_t team) {
+static struct grid linear_grid(const linear_task *task, size_t team) {
     const size_t tiles = linear_tiles(task), heights = ceil_div(task->rows, ROWS[LINEAR_WIDE]);
     struct grid best = {1, 1};
     size_t least = (size_t)-1;
@@ -94,29 +96,29 @@ static struct grid linear_grid(const struct linear *task, size_t team) {
 
 static void linear_member(void *argument, int member, int members) {
     const struct linear_job *job = argument;
-    const struct linear *task = job->task;
+    const linear_task *task = job->task;
     const size_t tiles = linear_tiles(task), me = (size_t)member, team = (size_t)members;
     const struct range packed = part_of(tiles, me, team);
     for (size_t tile = packed.first; !job->filled && tile < packed.end; tile++) {
         const size_t vector = linear_vector(task, tile), width = linear_vector(task, tile + 1) - vector;
-        float *panel = job->panels + vector * task->K * LANES;
+        float *panel = job->panels + vector * terms_of(task->K) * LANES;
         for (size_t v = 0; v < width; v++) pack_columns(task, panel + v * LANES, (vector + v) * LANES, width);
     }
     if (!job->filled) barrier_wait(job->barrier, (unsigned)members);
     const struct grid grid = linear_grid(task, team);
     if (me >= grid.row_groups * grid.members) return;
     const struct share share = share_of(grid, me, task->rows, tiles);
-    const size_t fitting = BLOCK_FLOATS / min_size(task->K, LONGEST), most = fitting > 48 ? fitting : 48;
+    const size_t fitting = BLOCK / min_size(task->K, LONGEST), most = fitting > 48 ? fitting : 48;
     for (size_t done = 0, rows; done < share.rows; done += rows) {
         rows = height(share.rows, done, most);
         linear_block(job, share.first_row + done, rows, share.first_tile, share.first_tile + share.tiles);
     }
 }
 
-static size_t linear_panels(size_t columns, size_t K) { return ceil_div(columns, LANES) * LANES * K; }
+static size_t linear_panels(size_t columns, size_t K) { return ceil_div(columns, LANES) * LANES * terms_of(K); }
 
 /* panels: memory for the packed weights that outlives the call, or NULL. */
-static int linear_with(const struct linear *task, float *panels, int filled, int threads) {
+static int linear_with(const linear_task *task, float *panels, int filled, int threads) {
     struct linear_job job = {.task = task, .filled = filled};
     float *memory = scratch(&job.barrier, 1, panels ? 0 : linear_panels(task->columns, task->K));
     if (!memory) return -1;
@@ -126,6 +128,6 @@ static int linear_with(const struct linear *task, float *panels, int filled, int
     return 0;
 }
 
-static int linear(const struct linear *task, int threads) { return linear_with(task, NULL, 0, threads); }
+static int linear(const linear_task *task, int threads) { return linear_with(task, NULL, 0, threads); }
 
 #endif

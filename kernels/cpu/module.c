@@ -111,6 +111,8 @@ FLOAT_KERNEL(matvec, MATVEC_ARGUMENTS, 0)
 FLOAT_KERNEL(step_in_place, STEP_IN_PLACE_ARGUMENTS, (size_t)task.cell)
 KERNEL(forward_bf16, forward, bf16_backend, forward, FORWARD_ARGUMENTS, (size_t)task.cell)
 KERNEL(backward_bf16, backward, bf16_backend, backward, BACKWARD_ARGUMENTS, (size_t)task.cell)
+KERNEL(weight_grad_bf16, weight_grad, bf16_backend, weight_grad, WEIGHT_GRAD_ARGUMENTS, 0)
+KERNEL(linear_bf16, linear, bf16_backend, linear, LINEAR_ARGUMENTS, 0)
 
 /* py_NAME(threads, the arguments) -> position of an id outside the vocabulary, or the number of tokens. */
 #define IDS_KERNEL(NAME, ARGUMENTS)                                                                                    \
@@ -241,6 +243,8 @@ static PyMethodDef methods[] = {
     KERNEL_METHOD(step_in_place),
     BF16_METHOD(forward),
     BF16_METHOD(backward),
+    BF16_METHOD(weight_grad),
+    BF16_METHOD(linear),
     IDS_METHOD(gather),
     IDS_METHOD(scatter),
     METHOD(layer_panels, METH_FASTCALL,

@@ -31,8 +31,10 @@ static int supported(void) {
 #include "backends.h"
 #include "backward.h"
 #include "forward.h"
+#include "linear.h"
+#include "weight_grad.h"
 
-const struct bf16_backend backend_neon_bf16 = {"neon_bf16", supported, forward, backward};
+const struct bf16_backend backend_neon_bf16 = {"neon_bf16", supported, forward, backward, weight_grad, linear};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -111,7 +111,41 @@ INLINE vec exp_fraction(vec y, vec rounded) {
     return r + r * r * p;
 }
 
-#ifdef ROUNDED
+#if defined(ROUNDED) && !defined(__aarch64__)
+
+/* For what is rounded to 8 bits: right to 16, with what AVX-512 has for powers of 2. */
+
+/* The whole part of y is left to the instruction that scales by it; the fraction, 2^(y - floor(y)) - 1, has the least
+   relative error (2^-15.8) that four terms allow, so that it is right near 0 too. */
+INLINE vec power_fraction(vec y) {
+    const vec f = (vec)_mm512_reduce_ps((__m512)y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    vec p = f * 0.012707291f + 0.053523276f;
+    p = p * f + 0.24061711f;
+    p = p * f + 0.69313556f;
+    return p * f;
+}
+
+INLINE vec scaled(vec v, vec y) { return (vec)_mm512_scalef_ps((__m512)v, (__m512)y); }
+INLINE vec at_most(float limit, vec v) { return (vec)_mm512_min_ps(_mm512_set1_ps(limit), (__m512)v); } /* NaN too */
+
+INLINE vec reciprocal(vec x) { /* of what is finite: right to 14 bits, and to twice as many after a step of Newton's */
+    const vec r = (vec)_mm512_rcp14_ps((__m512)x);
+    return r * (2.0f - x * r);
+}
+
+INLINE vec sigmoid(vec x) {
+    const vec y = at_most(126.0f, x * -1.44269504f);
+    return reciprocal(1.0f + scaled(1.0f + power_fraction(y), y));
+}
+
+INLINE vec tanh_of(vec x) { /* (e - 1) / (e + 1) with e = exp(2|x|); the numerator does not cancel near 0 */
+    const vec y = at_most(60.0f, 2.88539008f * (vec)((ivec)x & 0x7fffffff));
+    const vec scale = scaled(splat(1.0f), y), numerator = (scale - 1.0f) + scale * power_fraction(y);
+    const vec quotient = numerator * reciprocal(numerator + 2.0f);
+    return (vec)((ivec)quotient | ((ivec)x & (int32_t)0x80000000));
+}
+
+#elif defined(ROUNDED)
 
 /* For what is rounded to 8 bits: right to 17, in half of the time. Exponents end at that of the smallest normal number,
    where bfloat16's conversions end too. */
@@ -124,12 +158,8 @@ INLINE struct exponential exp_of(vec y) {
 }
 
 INLINE vec reciprocal(vec x) { /* of 1 to 2 */
-#if defined(__aarch64__)
-    vec r = (vec)vrecpeq_f32((float32x4_t)x); /* right to 8 bits, AVX-512's to 14; each step doubles them */
+    vec r = (vec)vrecpeq_f32((float32x4_t)x); /* right to 8 bits; each step doubles them */
     r = r * (2.0f - x * r);
-#else
-    vec r = (vec)_mm512_rcp14_ps((__m512)x);
-#endif
     return r * (2.0f - x * r);
 }
 

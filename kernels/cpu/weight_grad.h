@@ -3,113 +3,155 @@
 #define FASTCELLS_WEIGHT_GRAD_H
 
 #include "arguments.h"
-#include "grid.h"
+#include "panels.h"
 
 enum { ADDENDS = 16 }; /* terms of a bias's gradient that are added up one after another */
-enum { TOKENS = 128 };                                   /* at a time: their part of x stays in the second-level cache */
+enum { TOKENS = TERM > 1 ? 640 : 128 }; /* at most at a time: their part of x stays in the second-level cache */
 enum { WIDE = 3, TALL = REGISTERS >= 32 && LANES >= 8 ? 8 : 4 }; /* the tile; TALL divides LANES */
 
+enum { ACROSS = TERM * LANES }; /* columns of d that are read at a time: whole lines of memory */
+
 struct weight_grad_job {
-    const struct weight_grad *task;
+    const weight_grad_task *task;
     float *panels[2]; /* of some tokens of x; one is written while the other is read */
+    float *d_w, *d_b; /* the sums so far, where the tensors have fewer bits */
+    size_t tokens;    /* at a time */
     struct barrier *barrier;
 };
 
-/* The columns from `column` on of `tokens` tokens of x from `token` on as a panel [tokens][vectors][LANES], zero past
-   the last one. */
-static void pack_tokens(float *restrict panel, const struct weight_grad *task, size_t token, size_t tokens, size_t column,
+/* Tokens at a time. Where the sums so far are tensors of their own: in parts of nearly the same size, of whole terms. */
+static size_t tokens_at_a_time(size_t tokens) {
+    if (!STATES_CARRIED) return TOKENS;
+    const size_t even = ceil_div(tokens, ceil_div(tokens, TOKENS));
+    return ceil_div(even, TERM) * TERM;
+}
+
+/* A token's row of x, from `column` on. */
+INLINE const element *row_of_x(const weight_grad_task *task, size_t token, size_t column) {
+    const size_t split = task->split;
+    return (token < split ? task->x + token * task->columns : task->x_rest + (token - split) * task->columns) + column;
+}
+
+/* The columns from `column` on of `tokens` tokens of x from `token` on as a panel [tokens / TERM][vectors][LANES], zero
+   past the last column and the last token. */
+static void pack_tokens(float *restrict panel, const weight_grad_task *task, size_t token, size_t tokens, size_t column,
                         size_t vectors) {
-    for (size_t k = 0; k < tokens; k++) {
-        const size_t at = token + k, columns = task->columns;
-        const float *x = at < task->split ? task->x + at * columns : task->x_rest + (at - task->split) * columns;
+    for (size_t k = 0; k < tokens; k += TERM) {
         for (size_t v = 0; v < vectors; v++) {
-            const size_t first = column + v * LANES;
-            store(panel + (k * vectors + v) * LANES, load_n(x + first, lanes_at(columns, first)));
+            const size_t first = column + v * LANES, lanes = lanes_at(task->columns, first);
+            const vec x = read_n(row_of_x(task, token + k, first), lanes);
+            const int paired = TERM > 1 && k + 1 < tokens;
+            const vec next = paired ? read_n(row_of_x(task, token + k + 1, first), lanes) : splat(0.0f);
+            store(panel + (k / TERM * vectors + v) * LANES, columns_of_terms(x, next));
         }
     }
 }
 
-/* LANES columns of d, [tokens][LANES], and their sums, a few addends at a time, so that rounding errors stay small. */
-static vec pack_gates(float *restrict to, const float *restrict d, size_t step, size_t lanes, size_t tokens) {
+/* LANES columns of d, [tokens / TERM][LANES], and their sums, a few addends at a time, so that rounding errors stay
+   small. */
+static vec pack_gates(float *restrict to, const element *restrict d, size_t step, size_t lanes, size_t tokens) {
     vec sum = splat(0.0f);
     for (size_t part = 0; part < tokens; part += ADDENDS) {
         vec few = splat(0.0f);
-        for (size_t k = part; k < tokens && k < part + ADDENDS; k++) {
-            vec v = load_n(d + k * step, lanes);
-            store(to + k * LANES, v);
+        for (size_t k = part; k < tokens && k < part + ADDENDS; k += TERM) {
+            const vec v = read_n(d + k * step, lanes);
+            const vec next = TERM > 1 && k + 1 < tokens ? read_n(d + (k + 1) * step, lanes) : splat(0.0f);
+            store(to + k / TERM * LANES, columns_of_terms(v, next));
             few += v;
+            if (TERM > 1) few += next;
         }
         sum += few;
     }
     return sum;
 }
 
-/* out += products, or out = products for the first tokens of all. */
-static void add_tile(const struct weight_grad *task, tile_t products, size_t row, size_t rows, size_t vector, size_t count,
-                     int first) {
+/* Add to the sums of a result what some tokens give. sums, result: the same, or floats where a result is rounded. */
+INLINE void add_sum(const weight_grad_task *task, float *sums, element *result, vec v, size_t lanes, size_t token,
+                    int last) {
+    if (token > 0)
+        v = load_n(sums, lanes) + v;
+    else if (task->accumulate)
+        v = read_n(result, lanes) + v;
+    if (STATES_CARRIED && last)
+        write_n(result, v, lanes);
+    else
+        store_n(sums, v, lanes);
+}
+
+static void add_tile(const struct weight_grad_job *job, tile_t products, size_t row, size_t rows, size_t vector,
+                     size_t count, size_t token) {
+    const weight_grad_task *task = job->task;
     for (size_t r = 0; r < rows; r++) {
         for (size_t v = 0; v < count; v++) {
-            const size_t column = (vector + v) * LANES, lanes = lanes_at(task->columns, column);
-            float *out = task->d_w + (row + r) * task->columns + column;
-            const vec p = load(products[r][v]);
-            store_n(out, first ? p : load_n(out, lanes) + p, lanes);
+            const size_t column = (vector + v) * LANES, at = (row + r) * task->columns + column;
+            float *sums = CARRIED(job->d_w, task->d_w) + at;
+            add_sum(task, sums, task->d_w + at, load(products[r][v]), lanes_at(task->columns, column), token,
+                    token + job->tokens >= task->tokens);
         }
     }
 }
 
 static void weight_grad_member(void *argument, int member, int members) {
     const struct weight_grad_job *job = argument;
-    const struct weight_grad *task = job->task;
+    const weight_grad_task *task = job->task;
     const size_t me = (size_t)member, team = (size_t)members;
     const size_t vectors = ceil_div(task->columns, LANES), tiles = ceil_div(vectors, WIDE);
-    const struct range packed = part_of(tiles, me, team), own = part_of(ceil_div(task->rows, LANES), me, team);
-    for (size_t token = 0; token < task->tokens; token += TOKENS) {
-        const size_t tokens = min_size(task->tokens - token, TOKENS);
-        float *panels = job->panels[token / TOKENS % 2];
-        const int first = token == 0 && !task->accumulate;
+    const struct range packed = part_of(tiles, me, team), own = part_of(ceil_div(task->rows, ACROSS), me, team);
+    for (size_t token = 0; token < task->tokens; token += job->tokens) {
+        const size_t tokens = min_size(task->tokens - token, job->tokens);
+        float *panels = job->panels[token / job->tokens % 2];
+        const int last = token + tokens == task->tokens;
         for (size_t tile = packed.first; tile < packed.end; tile++) {
             const struct range v = part_of(vectors, tile, tiles);
-            pack_tokens(panels + v.first * LANES * TOKENS, task, token, tokens, v.first * LANES, v.end - v.first);
+            pack_tokens(panels + v.first * LANES * terms_of(TOKENS), task, token, tokens, v.first * LANES, v.end - v.first);
         }
         barrier_wait(job->barrier, (unsigned)members);
         for (size_t block = own.first; block < own.end; block++) {
-            float gates[TOKENS * LANES] __attribute__((aligned(64)));
+            float gates[TERM][TOKENS / TERM * LANES] __attribute__((aligned(64)));
             tile_t products;
-            const size_t row = block * LANES, lanes = lanes_at(task->rows, row);
-            const vec sum = pack_gates(gates, task->d + token * task->d_stride + row, task->d_stride, lanes, tokens);
-            store_n(task->d_b + row, first ? sum : load_n(task->d_b + row, lanes) + sum, lanes);
+            const size_t row = block * ACROSS, some = min_size(task->rows - row, ACROSS);
+            for (size_t r = 0; r < some; r += LANES) {
+                const size_t lanes = lanes_at(some, r), at = row + r;
+                const element *d = task->d + token * task->d_stride + at;
+                const vec sum = pack_gates(gates[r / LANES], d, task->d_stride, lanes, tokens);
+                add_sum(task, CARRIED(job->d_b, task->d_b) + at, task->d_b + at, sum, lanes, token, last);
+            }
 
             /* Meanwhile, prefetch what the next block reads of d: a line of each token, far from each other. */
             const void *line[TOKENS];
-            const size_t next_token = block + 1 < own.end ? token : token + TOKENS;
-            const size_t next_row = block + 1 < own.end ? row + LANES : own.first * LANES;
+            const size_t next_token = block + 1 < own.end ? token : token + tokens;
+            const size_t next_row = block + 1 < own.end ? row + ACROSS : own.first * ACROSS;
             size_t lines = 0, fetched = 0, done = 0;
-            for (; lines < TOKENS && next_token + lines < task->tokens; lines++)
+            for (; lines < job->tokens && next_token + lines < task->tokens; lines++)
                 line[lines] = task->d + (next_token + lines) * task->d_stride + next_row;
 
-            const size_t products_of_block = tiles * ceil_div(lanes, TALL);
+            const size_t products_of_block = tiles * ceil_div(some, TALL);
             for (size_t tile = 0; tile < tiles; tile++) {
                 const size_t v = part_of(vectors, tile, tiles).first, count = part_of(vectors, tile, tiles).end - v;
-                for (size_t r = 0; r < lanes; r += TALL) {
-                    const size_t rows = min_size(lanes - r, TALL);
+                for (size_t r = 0; r < some; r += TALL) {
+                    const size_t rows = min_size(some - r, TALL);
                     const size_t upto = lines * ++done / products_of_block;
-                    const float *panel = panels + v * LANES * TOKENS;
-                    GEMM_PART_OF[count - 1][rows - 1](products, gates + r, 1, LANES, panel, tokens, 0, line + fetched,
-                                                      upto - fetched);
+                    const float *panel = panels + v * LANES * terms_of(TOKENS);
+                    const element *a = (const element *)(gates[r / LANES] + r % LANES);
+                    GEMM_PART_OF[count - 1][rows - 1](products, a, TERM, LANES * TERM, panel, terms_of(tokens), 0,
+                                                      line + fetched, upto - fetched);
                     fetched = upto;
-                    add_tile(task, products, row + r, rows, v, count, first);
+                    add_tile(job, products, row + r, rows, v, count, token);
                 }
             }
         }
     }
 }
 
-static int weight_grad(const struct weight_grad *task, int threads) {
-    const size_t panels = ceil_div(task->columns, LANES) * LANES * TOKENS;
-    struct weight_grad_job job = {.task = task};
-    job.panels[0] = scratch(&job.barrier, 1, 2 * panels);
+static int weight_grad(const weight_grad_task *task, int threads) {
+    const size_t panels = ceil_div(task->columns, LANES) * LANES * terms_of(TOKENS);
+    const size_t sums = STATES_CARRIED && task->tokens > TOKENS ? task->rows * (task->columns + 1) : 0;
+    struct weight_grad_job job = {.task = task, .tokens = tokens_at_a_time(task->tokens)};
+    job.panels[0] = scratch(&job.barrier, 1, 2 * panels + sums);
     if (!job.panels[0]) return -1;
     job.panels[1] = job.panels[0] + panels;
+    job.d_w = job.panels[1] + panels;
+    job.d_b = job.d_w + task->rows * task->columns;
     team_run(threads, weight_grad_member, &job);
     free(job.barrier);
     return 0;

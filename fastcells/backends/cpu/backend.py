@@ -60,10 +60,10 @@ class CpuBackend(KernelBackend):
         return Choice("cpu", "layer" if in_one_call(call) else "cpu", reason, backend=self)
 
     def project(self, choice: Choice, x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
-        if w_ih.dtype != torch.float32:  # oneDNN's products, which know the instructions
-            return super().project(choice, x, w_ih, b_ih)
-        if not x.is_floating_point():
+        if not x.is_floating_point() and w_ih.dtype == torch.float32:
             return products.gather_rows(x, w_ih, b_ih)
+        if x.dtype != w_ih.dtype or not products.multiplies(w_ih.dtype):
+            return super().project(choice, x, w_ih, b_ih)
         return products.linear(x, w_ih, b_ih, inner=True)
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
@@ -116,7 +116,7 @@ class CpuBackend(KernelBackend):
         operand: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         heads = spec.recurrent.heads if isinstance(spec.recurrent, Heads) else 0
-        if traced() or not needs_w or d_gates.dtype != torch.float32 or heads > 1:
+        if traced() or not needs_w or heads > 1 or not products.multiplies(d_gates.dtype):
             return super().weight_gradients(spec, trace, previous, d_gates, needs_w, needs_b, operand)
         d_gates = d_gates.flatten(0, 1)
         H = previous.parts[0].shape[-1]

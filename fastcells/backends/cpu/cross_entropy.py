@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastcells.backends.base import LossGradients
-from fastcells.backends.cpu import buffers, native
+from fastcells.backends.cpu import buffers, checks, native
 
 LOGITS = 1 << 20  # floats at a time, if these are enough rows: 4 MB, of a third-level cache
 FEWEST_ROWS = 256  # that are worth going through the weights once more
@@ -20,8 +20,32 @@ def of_scores(
     share = torch.tensor([1 - smoothing, smoothing / scores.shape[1]], dtype=torch.float32, device="cpu")
     found = scores.new_empty(len(scores))
     targets = torch.where(counts, targets, -1)
-    native.cross_entropy(scores, targets, share, found, gradient=gradient, d_losses=d_losses)
+    in_place(scores, targets, share, found, gradient=gradient, d_losses=d_losses)
     return found
+
+
+def in_place(
+    x: Tensor, targets: Tensor, smoothing: Tensor, losses: Tensor, *, gradient: bool, d_losses: Tensor | None = None
+) -> None:
+    """Cross-entropy of scores x [N, V], row by row, to `losses` [N]; with `gradient`, its gradient takes x's place.
+
+    targets: integers [N] below V; below 0 where a row does not count. smoothing: [2], what the target's probability is
+    to be, and what is added to that of each column. d_losses: [N], of the losses, or None for 1. All else float32.
+
+    Raises:
+        RuntimeError: a tensor has another shape, dtype or device. IndexError: a target that is no column.
+    """
+    N, V = checks.matrix("x", x)
+    targets = checks.ids(targets)
+    if len(targets) != N or (N and int(targets.max()) >= V):
+        raise IndexError(f"there must be {N} targets below {V}, got {len(targets)} up to {targets.max()}")
+    smoothing = checks.float32("smoothing", smoothing, (2,))
+    d_losses = None if d_losses is None else checks.float32("d_losses", d_losses, (N,))
+    read = native._addresses(targets=targets, smoothing=smoothing, d_loss=d_losses)
+    written = checks.written(("x", x, (N, V)), ("loss", losses, (N,)))
+    native._cpu.cross_entropy(
+        native._instructions, native._few_threads(x), rows=N, columns=V, gradient=gradient, **read, **written
+    )
 
 
 def losses(

@@ -7,7 +7,7 @@ installation the module `_cpu` is missing; `obstacle` says so.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -176,6 +176,11 @@ def _element(w: Tensor | None) -> torch.dtype:
     return torch.bfloat16 if bf16 else torch.float32
 
 
+def _function(kernel: str, dtype: torch.dtype) -> Any:
+    """A kernel of C that there is for each of the dtypes."""
+    return getattr(_cpu, kernel if dtype == torch.float32 else f"{kernel}_bf16")
+
+
 def call(kernel: str, multiplications: int, *arguments: int) -> None:
     """The kernel of a defined cell, with the instructions in use, and threads for so much work.
 
@@ -209,7 +214,9 @@ def linear(
     out: Tensor | None = None,
     accumulate: bool = False,
 ) -> Tensor:
-    """`x @ w.t() + b` for x [N, K], whose rows may lie apart, w [M, K] and b [M], float32, without autograd.
+    """`x @ w.t() + b` for x [N, K], whose rows may lie apart, w [M, K] and b [M], without autograd.
+
+    All float32, or bfloat16 where `bf16_obstacle` has nothing against it: sums are float32.
 
     transposed: w is [K, M], and the product `x @ w + b`. out: [N, M], for the result; its rows may lie apart.
     accumulate: add to what `out` holds; b is None.
@@ -219,25 +226,27 @@ def linear(
     """
     (N, K), (rows, columns) = check.matrix("x", x), check.matrix("w", w)
     M = columns if transposed else rows
-    x = check.float32("x", x, (N, K), rows_apart=True)
-    w = check.float32("w", w, (K, M) if transposed else (M, K))
-    b = None if b is None else check.float32("b", b, (M,))
+    dtype = _element(w)
+    x = check.float32("x", x, (N, K), rows_apart=True, dtype=dtype)
+    w = check.float32("w", w, (K, M) if transposed else (M, K), dtype=dtype)
+    b = None if b is None else check.float32("b", b, (M,), dtype=dtype)
     out = x.new_empty(N, M) if out is None else out
     if K == 0 and not accumulate:
         return out.zero_() if b is None else out.copy_(b)
     if out.numel() and K:
         sizes = {"rows": N, "K": K, "columns": M, "x_stride": x.stride(0), "out_stride": out.stride(0)}
-        read, written = _addresses(x=x, w=w, b=b), check.written(("out", out, (N, M)), rows_apart=True)
+        read, written = _addresses(x=x, w=w, b=b), check.written(("out", out, (N, M)), rows_apart=True, dtype=dtype)
         flags = {"transposed": transposed, "accumulate": accumulate}
-        _cpu.linear(_instructions, _threads(N * K * M), **sizes, **flags, **read, **written)
+        _function("linear", dtype)(_instructions, _threads(N * K * M), **sizes, **flags, **read, **written)
     return out
 
 
 def weight_gradients(
     d: Tensor, *pieces: Tensor, out: tuple[Tensor, Tensor] | None = None, accumulate: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`d.t() @ x` and `d.sum(0)` for d [N, rows], whose rows may lie apart, and x [N, columns], float32.
+    """`d.t() @ x` and `d.sum(0)` for d [N, rows], whose rows may lie apart, and x [N, columns].
 
+    All float32, or bfloat16, as in `linear`.
     pieces: x, or two tensors that are x when put below each other. out: for the results.
     accumulate: add to what `out` holds.
 
@@ -249,9 +258,10 @@ def weight_gradients(
     left = 0 if rest is None else check.matrix("the rest of x", rest)[0]
     if split + left != N:
         raise RuntimeError(f"d has {N} rows, and x {split + left}")
-    x = check.float32("x", x, (split, columns))
-    rest = None if rest is None else check.float32("the rest of x", rest, (left, columns))
-    d = check.float32("d", d, (N, rows), rows_apart=True)
+    dtype = _element(x)
+    x = check.float32("x", x, (split, columns), dtype=dtype)
+    rest = None if rest is None else check.float32("the rest of x", rest, (left, columns), dtype=dtype)
+    d = check.float32("d", d, (N, rows), rows_apart=True, dtype=dtype)
     d_w, d_b = out or (x.new_empty(rows, columns), x.new_empty(rows))
     if d.numel() == 0 or columns == 0:
         sums = d.detach().sum(0)
@@ -259,31 +269,9 @@ def weight_gradients(
     sizes = {"tokens": N, "rows": rows, "columns": columns, "d_stride": d.stride(0), "split": split}
     sizes["accumulate"] = accumulate
     read = _addresses(d=d, x=x, x_rest=rest)
-    written = check.written(("d_w", d_w, (rows, columns)), ("d_b", d_b, (rows,)))
-    _cpu.weight_grad(_instructions, _threads(N * rows * columns), **sizes, **read, **written)
+    written = check.written(("d_w", d_w, (rows, columns)), ("d_b", d_b, (rows,)), dtype=dtype)
+    _function("weight_grad", dtype)(_instructions, _threads(N * rows * columns), **sizes, **read, **written)
     return d_w, d_b
-
-
-def cross_entropy(
-    x: Tensor, targets: Tensor, smoothing: Tensor, losses: Tensor, *, gradient: bool, d_losses: Tensor | None = None
-) -> None:
-    """Cross-entropy of scores x [N, V], row by row, to `losses` [N]; with `gradient`, its gradient takes x's place.
-
-    targets: integers [N] below V; below 0 where a row does not count. smoothing: [2], what the target's probability is
-    to be, and what is added to that of each column. d_losses: [N], of the losses, or None for 1. All else float32.
-
-    Raises:
-        as `gather`.
-    """
-    N, V = check.matrix("x", x)
-    targets = check.ids(targets)
-    if len(targets) != N or (N and int(targets.max()) >= V):
-        raise IndexError(f"there must be {N} targets below {V}, got {len(targets)} up to {targets.max()}")
-    smoothing = check.float32("smoothing", smoothing, (2,))
-    d_losses = None if d_losses is None else check.float32("d_losses", d_losses, (N,))
-    read = _addresses(targets=targets, smoothing=smoothing, d_loss=d_losses)
-    written = check.written(("x", x, (N, V)), ("loss", losses, (N,)))
-    _cpu.cross_entropy(_instructions, _few_threads(x), rows=N, columns=V, gradient=gradient, **read, **written)
 
 
 def gather(ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:

@@ -1,9 +1,10 @@
-"""Linear layers and the rows that token ids name, in float32 on a CPU: in C where the product is large.
+"""Linear layers and the rows that token ids name on a CPU: in C where the product is large.
 
 torch's own float32 matmul goes to MKL, which does not use AVX-512 on AMD's processors: half of their speed. oneDNN,
 which torch carries too, does, but its operator is wrong where OpenMP gives fewer threads than torch asked for
 (OMP_THREAD_LIMIT, OMP_DYNAMIC), and keeps memory for every shape that it has seen. Measurements of all of them:
-bench/results/matmul-cpu.csv.
+bench/results/matmul-cpu.csv. bfloat16, which torch gives to oneDNN, runs in C where the processor multiplies it: the
+bias, and the gradient of it, come with the product, and the gradient of W needs no copy of the states.
 """
 
 from __future__ import annotations
@@ -32,14 +33,21 @@ def serves(t: Tensor) -> bool:
     )
 
 
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether C has the products of a dtype on this machine."""
+    if dtype == torch.bfloat16:
+        return native.bf16_obstacle() is None
+    return dtype == torch.float32 and native.obstacle() is None
+
+
 def matmul(a: Tensor, w: Tensor, b: Tensor | None = None, *, inner: bool = False) -> Tensor:
     """`a @ w.t() + b` for a [N, K], w [M, K] and b [M], without autograd. inner: no user gets to see the result."""
     (N, K), M = a.shape, len(w)
-    if N < MANY_ROWS or N * K * M < LARGE_PRODUCT or native.obstacle() is not None:
+    if N < MANY_ROWS or N * K * M < LARGE_PRODUCT or not multiplies(w.dtype):
         return a @ w.t() if b is None else torch.addmm(b, a, w.t())
     if w.stride(0) == 1 and not w.is_contiguous():  # the gradient of an input multiplies by W^T
         return native.linear(a, w.t(), b, transposed=True)
-    return native.linear(a, w, b, out=buffers.empty(N, M) if inner else None)
+    return native.linear(a, w, b, out=buffers.empty(N, M, dtype=w.dtype) if inner else None)
 
 
 class Linear(torch.autograd.Function):
@@ -108,7 +116,10 @@ def gather_rows(ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None, *, inner: bool = False) -> Tensor:
-    """`F.linear(x, w, b)` for x [..., I], w [G, I] and b [G], float32 on a CPU. inner: as in `matmul`."""
+    """`F.linear(x, w, b)` for x [..., I], w [G, I] and b [G] on a CPU, all of one dtype that C multiplies.
+
+    inner: as in `matmul`.
+    """
     if traced() or transformed():
         return F.linear(x, w, b)
     out: Tensor = Linear.apply(x, w, b, inner)
