@@ -14,6 +14,8 @@ enum backward_section {
     D_NEW, BEFORE, AFTER, KEPT, PARAMETER, D_OPERAND, D_GATE, D_X, D_STATE, D_EXTRA, MADE, BACKWARD_SECTIONS
 };
 enum { MAX_SECTIONS = BACKWARD_SECTIONS };
+enum { MOST_OF_A_KIND = MAX_PLACES / 8 }; /* gates, states, and so on */
+enum { MAX_GROUPS = MOST_OF_A_KIND / MAX_WIDTH };
 
 /* Where each section begins. */
 struct layout {
@@ -45,11 +47,11 @@ struct programs {
 /* Are a cell's numbers such that places, tiles and products have room for them? */
 static inline int numbers_fit(size_t gates, size_t first, size_t second, size_t states, size_t saved, size_t extra,
                               size_t carried, size_t H, size_t heads) {
-    enum { MOST = MAX_PLACES / 8 };
-    if (gates < 1 || states < 1 || gates > MOST || states > MOST || saved > MOST || extra > MOST || carried > MOST)
+    const size_t most = MOST_OF_A_KIND;
+    if (gates < 1 || states < 1 || gates > most || states > most || saved > most || extra > most || carried > most)
         return 0;
     if (heads < 1 || H % heads) return 0;
-    return first <= MAX_WIDTH && second <= MAX_WIDTH && (first ? first + second == gates : second == 0);
+    return first ? first + second == gates : second == 0;
 }
 
 /* Divide a defined cell's step; W_hh may have blocks. */

@@ -35,7 +35,7 @@ INLINE const float *state_before(const struct defined_forward_job *job, const st
 
 /* The places of a tile. */
 static void bind_forward(const struct defined_forward_job *job, const struct defined_step *step, const struct tile *at,
-                         size_t phase, tile_t products, struct place *table) {
+                         size_t phase, tile_t *products, struct place *table) {
     const struct defined_forward *f = job->task;
     const size_t H = f->H, G = f->gates, S = f->num_saved, C = f->carried, *first = job->programs.layout.first;
     const size_t token = at->t * f->B + at->row, own = at->row * H + at->column;
@@ -45,7 +45,8 @@ static void bind_forward(const struct defined_forward_job *job, const struct def
         if (f->b) table[first[BIAS] + g] = place_at(f->b, g * H + at->column, 0);
     }
     for (size_t g = 0; g < p->gates; g++)
-        table[first[PRODUCT] + p->first_gate + g] = (struct place){products[0][g * at->vectors], MAX_WIDTH * LANES};
+        table[first[PRODUCT] + p->first_gate + g] =
+            (struct place){products[g / MAX_WIDTH][0][g % MAX_WIDTH * at->vectors], MAX_WIDTH * LANES};
     for (size_t i = 0; i < f->states; i++) {
         float *after = i ? other_after(job, i, step->number, at->t) : f->hidden + at->t * f->B * H;
         table[first[STATE] + i] = place_at(state_before(job, step, i), own, H);
@@ -81,7 +82,7 @@ static void finish_rows(const struct defined_forward_job *job, const struct defi
 
 static void defined_forward_tile(const struct defined_forward_job *job, const struct blocks *blocks,
                                  const struct defined_step *step, const struct tile *at, size_t phase,
-                                 tile_t products) {
+                                 tile_t *products) {
     const struct defined_forward *f = job->task;
     const struct extent extent = extent_of(at, f->H);
     struct place table[MAX_PLACES];
@@ -90,7 +91,8 @@ static void defined_forward_tile(const struct defined_forward_job *job, const st
                                    f->resets, f->B)) {
         for (size_t r = 0; phase == 0 && r < at->rows; r++)
             if (starts_episode_at(f->lengths, f->resets, at->t, f->B, at->row + r))
-                memset(products[r], 0, sizeof products[r]);
+                for (size_t i = 0; i < groups_of(&job->division.panels[phase]); i++)
+                    memset(products[i][r], 0, sizeof products[i][r]);
     }
     run_program(blocks, &job->programs.of[phase], table, job->programs.access[phase], &extent);
     if (phase + 1 == job->programs.phases && (f->lengths || f->out)) finish_rows(job, step, at, extent.columns);
@@ -116,32 +118,35 @@ static void defined_forward_phase(const struct defined_forward_job *job, const s
     const struct defined_forward *f = job->task;
     const struct panels *p = &job->division.panels[phase];
     const float *a = phase ? job->operand : step->h_prev;
-    tile_t products;
+    tile_t products[MAX_GROUPS];
     struct prefetch list;
     for (size_t tile = share->first_tile; tile < share->first_tile + share->tiles; tile++) {
         struct tile at = {.t = step->t, .column = tile * p->vectors * LANES, .vectors = vectors_in(p, tile)};
-        const size_t width = p->gates * at.vectors;
+        const size_t widest = min_size(p->gates, MAX_WIDTH) * at.vectors;
         const struct range units = units_of(p, tile);
         for (size_t done = 0; done < share->rows; done += at.rows) {
             at.row = share->first_row + done;
-            at.rows = height(share->rows, done, rows_of(width));
-            if (width) {
-                prefetch_defined(&list, f, &at, p);
+            at.rows = height(share->rows, done, rows_of(widest));
+            list.count = 0;
+            for (size_t i = 0; i < groups_of(p); i++, list.count = 0) {
+                const struct panels group = group_of(p, i);
+                const size_t width = group.gates * at.vectors;
+                if (i == 0) prefetch_defined(&list, f, &at, p);
                 if (p->head)
-                    gemm_heads(at.rows, width, products, a + at.row * f->H + units.first, f->H, 1, 0, panel(p, tile),
-                               units.end - units.first, p->head, &list);
+                    gemm_heads(at.rows, width, products[i], a + at.row * f->H + units.first, f->H, 1, 0,
+                               panel(&group, tile), units.end - units.first, p->head, &list);
                 else
-                    gemm_tile(at.rows, width, products, a + at.row * f->H, f->H, panel(p, tile), f->H, &list);
+                    gemm_tile(at.rows, width, products[i], a + at.row * f->H, f->H, panel(&group, tile), f->H, &list);
             }
             defined_forward_tile(job, blocks, step, &at, phase, products);
         }
     }
 }
 
-/* Vectors of columns in a tile: all gates of a phase are in one. */
+/* Vectors of columns in a tile: all gates of a phase are in one, or in groups of as many as fit. */
 static size_t defined_vectors(const struct defined_forward *f, size_t members) {
     const size_t gates = f->first_gates > f->second_gates ? f->first_gates : f->second_gates;
-    return min_size(tile_width(f->H, members), gates ? MAX_WIDTH / gates : MAX_WIDTH);
+    return gates > MAX_WIDTH ? 1 : min_size(tile_width(f->H, members), gates ? MAX_WIDTH / gates : MAX_WIDTH);
 }
 
 static void divide_defined_forward(struct division *d, const struct defined_forward *f, size_t members) {

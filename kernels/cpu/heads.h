@@ -18,8 +18,18 @@ INLINE const float *unit_row(const struct panels *p, const float *w, size_t gate
     return w + ((unit / D * p->all_gates + p->first_gate + gate) * D + unit % D) * D;
 }
 
+/* A tile multiplies as many gates at once as registers allow: the panels of group `i` of these. */
+static inline size_t groups_of(const struct panels *p) { return ceil_div(p->gates, MAX_WIDTH); }
+static inline struct panels group_of(const struct panels *p, size_t i) {
+    struct panels group = *p;
+    group.first_gate += i * MAX_WIDTH;
+    group.gates = min_size(p->gates - i * MAX_WIDTH, MAX_WIDTH);
+    group.data += panels_size(p->H, i * MAX_WIDTH);
+    return group;
+}
+
 /* As pack_forward, with the terms of units_of. */
-static inline void pack_forward_heads(const struct panels *p, const float *restrict w, size_t tile) {
+static inline void pack_group(const struct panels *p, const float *restrict w, size_t tile) {
     if (!p->head) {
         pack_forward(p, w, tile);
         return;
@@ -41,6 +51,12 @@ static inline void pack_forward_heads(const struct panels *p, const float *restr
             const size_t from = (column + lane) / D * D - units.first;
             for (size_t k = 0; k < D; k++) out[((from + k) * width + i) * LANES + lane] = row[k];
         }
+    }
+}
+static inline void pack_forward_heads(const struct panels *p, const float *restrict w, size_t tile) {
+    for (size_t i = 0; i < groups_of(p); i++) {
+        const struct panels group = group_of(p, i);
+        pack_group(&group, w, tile);
     }
 }
 

@@ -29,6 +29,18 @@ def lstm(i: Tensor, f: Tensor, g: Tensor, o: Tensor, c: Tensor) -> tuple[Tensor,
     return o * torch.tanh(c), c
 
 
+def nine_gates(
+    a: Tensor, b: Tensor, c: Tensor, d: Tensor, e: Tensor, f: Tensor, g: Tensor, x_k: Tensor, h_k: Tensor, i: Tensor
+) -> Tensor:
+    """More than a tile of the C kernels multiplies at once."""
+    return torch.tanh(a * b + c) * torch.sigmoid(d - e) + torch.tanh(f + g * x_k) * torch.sigmoid(h_k * i)
+
+
+def six_gates(a: Tensor, b: Tensor, c: Tensor, d: Tensor, e: Tensor, h: Tensor) -> Tensor:
+    """Five of them ahead of the second product."""
+    return torch.tanh(a * b + e) * torch.sigmoid(c) + torch.tanh(d) * h
+
+
 def peephole(i: Tensor, f: Tensor, g: Tensor, o: Tensor, c: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     i, f = torch.sigmoid(i + p * c), torch.sigmoid(f + q * c)
     c = f * c + i * torch.tanh(g)

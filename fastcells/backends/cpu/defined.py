@@ -16,7 +16,6 @@ from fastcells.defined.rule import Rule
 from fastcells.spec import CellSpec, State
 from fastcells.spec.recurrent import DENSE, DIAGONAL, Heads
 
-MOST_GATES = 4  # of a product's tile (kernels/cpu/gemm.h)
 MOST_PLACES = 256  # (kernels/cpu/program.h)
 ELEMENTWISE = 32  # multiplications that take about as long as a gate's part of the update
 
@@ -55,8 +54,6 @@ class DefinedCell:
     @cached_property
     def obstacle(self) -> str | None:
         """Why C cannot run this cell, or None."""
-        if self.sizes.first_gates > MOST_GATES:
-            return f"C multiplies by the recurrent weights of at most {MOST_GATES} gates at once"
         places = max(p.places for p in (self.forward_programs(True, True), self.backward_programs))
         most = max(self.sizes.gates, self.sizes.states, self.sizes.saved, self.sizes.parameters)
         if places > MOST_PLACES or most > MOST_PLACES // 8:
