@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-# A file is one process's, so that what its tests share is built once. Files start in the order of their paths.
+# A file is one process's, so that what its tests share is built once. tests/conftest.py says which come first.
 PROCESSES := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: train test test-fast test-on product soak bench bench-full check compile busy corpus fuzz kill ptx cycles

@@ -246,7 +246,7 @@ def reference(
         weights = RecurrentWeights(weight, bias if spec.same_gradient else bias[t], extra=further)
         new = spec.step(x[t], h, weights)
         if spec.name == "rnn_relu":
-            before = x[t] + h[0] @ w.double().t() + bias
+            before = x[t] + h[0] @ weight.t() + bias
             near = before.abs() < limit * before.abs().max()
             new = (torch.where(torch.where(near, rounded[t] > 0, before > 0), before, 0.0 * before),)
         if mask is not None:

@@ -91,7 +91,9 @@ def pairs(case: Case) -> set[tuple[object, ...]]:
     options = [name for name, value in given.items() if value]
     kind = case.rule if case.rule in CELLS else "generated" if case.rule in DEFINED else "of another kind"
     found: set[tuple[object, ...]] = {(family, case.dtype), (case.rule, case.dtype), (target, case.dtype)}
-    found |= {(target, case.path, case.both)} | ({(case.path, kind)} if case.backward else set())
+    found |= {(family, case.H, case.B), (target, case.path, case.both)} | (
+        {(case.path, kind)} if case.backward else set()
+    )
     return found | {(family, option) for option in options} | set(itertools.combinations(options, 2))
 
 
