@@ -12,6 +12,7 @@ bench/results/compile.csv.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import subprocess
@@ -157,19 +158,23 @@ def recorders(launches: dict[tuple[str, object], Launch]) -> Iterator[None]:
             setattr(module, name, kernel)
 
 
-def cuobjdump(compiled: Any, option: str) -> str:
-    """What cuobjdump says of the machine code."""
+def cuobjdump(compiled: Any) -> str:
+    """What cuobjdump says of the machine code: resources and instructions."""
+    return _dumped(compiled.asm["cubin"])
+
+
+@functools.lru_cache(maxsize=1)  # each is asked for both, one after the other
+def _dumped(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(cubin)
         file.flush()
-        return subprocess.run(
-            [TOOLS / "cuobjdump", option, file.name], capture_output=True, text=True, check=True
-        ).stdout
+        command = [str(TOOLS / "cuobjdump"), "-res-usage", "-sass", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def resources(compiled: Any) -> tuple[int, int]:
     """Registers a thread, and bytes of stack a thread: what the registers spill to."""
-    found = re.search(r"REG:(\d+) STACK:(\d+)", cuobjdump(compiled, "-res-usage"))
+    found = re.search(r"REG:(\d+) STACK:(\d+)", cuobjdump(compiled))
     assert found is not None
     return int(found[1]), int(found[2])
 
@@ -179,7 +184,7 @@ def time_loop(compiled: Any) -> tuple[int, int, int]:
 
     Were there matrix instructions outside of the loop over time, they would be more than expected: see `main_loop`.
     """
-    code = sass.decode(cuobjdump(compiled, "-sass"))
+    code = sass.decode(cuobjdump(compiled))
     loop = sass.main_loop(code)
     turn = code[loop[0] : loop[1] + 1] if loop else []
     reloads = sum(instruction.element_bytes // 4 for instruction in turn if instruction.base == "LDL")

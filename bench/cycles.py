@@ -116,7 +116,7 @@ def rows_of(job: tuple[str, Case], assumed: Assumptions = ASSUMED) -> list[Row]:
 
 def figures(kernel: Kernel, assumed: Assumptions) -> Row:
     """What the model and the compiler say of a kernel."""
-    code = sass.decode(compiling.cuobjdump(kernel.compiled, "-sass"))
+    code = sass.decode(compiling.cuobjdump(kernel.compiled))
     if kernel.trips is None:
         found = cycles.time_step(code, kernel.warps, assumed)
     else:

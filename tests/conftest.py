@@ -7,6 +7,12 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+
+# Before torch starts OpenMP: threads that wait sleep. They would take the core of the tests in the process beside.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Nor does inductor compile a program for each set of instructions, to see which the compiler here knows.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+
 import torch
 
 if not torch.cuda.is_available():

@@ -11,6 +11,7 @@ from fastcells.defined.cell import DefinedCell
 from fastcells.defined.definition import Function, derive
 from fastcells.defined.kinds import RECURRENT, Initial, Kind, Recurrent
 from fastcells.defined.layer import DefinedLayer
+from fastcells.defined.own_code import own_code
 from fastcells.errors import DefinitionError
 from fastcells.spec import SPECS
 
@@ -75,7 +76,11 @@ def define(
     cell: dict[str, Any] = {"__doc__": f"One step of {name}.\n\n{facts}\n{_text(DefinedCell)}", "states": len(states)}
     cell |= {"__qualname__": f"{name}.Cell", "label": f"{name}.Cell"}
     layer: dict[str, Any] = {"__doc__": f"{doc or name}\n\n{facts}\n{_text(DefinedLayer)}", "label": name}
-    layer |= {"__qualname__": name, "Cell": type("Cell", (DefinedCell,), home | cell)}
+    layer["__qualname__"] = name
+    cell["forward"] = own_code(DefinedCell.forward, f"{name}.Cell")
+    layer["forward"] = own_code(DefinedLayer.forward, name)
+    layer["recurrence"] = classmethod(own_code(DefinedLayer.recurrence.__func__, name))  # type: ignore[attr-defined]
+    layer["Cell"] = type("Cell", (DefinedCell,), home | cell)
     return type(name, (DefinedLayer,), home | layer)
 
 

@@ -23,6 +23,11 @@ _TENSORS_ONLY = frozenset({"minimum", "maximum"})
 
 def apply(op: str, args: list[Any], like: Tensor) -> Any:
     """One operation of tensors and numbers. like: a tensor of the dtype and device that numbers are to have."""
+    if op == "sub" and not isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
+        return torch.rsub(args[1], args[0])
+    truth = zero_or_one(op, args)
+    if truth is not None:
+        return truth.to(like.dtype)
     if op in _TENSORS_ONLY or (op in _TENSOR_FIRST and not isinstance(args[0], Tensor)):
         args = [_tensor(a, like) for a in args]
     elif op == "where" and not isinstance(args[1], Tensor) and not isinstance(args[2], Tensor):
@@ -30,6 +35,13 @@ def apply(op: str, args: list[Any], like: Tensor) -> Any:
     elif op in ("add", "mul") and not isinstance(args[0], Tensor):
         args = args[::-1]
     return FUNCTIONS[op](*args)
+
+
+def zero_or_one(op: str, args: list[Any]) -> Tensor | None:
+    """The truth values whose 0 and 1 the operation gives, if it does."""
+    if op != "where" or not isinstance(args[0], Tensor) or any(isinstance(a, Tensor) for a in args[1:]):
+        return None
+    return {(1, 0): args[0], (0, 1): torch.logical_not(args[0])}.get((args[1], args[2]))
 
 
 def evaluate(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, Any]:

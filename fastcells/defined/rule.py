@@ -11,7 +11,7 @@ from torch import Tensor
 from fastcells.defined.builder import Builder
 from fastcells.defined.graph import Graph, Node, reached
 from fastcells.defined.reverse import gradients
-from fastcells.defined.saving import to_keep
+from fastcells.defined.saving import TRANSCENDENTAL_AGAIN, to_keep
 
 OPERAND = "operand"
 KINKED = frozenset({"relu", "abs", "minimum", "maximum", "where"})
@@ -61,6 +61,22 @@ class Rule:
         """`forward` without what is saved."""
         return Builder(self.forward.nodes).graph(self.forward.outputs[: len(self.states)])
 
+    def joined(self) -> Graph:
+        """`forward` and then `operand`, if there is one, in one graph."""
+        if self.operand is None:
+            return self.forward
+        builder = Builder(self.operand.nodes)
+        ends = builder.add(self.forward, {name: builder.input(name) for name in self.forward.inputs})
+        return builder.graph([*ends.items(), *self.operand.outputs])
+
+    def with_saving(self, again: float) -> Rule:
+        """The same cell with another choice of what is saved. again: as of `to_keep`."""
+        graph = self.joined()
+        ends = dict(graph.outputs)
+        new = tuple(ends[f"new_{state}"] for state in self.states)
+        builder, operand = Builder(graph.nodes), ends.get(OPERAND)
+        return make_rule(builder, self.gates, self.states, self.extra, self.apart, new, self.second, operand, again)
+
     def gate_inputs(self, first: int, x: Sequence[Tensor], h: Sequence[Tensor]) -> dict[str, Tensor]:
         """Inputs of `forward` for the gates from `first` on. x, h: their input projections and recurrent products."""
         values: dict[str, Tensor] = {}
@@ -89,8 +105,12 @@ def make_rule(
     new: tuple[int, ...],
     second: tuple[str, ...] = (),
     operand: int | None = None,
+    again: float = TRANSCENDENTAL_AGAIN,
 ) -> Rule:
-    """From the traced step. builder: holds it. new, operand: the places of the new states, and of W_hh's operand."""
+    """From the traced step. builder: holds it. new, operand: the places of the new states, and of W_hh's operand.
+
+    again: as of `to_keep`.
+    """
     inputs = [part for gate in gates for part in ([f"x_{gate}", f"h_{gate}"] if gate in apart else [gate])]
     inputs += [*states, *extra]
     results = [(f"new_{state}", place) for state, place in zip(states, new, strict=True)]
@@ -108,7 +128,7 @@ def make_rule(
     needed |= {arg for place in live & d_all for arg in joint.nodes[place].args} | (live & set(found.values()))
     free = {ends[name]: name for name, _ in results}
     free |= {wanted[name]: name for name in (*states, *extra) if name in wanted}
-    kept = to_keep(joint.nodes, needed - d_all, free, len(whole.nodes))
+    kept = to_keep(joint.nodes, needed - d_all, free, len(whole.nodes), again)
     saved = tuple(whole.nodes[place].name for place in kept)
 
     replaced = {**free, **{place: whole.nodes[place].name for place in kept}}
@@ -117,8 +137,10 @@ def make_rule(
     if operand is None:
         return Rule(gates, states, extra, apart, forward, backward, saved)
     end = [(OPERAND, ends[OPERAND])]
-    again = _rebuilt(joint.nodes, end, replaced)
-    return Rule(gates, states, extra, apart, forward, backward, saved, second, Builder(whole.nodes).graph(end), again)
+    operand_again = _rebuilt(joint.nodes, end, replaced)
+    return Rule(
+        gates, states, extra, apart, forward, backward, saved, second, Builder(whole.nodes).graph(end), operand_again
+    )
 
 
 def _depending_on(nodes: list[Node], roots: Iterable[int]) -> set[int]:

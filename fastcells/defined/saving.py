@@ -12,11 +12,18 @@ TRANSCENDENTAL_AGAIN = 1.0  # a dozen instructions
 ARITHMETIC_AGAIN = 0.05
 
 
-def to_keep(nodes: Sequence[Node], needed: Iterable[int], free: Collection[int], forward: int) -> tuple[int, ...]:
+def to_keep(
+    nodes: Sequence[Node],
+    needed: Iterable[int],
+    free: Collection[int],
+    forward: int,
+    transcendental: float = TRANSCENDENTAL_AGAIN,
+) -> tuple[int, ...]:
     """The nodes to keep, in order, such that all that is needed can be computed at the least cost.
 
     needed: nodes that the backward reads. free: those that are there in any case: the states before and after a step,
     and parameters. forward: so many of the first nodes are computed in the forward pass, and may be kept.
+    transcendental: what one costs that is computed again.
     """
     best: dict[tuple[int, ...], tuple[float, tuple[int, ...]]] = {}
 
@@ -32,7 +39,7 @@ def to_keep(nodes: Sequence[Node], needed: Iterable[int], free: Collection[int],
             else:
                 if node.op not in LEAVES:
                     cost, kept = cheapest(tuple(sorted({*rest, *node.args})))
-                    again = TRANSCENDENTAL_AGAIN if node.op in TRANSCENDENTAL else ARITHMETIC_AGAIN
+                    again = transcendental if node.op in TRANSCENDENTAL else ARITHMETIC_AGAIN
                     choices.append((cost + again, kept))
                 if place < forward:
                     cost, kept = cheapest(tuple(rest))

@@ -41,8 +41,8 @@ class RecurrentProduct(ABC):
         """out [B, G*H] = base + W_hh h, without autograd. base: [B, G*H] or [G*H], which may be `out`; None for 0."""
 
     @abstractmethod
-    def add_adjoint(self, base: Tensor | None, d_gates: Tensor, w_hh: Tensor) -> Tensor:
-        """base + W_hh^T d_gates, [B, H], without autograd. d_gates: a step of `flat`; base: [B, H], or None for 0."""
+    def add_adjoint(self, base: Tensor | None, d_gates: Tensor, w_hh: Tensor, out: Tensor) -> None:
+        """out [B, H] = base + W_hh^T d_gates, without autograd. d_gates: a step of `flat`; base as above."""
 
     @abstractmethod
     def weight_gradient(self, d_gates: Tensor, h: Tensor) -> Tensor:
@@ -79,8 +79,8 @@ class Dense(RecurrentProduct):
         else:
             torch.addmm(base, h, factor, out=out)
 
-    def add_adjoint(self, base: Tensor | None, d_gates: Tensor, w_hh: Tensor) -> Tensor:
-        return d_gates @ w_hh if base is None else torch.addmm(base, d_gates, w_hh)
+    def add_adjoint(self, base: Tensor | None, d_gates: Tensor, w_hh: Tensor, out: Tensor) -> None:
+        self.add_product(base, d_gates, w_hh, out)
 
     def weight_gradient(self, d_gates: Tensor, h: Tensor) -> Tensor:
         return d_gates.t() @ h
@@ -109,9 +109,8 @@ class Diagonal(RecurrentProduct):
         else:
             torch.addcmul(base.unflatten(-1, (-1, H)), h, w, out=out)
 
-    def add_adjoint(self, base: Tensor | None, d_gates: Tensor, w_hh: Tensor) -> Tensor:
-        own = torch.einsum("bgh,gh->bh", d_gates, w_hh.view(d_gates.shape[1:]))
-        return own if base is None else own.add_(base)
+    def add_adjoint(self, base: Tensor | None, d_gates: Tensor, w_hh: Tensor, out: Tensor) -> None:
+        _write_sum(base, torch.einsum("bgh,gh->bh", d_gates, w_hh.view(d_gates.shape[1:])), out)
 
     def weight_gradient(self, d_gates: Tensor, h: Tensor) -> Tensor:
         N, H = h.shape
@@ -149,27 +148,32 @@ class Heads(RecurrentProduct):
         if self.heads == 1:
             DENSE.add_product(base, h, factor, out)
             return
-        each = self.product(h, factor)
-        if base is None:
-            out.copy_(each)
-        else:
-            torch.add(base, each, out=out)
+        _write_sum(base, self.product(h, factor), out)
 
-    def add_adjoint(self, base: Tensor | None, d_gates: Tensor, w_hh: Tensor) -> Tensor:
+    def add_adjoint(self, base: Tensor | None, d_gates: Tensor, w_hh: Tensor, out: Tensor) -> None:
         if self.heads == 1:
-            return DENSE.add_adjoint(base, d_gates, w_hh[0])
+            DENSE.add_adjoint(base, d_gates, w_hh[0], out)
+            return
         own = torch.einsum("bgke,kged->bkd", self._split(d_gates), self._by_gate(w_hh)).flatten(1)
-        return own if base is None else own.add_(base)
+        _write_sum(base, own, out)
 
     def weight_gradient(self, d_gates: Tensor, h: Tensor) -> Tensor:
-        each = self._split(d_gates.unflatten(1, (-1, h.shape[1])))
-        return torch.einsum("ngke,nkd->kged", each, self._split(h)).flatten(1, 2)
+        heads, each = self._split(h).transpose(0, 1), self._split(d_gates.unflatten(1, (-1, h.shape[1])))
+        # Gate by gate: einsum would copy all of d_gates first.
+        return torch.cat([torch.bmm(gate.permute(1, 2, 0), heads) for gate in each.unbind(1)], 1)
 
     def _split(self, h: Tensor) -> Tensor:
         return h.unflatten(-1, (self.heads, -1))
 
     def _by_gate(self, w_hh: Tensor) -> Tensor:
         return w_hh.unflatten(1, (-1, w_hh.shape[2]))
+
+
+def _write_sum(base: Tensor | None, product: Tensor, out: Tensor) -> None:
+    if base is None:
+        out.copy_(product)
+    else:
+        torch.add(base, product, out=out)
 
 
 DENSE = Dense()

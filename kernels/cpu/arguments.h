@@ -100,6 +100,7 @@
     NUMBER(size_t, B)                                                                                                  \
     NUMBER(size_t, H)                                                                                                  \
     NUMBER(int, reverse)                                                                                               \
+    NUMBER(size_t, heads)        /* blocks of W_hh, each of D = H / heads units; 1 where it is full */                 \
     NUMBER(size_t, gates)        /* G */                                                                               \
     NUMBER(size_t, first_gates)  /* that multiply h by W_hh; 0 where the program has the whole product */              \
     NUMBER(size_t, second_gates) /* that multiply the operand which the first program makes */                         \
@@ -116,7 +117,7 @@
     DEFINED_SIZES(NUMBER, READ)                                                                                        \
     READ(float, x, "T B G*H", "")                                                                                      \
     READ(float, state, "N B H", "") /* the initial one */                                                              \
-    READ(float, w, "G*H H", "has_product")                                                                             \
+    READ(float, w, "heads G*D D", "has_product")                                                                       \
     READ(float, b, "G*H", "optional")                                                                                  \
     READ(float, extra, "E H", "has_extra")                                                                             \
     STEP_OPTIONS(READ)                                                                                                 \
@@ -131,7 +132,7 @@
     READ(float, d_hidden, "T B H", "") /* not read past a row's length */                                              \
     READ(float, d_last, "N B H", "")                                                                                   \
     READ(float, state, "N B H", "")                                                                                    \
-    READ(float, w, "G*H H", "has_product")                                                                             \
+    READ(float, w, "heads G*D D", "has_product")                                                                       \
     READ(float, extra, "E H", "has_extra")                                                                             \
     STEP_OPTIONS(READ)                                                                                                 \
     READ(float, hidden, "T B H", "") /* this and the next two: as the forward left them */                             \

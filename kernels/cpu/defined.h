@@ -5,6 +5,7 @@
 
 #include "arguments.h"
 #include "block.h"
+#include "heads.h"
 #include "recurrence.h"
 
 /* The sections of a program's places, in their order; fastcells/backends/cpu/layout.py counts them in the same way. */
@@ -43,11 +44,22 @@ struct programs {
 
 /* Are a cell's numbers such that places, tiles and products have room for them? */
 static inline int numbers_fit(size_t gates, size_t first, size_t second, size_t states, size_t saved, size_t extra,
-                              size_t carried) {
+                              size_t carried, size_t H, size_t heads) {
     enum { MOST = MAX_PLACES / 8 };
     if (gates < 1 || states < 1 || gates > MOST || states > MOST || saved > MOST || extra > MOST || carried > MOST)
         return 0;
+    if (heads < 1 || H % heads) return 0;
     return first <= MAX_WIDTH && second <= MAX_WIDTH && (first ? first + second == gates : second == 0);
+}
+
+/* Divide a defined cell's step; W_hh may have blocks. */
+static inline void divide_defined(struct division *d, size_t first_gates, size_t second_gates, size_t B, size_t H,
+                                  size_t heads, size_t vectors, size_t members) {
+    divide(d, first_gates, second_gates, B, H, vectors, members);
+    for (size_t phase = 0; phase < MAX_PHASES && heads > 1; phase++) {
+        d->panels[phase].head = H / heads;
+        d->panels[phase].all_gates = first_gates + second_gates;
+    }
 }
 
 static inline size_t most_of_all(const struct programs *p) {

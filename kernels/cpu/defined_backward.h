@@ -194,12 +194,16 @@ static void defined_backward_phase(const struct defined_backward_job *job, const
     struct prefetch list;
     for (size_t tile = share->first_tile; tile < share->first_tile + share->tiles; tile++) {
         struct tile at = {.t = step->t, .column = tile * p->vectors * LANES, .vectors = vectors_in(p, tile)};
+        const struct range units = units_of(p, tile);
         for (size_t done = 0; done < share->rows; done += at.rows) {
             at.row = share->first_row + done;
             at.rows = height(share->rows, done, rows_of(p->gates ? at.vectors : 0));
             list.count = 0;
             if (phase == FIRST) prefetch_defined_gradient(&list, b, step, &at);
-            if (!last)
+            if (!last && p->head)
+                gemm_heads(at.rows, at.vectors, products, a + at.row * stride + units.first, stride, p->gates, b->H,
+                           panel(p, tile), units.end - units.first, p->head, &list);
+            else if (!last)
                 gemm_tile(at.rows, at.vectors, products, a + at.row * stride, stride, panel(p, tile), b->H * p->gates,
                           &list);
             if (phase == LAST_PRODUCT)
@@ -211,7 +215,7 @@ static void defined_backward_phase(const struct defined_backward_job *job, const
 }
 
 static void divide_defined_backward(struct division *d, const struct defined_backward *b, size_t members) {
-    divide(d, b->first_gates, b->second_gates, b->B, b->H, tile_width(b->H, members), members);
+    divide_defined(d, b->first_gates, b->second_gates, b->B, b->H, b->heads, tile_width(b->H, members), members);
 }
 
 static void defined_backward_member(void *argument, int member, int members) {
@@ -221,7 +225,7 @@ static void defined_backward_member(void *argument, int member, int members) {
     struct part part;
     struct blocks blocks[MAX_PHASES];
     divide_defined_backward(&job.division, b, (size_t)members);
-    if (!take_part(&part, &job.division, B, b->w, pack_backward, member, members)) return;
+    if (!take_part(&part, &job.division, B, b->w, pack_backward_heads, member, members)) return;
     take_blocks(blocks, job.blocks, &job.programs, job.division.panels[0].vectors, member);
     for (size_t i = 0; i < b->states; i++)
         write_share(&part, H, job.d_state[0] + i * B * H, b->d_last + i * B * H);
@@ -287,7 +291,8 @@ static void sum_rows(float *to, const float *rows, size_t B, size_t floats) {
 
 static int defined_backward(const struct defined_backward *b, int threads) {
     struct defined_backward_job job = {.task = b};
-    if (!numbers_fit(b->gates, b->first_gates, b->second_gates, b->states, b->num_saved, b->parameters, b->carried))
+    if (!numbers_fit(b->gates, b->first_gates, b->second_gates, b->states, b->num_saved, b->parameters, b->carried,
+                     b->H, b->heads))
         return 1;
     const size_t fault = read_backward_programs(&job.programs, b);
     if (fault) return (int)fault;

@@ -121,12 +121,17 @@ static void defined_forward_phase(const struct defined_forward_job *job, const s
     for (size_t tile = share->first_tile; tile < share->first_tile + share->tiles; tile++) {
         struct tile at = {.t = step->t, .column = tile * p->vectors * LANES, .vectors = vectors_in(p, tile)};
         const size_t width = p->gates * at.vectors;
+        const struct range units = units_of(p, tile);
         for (size_t done = 0; done < share->rows; done += at.rows) {
             at.row = share->first_row + done;
             at.rows = height(share->rows, done, rows_of(width));
             if (width) {
                 prefetch_defined(&list, f, &at, p);
-                gemm_tile(at.rows, width, products, a + at.row * f->H, f->H, panel(p, tile), f->H, &list);
+                if (p->head)
+                    gemm_heads(at.rows, width, products, a + at.row * f->H + units.first, f->H, 1, 0, panel(p, tile),
+                               units.end - units.first, p->head, &list);
+                else
+                    gemm_tile(at.rows, width, products, a + at.row * f->H, f->H, panel(p, tile), f->H, &list);
             }
             defined_forward_tile(job, blocks, step, &at, phase, products);
         }
@@ -140,7 +145,7 @@ static size_t defined_vectors(const struct defined_forward *f, size_t members) {
 }
 
 static void divide_defined_forward(struct division *d, const struct defined_forward *f, size_t members) {
-    divide(d, f->first_gates, f->second_gates, f->B, f->H, defined_vectors(f, members), members);
+    divide_defined(d, f->first_gates, f->second_gates, f->B, f->H, f->heads, defined_vectors(f, members), members);
 }
 
 static void defined_forward_member(void *argument, int member, int members) {
@@ -150,7 +155,7 @@ static void defined_forward_member(void *argument, int member, int members) {
     struct part part;
     struct blocks blocks[MAX_PHASES];
     divide_defined_forward(&job.division, f, (size_t)members);
-    if (!take_part(&part, &job.division, B, f->w, pack_forward, member, members)) return;
+    if (!take_part(&part, &job.division, B, f->w, pack_forward_heads, member, members)) return;
     take_blocks(blocks, job.blocks, &job.programs, job.division.panels[0].vectors, member);
     struct defined_step step = {.h_prev = f->state};
     for (; step.number < T; step.number++) {
@@ -195,7 +200,8 @@ static size_t read_forward_programs(struct programs *p, const struct defined_for
 static int defined_forward(const struct defined_forward *given, int threads) {
     struct defined_forward task = *given, *f = &task;
     struct defined_forward_job job = {.task = f};
-    if (!numbers_fit(f->gates, f->first_gates, f->second_gates, f->states, f->num_saved, f->parameters, f->carried))
+    if (!numbers_fit(f->gates, f->first_gates, f->second_gates, f->states, f->num_saved, f->parameters, f->carried,
+                     f->H, f->heads))
         return 1;
     const size_t fault = read_forward_programs(&job.programs, f);
     if (fault) return (int)fault;

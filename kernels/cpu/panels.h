@@ -10,6 +10,7 @@ struct panels {
     size_t H, first_gate, gates;
     size_t vectors; /* of columns in a tile; the last tile may have fewer */
     float *data;
+    size_t head, all_gates; /* where W has blocks (heads.h): units of one, and gates of both products; 0 elsewhere */
 };
 
 static inline size_t vectors_of(size_t H) { return ceil_div(H, LANES); }

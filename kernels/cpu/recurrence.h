@@ -29,8 +29,13 @@ struct division {
 /* first_gates, second_gates: of each phase's product. vectors: of columns in a tile. */
 static inline void divide(struct division *d, size_t first_gates, size_t second_gates, size_t B, size_t H,
                           size_t vectors, size_t members) {
-    d->panels[0] = (struct panels){H, 0, first_gates, vectors, d->panels[0].data};
-    d->panels[1] = (struct panels){H, first_gates, second_gates, vectors, d->panels[1].data};
+    const size_t gates[MAX_PHASES] = {first_gates, second_gates};
+    for (size_t phase = 0; phase < MAX_PHASES; phase++)
+        d->panels[phase] = (struct panels){.H = H,
+                                           .first_gate = phase ? first_gates : 0,
+                                           .gates = gates[phase],
+                                           .vectors = vectors,
+                                           .data = d->panels[phase].data};
     d->grid = choose_grid(members, B, tiles_of(&d->panels[0]), (first_gates + second_gates) * H * terms_of(H));
 }
 

@@ -44,10 +44,15 @@ def how(impl: str, dtype: str = "f32") -> Any:
     )
 
 
-EACH = pytest.mark.parametrize(
-    ("impl", "dtype"),
-    [how("cpu"), *(how(impl, dtype) for impl in ("triton", "triton-step") for dtype in DTYPES)],
-)
+HOWS = [how("cpu"), *(how(impl, dtype) for impl in ("triton", "triton-step") for dtype in DTYPES)]
+EACH = pytest.mark.parametrize(("impl", "dtype"), HOWS)
+KINDS = ("dense", "packed", "packed ids")
+# Triton's with a state and without one in turn.
+LAYERS = [
+    pytest.param(kind, given, *each.values, id=f"{kind}-{'state' if given else 'no state'}-{each.id}", marks=each.marks)
+    for (i, kind), (j, each) in itertools.product(enumerate(KINDS), enumerate(HOWS))
+    for given in ((True, False) if j == 0 else (bool((i + j) % 2),))
+]
 
 
 def some_steps(reverse: bool, ragged: bool, episodes: bool) -> Steps:
@@ -194,9 +199,7 @@ def inputs_of(kind: str, dtype: torch.dtype) -> Iterator[Any]:
             yield pack_sequence([nn.functional.one_hot(row, I).to(to) for row in ids], enforce_sorted=False)
 
 
-@EACH
-@pytest.mark.parametrize("given", [True, False], ids=["state", "no state"])
-@pytest.mark.parametrize("kind", ["dense", "packed", "packed ids"])
+@pytest.mark.parametrize(("kind", "given", "impl", "dtype"), LAYERS)
 @pytest.mark.slow
 def test_layers(kind: str, given: bool, impl: str, dtype: torch.dtype) -> None:
     """Two bidirectional layers against torch.nn's."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
+from tests.support.commands import Command
+
 pytest.importorskip("triton", reason="the kernels are written in Triton")
 
-# `TRITON_INTERPRET=1`, which the other tests need, would leave nothing to compile: processes of their own.
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
 ROWS: list[tuple[dict[str, object], bool]] = [
     ({}, False),
     ({"error": 3e-3}, True),
@@ -22,22 +19,18 @@ ROWS: list[tuple[dict[str, object], bool]] = [
 ]
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=ENVIRONMENT)
-
-
-def test_what_counts_as_wrong() -> None:
+def test_what_counts_as_wrong(command: Command) -> None:
     right = {"fault": "", "races": 0, "error": 1e-3, "limit": 2e-3}
     rows = json.dumps([right | changed for changed, _ in ROWS])
-    done = python("-c", f"import json; from bench.ptx import wrong; print([wrong(r) for r in json.loads({rows!r})])")
+    done = command("-c", f"import json; from bench.ptx import wrong; print([wrong(r) for r in json.loads({rows!r})])")
     assert done.stdout.strip() == str([expected for _, expected in ROWS]), done.stderr
 
 
 @pytest.mark.slow
-def test_the_command_runs_the_cases_asked_for() -> None:
+def test_the_command_runs_the_cases_asked_for(command: Command) -> None:
     asked = ["-m", "bench.ptx", "--jobs", "1", "--path", "sequence", "--dtype", "bfloat16", "--target", "90"]
-    done = python(*asked, "--rule", "rnn_tanh")
+    done = command(*asked, "--rule", "rnn_tanh")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sequence_backward" in done.stdout and "0 of 6 rows are not right" in done.stdout
-    nothing = python(*asked, "--rule", "no such rule")
+    nothing = command(*asked, "--rule", "no such rule")
     assert nothing.returncode == 1 and "no such case" in nothing.stdout

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests.support.commands import Command
 
 pytestmark = pytest.mark.slow
 
 pytest.importorskip("triton", reason="the kernels are written in Triton")
 
-# `TRITON_INTERPRET=1`, which the other tests need, would leave nothing to compile: a process of its own.
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
 WITH_ANOTHER_TWIN = """
 import sys
 from bench import twins
@@ -26,20 +21,15 @@ sys.exit(twins.main())
 """
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).parents[2]
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=root, env=ENVIRONMENT)
-
-
 @pytest.mark.parametrize("path", ["split", "gluon"])
-def test_as_many_instructions(path: str) -> None:
+def test_as_many_instructions(path: str, command: Command) -> None:
     rules = ("--rule", "gru", "--rule", "lstm")
-    done = python("-m", "bench.twins", "--jobs", "1", *rules, "--path", path, "--dtype", "bfloat16")
+    done = command("-m", "bench.twins", "--jobs", "1", *rules, "--path", path, "--dtype", "bfloat16")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "0 of 4 derived kernels have more than 1.1 times the instructions" in done.stdout
 
 
-def test_more_instructions_are_seen() -> None:
-    done = python("-c", WITH_ANOTHER_TWIN)
+def test_more_instructions_are_seen(command: Command) -> None:
+    done = command("-c", WITH_ANOTHER_TWIN)
     assert done.returncode == 1, done.stderr[-2000:]
     assert "2 of 2 derived kernels have more than 1.1" in done.stdout

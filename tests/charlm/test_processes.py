@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -56,49 +57,54 @@ VARIANTS = {
 }
 
 
-def test_the_curve_of_one_process(corpus: Path, tmp_path: Path) -> None:
-    together = {}
-    for name, options in VARIANTS.items():
-        command = ["-m", "fastcells", "train", str(corpus), "--out", str(tmp_path / f"{name}-2"), *SMALL, *EPOCHS]
-        together[name] = started(*command, *options)
-    for name, options in VARIANTS.items():
-        alone = ["train", str(corpus), "--out", str(tmp_path / f"{name}-1"), *SMALL, *EPOCHS, *options]
-        assert main(alone) == 0
-        out = output(together[name])
-        assert "2 processes, each with 2 rows" in out
-        assert out.count("saved in") == 1, "one process speaks"
-        expected, found = losses(tmp_path / f"{name}-1"), losses(tmp_path / f"{name}-2")
-        assert found == pytest.approx(expected, rel=1e-6) and len(found) == 5
-        assert found[0] - found[-1] > 0.1, "it learns"
-        load(tmp_path / f"{name}-2")
-        checkpoints = [RunFolder(tmp_path / f"{name}-{n}").checkpoint()[0] for n in (1, 2)]
-        assert {k: t.shape for k, t in checkpoints[0].items()} == {k: t.shape for k, t in checkpoints[1].items()}
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What two processes did, one command after another: their folder, and what they said."""
+    folder = tmp_path_factory.mktemp("together")
+    (folder / "corpus.txt").write_text(TEXT)
+    train = ["train", str(folder / "corpus.txt"), *SMALL, *EPOCHS]
+    commands = [[*train, "--out", str(folder / name), *options] for name, options in VARIANTS.items()]
+    commands += [["train", str(folder / "nothing.txt"), *SMALL]]
+    return folder, output(started("-m", "tests.support.processes", "each", json.dumps(commands)))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_curve_of_one_process(name: str, together: tuple[Path, str], tmp_path: Path) -> None:
+    folder, out = together
+    alone = tmp_path / "alone"
+    assert main(["train", str(folder / "corpus.txt"), "--out", str(alone), *SMALL, *EPOCHS, *VARIANTS[name]]) == 0
+    command = list(VARIANTS).index(name)
+    assert all(f"process {rank}, command {command}: status 0" in out for rank in (0, 1))
+    assert out.count("2 processes, each with 2 rows") == out.count("saved in") == len(VARIANTS), "one process speaks"
+    expected, found = losses(alone), losses(folder / name)
+    assert found == pytest.approx(expected, rel=1e-6) and len(found) == 5
+    assert found[0] - found[-1] > 0.1, "it learns"
+    load(folder / name)
+    checkpoints = [RunFolder(path).checkpoint()[0] for path in (alone, folder / name)]
+    assert {k: t.shape for k, t in checkpoints[0].items()} == {k: t.shape for k, t in checkpoints[1].items()}
 
 
 def test_a_lost_process(corpus: Path, tmp_path: Path) -> None:
-    """With restarts the job goes on from its checkpoint; without, it ends with an error, and can be resumed."""
+    """The job goes on from its checkpoint, as often as it may start again; then it ends, and can be resumed."""
     assert main(["train", str(corpus), "--out", str(tmp_path / "whole"), *SMALL, *EPOCHS]) == 0
-    module = ["-m", "tests.support.processes", "lose", "60", "train", str(corpus)]
-    options = [*SMALL, *EPOCHS, "--save-every", "0"]
-    restarted = started("--max-restarts=1", *module, "--out", str(tmp_path / "restarted"), *options)
-    ended = started("--max-restarts=0", *module, "--out", str(tmp_path / "ended"), *options)
-    out = output(restarted)
-    assert "goes on after step 60 of 120" in out
-    assert losses(tmp_path / "restarted") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
-    out = output(ended, status=1)
+    train = ["train", str(corpus), "--out", str(tmp_path / "lost"), *SMALL, *EPOCHS, "--save-every", "0"]
+    out = output(started("--max-restarts=1", "-m", "tests.support.processes", "lose", "[60, 90]", *train), status=1)
     assert "fastcells: error: a process was lost, and step 60 is kept: go on with --resume" in out
-    assert main(["train", "--resume", str(tmp_path / "ended"), "--device", "cpu", "--threads", "1"]) == 0
-    assert losses(tmp_path / "ended") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+    assert "goes on after step 60 of 120" in out
+    assert "fastcells: error: a process was lost, and step 90 is kept: go on with --resume" in out
+    assert main(["train", "--resume", str(tmp_path / "lost"), "--device", "cpu", "--threads", "1"]) == 0
+    assert losses(tmp_path / "lost") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
 
 
-def test_a_wrong_input_is_said_once(tmp_path: Path) -> None:
-    out = output(started("-m", "fastcells", "train", str(tmp_path / "nothing.txt"), *SMALL), status=1)
+def test_a_wrong_input_is_said_once(together: tuple[Path, str]) -> None:
+    _, out = together
     assert out.count("fastcells: error: no such corpus") == 1
+    assert all(f"process {rank}, command {len(VARIANTS)}: status 2" in out for rank in (0, 1))
 
 
-def test_a_model_in_parts() -> None:
+def test_a_model_in_parts(together: tuple[Path, str]) -> None:
     """FSDP2 takes our layers as it takes torch's."""
-    out = output(started("-m", "tests.support.processes", "shard"))
+    _, out = together
     assert "process 0: the same losses" in out and "process 1: the same losses" in out
 
 

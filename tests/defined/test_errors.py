@@ -164,7 +164,6 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         RuntimeError,
         "hidden must be [B, H] = [3, 8], got [3, 7]",
     ),
-    "kernel": (lambda: HeadsLSTM(5, 8, num_heads=2, impl="cpu")(X), fastcells.CannotRun, "of several heads"),
     "onnx": (lambda: fastcells.to_onnx(TwinGRU(5, 8)), ValueError, "ONNX has no such recurrence: TwinGRU(5, 8)"),
     "script": (lambda: torch.jit.script(TwinGRU(5, 8)), RuntimeError, "cannot compile fastcells.TwinGRU"),
 }

@@ -114,8 +114,8 @@ class Memory:
     def find(self, addresses: Array, size: int, active: Array, what: str) -> list[tuple[Buffer, Array, Array]]:
         """(buffer, offsets, which elements) for each buffer that the active addresses lead to; Fault if outside."""
         numbers = (addresses >> np.uint64(SHIFT)).astype(np.int64)
-        found = []
-        for number in np.unique(numbers[active]):
+        found, used = [], numbers[active]
+        for number in used[:1] if (used == used[:1]).all() else np.unique(used):  # nearly always one
             if not 1 <= number <= len(self.buffers):
                 raise Fault(f"{what}: an address in no buffer, {int(addresses[active & (numbers == number)][0]):#x}")
             buffer, here = self.buffers[number - 1], active & (numbers == number)
@@ -175,10 +175,11 @@ class View:
 
     def load(self, buffer: Buffer, at: Array, size: int, threads: Array, order: str, line: int) -> Array:
         """[elements, size] bytes."""
-        places = at[:, None] + np.arange(size)
+        places = every = at[:, None] + np.arange(size)
         value, weak = buffer.data[places], order not in ORDERED
-        known = self._known(buffer, places, threads, weak)
-        may = (buffer.changed[places] > known).any(1)
+        changed, known = buffer.changed[places], self._known(buffer, places, threads, weak)
+        newer = changed > known
+        may = newer.any(1)
         if weak:
             racing = places[may].reshape(-1)
             self.memory.race(buffer, racing, line, stored=True, epoch=self.epoch)
@@ -187,22 +188,21 @@ class View:
         if self.memory.weak and may.any():
             rng, stale = self.memory.rng, self.memory.stale if weak else RELAXED_STALE
             may &= np.array([rng.random() < stale for _ in may])
-            older = may[:, None] & (buffer.changed[places] > known)
+            older = may[:, None] & newer
             value = np.where(older, buffer.previous[places], value)
             released = np.where(older, buffer.released_before[places], released)
-            places = places[~may]
-        else:
-            may = np.zeros(len(at), bool)
+            places, changed = places[~may], changed[~may]
         seen = self._seen_of(buffer)
         for one in seen if weak else seen[1:]:
-            one[places] = np.maximum(one[places], buffer.changed[places])
+            one[places] = np.maximum(one[places], changed)
         if not weak:
             np.maximum.at(self.acquired if order == "acquire" else self.observed, threads, released.max(1))
         if buffer.name in self._own:
-            places = at[:, None] + np.arange(size)
-            pending, own, thread, epoch = (array[places] for array in self._own[buffer.name])
-            visible = (pending > 0) & ((thread == threads[:, None]) | (epoch < self.epoch))
-            value = np.where(visible, own, value)
+            pending, own, thread, epoch = self._own[buffer.name]
+            under_way = pending[every] > 0
+            if under_way.any():
+                visible = under_way & ((thread[every] == threads[:, None]) | (epoch[every] < self.epoch))
+                value = np.where(visible, own[every], value)
         return value
 
     def _known(self, buffer: Buffer, places: Array, threads: Array, weak: bool) -> Array:
@@ -272,6 +272,8 @@ class View:
 
     def _arrive(self, store: Store, chosen: Array) -> None:
         """These elements of a store; of two stores to one place the older one goes first."""
+        if not chosen.any():
+            return
         places = store.at[chosen][:, None] + np.arange(store.values.shape[1])
         if (self._own[store.buffer.name][0][places] > 1).any():
             for older in self.pending[: self.pending.index(store)]:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 from bench.cases.compile_cases import DTYPES
+from bench.cases.rules import rule_named
 from fastcells.kernels.triton import plan
 from tests.ptx.cases import Case
 from tests.ptx.launch import Options
@@ -29,13 +30,6 @@ TARGETS = (90, 80, 100)
 # How many of a target's cases: float16 is compiled as bfloat16 is, other targets differ in loads and conversions.
 OTHER = {"bfloat16": 0.3, "float16": 0.0, "float32": 0.3, "float32x3": 0.0}
 SHARES = {90: {"bfloat16": 1.0, "float16": 0.3, "float32": 1.0, "float32x3": 0.5}, 80: OTHER, 100: OTHER}
-QUICK_LENGTH, QUICK_BOTH, QUICK_RESETS, QUICK_DEFINED, QUICK_KINDS = (
-    44,
-    7,
-    6,
-    5,
-    4,
-)  # how many of them every test run executes
 # Each family of kernels and, of the split ones, the poll in words and in single elements.
 WITH_RESETS = (
     ("sequence", "", 0),
@@ -88,6 +82,38 @@ def _resets(rules: Sequence[str]) -> Iterator[Case]:
         )  # fmt: skip
 
 
+def pairs(case: Case) -> set[tuple[object, ...]]:
+    """What meets in a case: kernels, rule, dtype, target and options, those that are not there by themselves."""
+    form = {"split": (case.exchange, case.form), "sequence": case.form > 0}.get(case.path)
+    family, target = (case.path, form, case.both), case.options.target
+    given = {name: getattr(case, name) for name in ("ids", "ragged", "reverse", "resets")}
+    given |= {"no bias": not case.bias, "forward": not case.backward}
+    options = [name for name, value in given.items() if value]
+    kind = case.rule if case.rule in CELLS else "generated" if case.rule in DEFINED else "of another kind"
+    found: set[tuple[object, ...]] = {(family, case.dtype), (case.rule, case.dtype), (target, case.dtype)}
+    found |= {(target, case.path, case.both)} | ({(case.path, kind)} if case.backward else set())
+    return found | {(family, option) for option in options} | set(itertools.combinations(options, 2))
+
+
+def _work(case: Case) -> float:
+    """About how long a case takes: what is compiled, and what each path's programs do and wait for."""
+    each = {"sequence": 0.15, "diagonal": 0.15, "step": 0.9, "gluon": 1.0}.get(case.path)
+    each = each or (0.7, 0.15, 1.8, 0.35, 0.6)[case.form]
+    gates, passes = rule_named(case.rule).spec.num_gates, (1 + case.both) * (1 + case.backward)
+    return 12_000 + each * gates * case.B * case.H * case.T * passes
+
+
+def pairwise(cases: Sequence[Case]) -> tuple[Case, ...]:
+    """Few cases, and quick ones, in which all meets that meets in any case."""
+    left, chosen = set[tuple[object, ...]]().union(*map(pairs, cases)), list[Case]()
+    each = [(case, pairs(case), _work(case)) for case in cases]
+    while left:
+        case, found, _ = max(each, key=lambda one: len(left & one[1]) / one[2])
+        chosen.append(case)
+        left -= found
+    return tuple(chosen)
+
+
 _IN_TURN, _AT_ONCE = tuple(_product(WAYS)), tuple(_product(BOTH, first=10_000, both=True))
 _RESETS = tuple(_resets(CELLS))
 # In bfloat16 a unit of EveryOperator is now and then on the other side of a comparison, where its value jumps.
@@ -114,14 +140,4 @@ _KINDS = tuple(
     )
 )  # fmt: skip
 EVERY = _IN_TURN + _AT_ONCE + _RESETS + _DEFINED + _KINDS
-QUICK = tuple(
-    case
-    for cases, length in (
-        (_IN_TURN, QUICK_LENGTH),
-        (_AT_ONCE, QUICK_BOTH),
-        (_RESETS, QUICK_RESETS),
-        (_DEFINED, QUICK_DEFINED),
-        (_KINDS, QUICK_KINDS),
-    )
-    for case in random.Random(length).sample(cases, length)
-)
+QUICK = pairwise(EVERY)  # what every test run executes

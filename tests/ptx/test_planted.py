@@ -11,6 +11,7 @@ from fastcells.kernels.triton.exchange import EXCHANGES
 from tests.ptx import broken, mutate, planted, sensitivity
 from tests.ptx.cases import Case
 from tests.ptx.launch import Options
+from tests.ptx.parse import Text
 from tests.ptx.worker import Run
 from tests.support.shapes import CELLS
 from tests.support.split_programs import excess, split
@@ -36,9 +37,12 @@ def ends(execute: Run, function: object, case: Case, *arguments: object) -> set[
     return found
 
 
+def test_an_exchange_that_is_whole_is_right(execute: Run) -> None:
+    assert ends(execute, planted.verdict, COUNTER) == {"right"}
+
+
 @pytest.mark.parametrize("name", planted.BROKEN)
 def test_a_broken_exchange_is_noticed(name: str, execute: Run) -> None:
-    assert ends(execute, planted.verdict, COUNTER) == {"right"}
     assert ends(execute, planted.run_broken, COUNTER, name) - {"right"}
 
 
@@ -60,12 +64,18 @@ def test_a_late_publication_is_noticed(execute: Run) -> None:
     assert ends(execute, planted.run_edited, COUNTER, "split_forward_kernel", planted.publish_late) - {"right"}
 
 
+@pytest.fixture(scope="module")
+def texts(execute: Run) -> dict[str, list[Text]]:
+    """The kernels that each exchange launches."""
+    return {case.exchange: execute(sensitivity.texts, case) for case in (COUNTER, POLL)}
+
+
 @pytest.mark.parametrize("kind", ["acquire", "release", "barrier", "volatile", "retry"])
 @pytest.mark.parametrize("kernel", ["split_forward_kernel", "split_backward_kernel"])
-def test_a_missing_ordering_is_noticed(kernel: str, kind: str, execute: Run) -> None:
+def test_a_missing_ordering_is_noticed(kernel: str, kind: str, texts: dict[str, list[Text]], execute: Run) -> None:
     """One of each kind; `make ptx ARGS=--sensitivity` takes out every one."""
     case = POLL if kind in ("volatile", "retry") else COUNTER
-    (text,) = [text for text in execute(sensitivity.texts, case) if text.name == kernel]
+    (text,) = [text for text in texts[case.exchange] if text.name == kernel]
     orderings = [m for m in mutate.mutations(text) if m.kind == kind and mutate.superfluous(text, m) is None]
     assert orderings, f"{kernel} has no {kind}"
     chosen = orderings[len(orderings) // 2]

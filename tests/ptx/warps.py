@@ -163,6 +163,8 @@ class Warps:
     def _read(self, address: Array, size: int, vector: int, on: Array, order: str, line: int) -> Array:
         """[threads, size * vector] bytes; each element by itself, as the manual has it."""
         memory, view = self.program.machine.memory, self.program.view
+        if not on.any():
+            return np.zeros((self.n, size * vector), np.uint8)
         elements = (address[:, None] + (np.arange(vector) * size).astype(np.uint64)).reshape(-1)
         active = np.repeat(on, vector)
         _aligned(address[on], size * vector, line)

@@ -79,7 +79,7 @@ def figures(kernel: Any, arguments: dict[str, Any], target: int) -> dict[str, ob
     """What the machine code of the loop over time holds, and what the kernel takes."""
     binary = compile_launch(kernel, arguments, target)
     registers, stack = resources(binary)
-    code = sass.decode(cuobjdump(binary, "-sass"))
+    code = sass.decode(cuobjdump(binary))
     found = sass.main_loop(code)
     assert found is not None, "there is no loop"
     loop = Counter(instruction.base for instruction in code[found[0] : found[1] + 1])

@@ -1,23 +1,26 @@
-"""What tests run in two processes: `torchrun --nproc-per-node=2 -m tests.support.processes lose|shard ...`."""
+"""What tests run in two processes: `torchrun --nproc-per-node=2 -m tests.support.processes lose|each ...`."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+from unittest import mock
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.nn import functional as F
 
 
-def lose(step: int, arguments: list[str]) -> int:
-    """The command line, in which process 1 is killed before a step, the first time."""
+def lose(steps: list[int], arguments: list[str]) -> int:
+    """The command line, in which process 1 is killed before a step: another one each time that torchrun starts it."""
     from fastcells.charlm.cli import main
     from fastcells.charlm.training import Training
 
-    if os.environ["RANK"] == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-        original = Training._step
+    if os.environ["RANK"] == "1":
+        original, step = Training._step, steps[int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))]
 
         def losing(self: Training, pairs: list[tuple[Tensor, Tensor]]) -> int:
             if self.place.step == step:
@@ -26,6 +29,22 @@ def lose(step: int, arguments: list[str]) -> int:
 
         Training._step = losing
     return main(arguments)
+
+
+def each(commands: list[list[str]]) -> int:
+    """Command lines one after another, as if each had processes of its own; then `shard`."""
+    from fastcells.charlm import world
+    from fastcells.charlm.cli import main
+
+    for number, arguments in enumerate(commands):
+        prefix = lambda name, store, number=number: PrefixStore(f"{number}/{name}", store)  # noqa: E731
+        with mock.patch.object(world, "PrefixStore", prefix):
+            try:
+                status = main(arguments)
+            except SystemExit as left:
+                status = left.code
+        print(f"process {os.environ['RANK']}, command {number}: status {status}", flush=True)
+    return shard()
 
 
 def shard() -> int:
@@ -67,4 +86,5 @@ def shard() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(shard() if sys.argv[1] == "shard" else lose(int(sys.argv[2]), sys.argv[3:]))
+    given = json.loads(sys.argv[2])
+    sys.exit(each(given) if sys.argv[1] == "each" else lose(given, sys.argv[3:]))

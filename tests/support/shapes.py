@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -75,6 +77,23 @@ CELLS = [
     Case("lstm", "lstm", LSTM),
 ]
 EACH_CELL = pytest.mark.parametrize("case", CELLS, ids=lambda case: case.name)
+
+
+def in_turn(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Each combination of the axes but the last, whose values take turns: every two values of two axes meet.
+
+    One of the other axes has to be as long as the last.
+    """
+    *others, last = axes
+    numbered = itertools.product(*map(enumerate, others))
+    return [(*(value for _, value in each), last[sum(n for n, _ in each) % len(last)]) for each in numbered]
+
+
+def name_of(value: Any) -> str | None:
+    """What a test's name says of a value; None: pytest's own way."""
+    if isinstance(value, tuple):
+        return "-".join(f"{letter}{size}" for letter, size in zip("TBHI", value, strict=False))
+    return getattr(value, "name", None)
 
 
 def gradients(outputs: tuple[Tensor, ...], inputs: list[Tensor], d_outputs: list[Tensor]) -> list[Tensor]:

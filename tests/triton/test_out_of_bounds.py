@@ -32,7 +32,7 @@ from fastcells.kernels.triton import (
     split_forward,
     step,
 )
-from tests.support.shapes import CELLS, EACH_CELL, Case, Shape, gradients
+from tests.support.shapes import CELLS, EACH_CELL, Case, Shape, gradients, in_turn, name_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -153,15 +153,13 @@ def run(case: Case, shape: Shape, impl: str, dtype: torch.dtype = torch.float32,
 
 # Neither of them changes an address that the other does: together or not at all, but for one shape.
 @pytest.mark.parametrize(
-    ("shape", "ragged", "reverse"),
+    ("case", "impl", "shape", "ragged", "reverse"),
     [
-        *((shape, both, both) for shape in SHAPES for both in (False, True)),
-        *((SHAPES[3], ragged, not ragged) for ragged in (False, True)),
+        *((*each, both, both) for *each, both in in_turn(CELLS, [*PATHS], SHAPES, [False, True])),
+        *((*each, ragged, not ragged) for *each, ragged in in_turn(CELLS, [*PATHS], SHAPES[3:4], [False, True])),
     ],
-    ids=str,
+    ids=name_of,
 )
-@pytest.mark.parametrize("impl", PATHS)
-@EACH_CELL
 def test_nothing_is_out_of_bounds(case: Case, shape: Shape, impl: str, ragged: bool, reverse: bool) -> None:
     lengths = torch.randint(shape.T + 1, (shape.B,)) if ragged else None
     dtype = torch.float32 if shape.H == 7 else torch.bfloat16  # words of one element, and of two

@@ -17,7 +17,7 @@ from fastcells import functional
 from fastcells.backends.triton import backend
 from fastcells.kernels.triton import plan
 from tests.support.accuracy import error, rms_error
-from tests.support.shapes import CELLS, EACH_CELL, Case
+from tests.support.shapes import CELLS, EACH_CELL, Case, in_turn, name_of
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "strict_float32")
 
@@ -52,10 +52,9 @@ def run(case: Case, args: list[Tensor], dtype: torch.dtype, cotangents: list[Ten
     return [*outs, *gradients]
 
 
-@EACH_IMPL
-@EACH_DTYPE
-@EACH_SHAPE
-@EACH_CELL
+@pytest.mark.parametrize(
+    ("case", "impl", "shape", "dtype"), in_turn(CELLS, ["triton", "triton-step"], SHAPES, [*DTYPES]), ids=name_of
+)
 @pytest.mark.slow
 def test_accuracy(case: Case, shape: tuple[int, int, int], dtype: str, impl: str, device: torch.device) -> None:
     """Dense and ids, even and ragged, both directions in turn: forward and every gradient."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastcells.backends.base import ASKED_FOR, Call, Choice, Gradients, Inputs, PreviousStates, Trace
-from fastcells.backends.cpu import library, native, policy, products
+from fastcells.backends.cpu import defined_library, library, native, policy, products
 from fastcells.backends.cpu.defined import defined_cell
 from fastcells.backends.kernel_backend import KernelBackend, h_and_c
 from fastcells.backends.torch.backend import TORCH
@@ -31,9 +31,8 @@ class CpuBackend(KernelBackend):
         if missing is not None or call.spec.rule is None:
             bf16 = native.bf16_obstacle() if call.dtype == torch.bfloat16 else None
             return missing or super().obstacle(call) or bf16
-        if traced():
-            return "C shows a compiler or a tracer no operators of a defined cell"
-        return defined_cell(call.spec).obstacle or self.unsupported(call)
+        found = defined_library.obstacle(call.spec.key) if traced() else defined_cell(call.spec).obstacle
+        return found or self.unsupported(call)
 
     def advantage(self, call: Call) -> str | None:
         if in_one_call(call):
@@ -69,7 +68,7 @@ class CpuBackend(KernelBackend):
 
     def forward(self, choice: Choice, spec: CellSpec, inputs: Inputs, save: bool) -> Trace:
         if spec.rule is not None:
-            return defined_cell(spec).forward(inputs, save)
+            return defined_library.forward(spec, inputs, save) if traced() else defined_cell(spec).forward(inputs, save)
         (x, *_), state, (w, b, *_), steps = inputs
         reverse, lengths, resets, *_ = steps
         if not traced():
@@ -92,7 +91,9 @@ class CpuBackend(KernelBackend):
         d_last: State,
     ) -> Gradients:
         if spec.rule is not None:
-            return defined_cell(spec).backward(inputs, trace, previous, d_hidden, d_last)
+            if traced():
+                return defined_library.backward(spec, inputs, trace, d_hidden, d_last)
+            return defined_cell(spec).backward(inputs, trace, d_hidden, d_last)
         _, state, (w, *_), (reverse, lengths, resets, *_) = inputs
         kept = (trace.hidden, *trace.saved)
         if not traced():
@@ -114,7 +115,8 @@ class CpuBackend(KernelBackend):
         needs_b: bool,
         operand: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        if traced() or not needs_w or d_gates.dtype != torch.float32:
+        heads = spec.recurrent.heads if isinstance(spec.recurrent, Heads) else 0
+        if traced() or not needs_w or d_gates.dtype != torch.float32 or heads > 1:
             return super().weight_gradients(spec, trace, previous, d_gates, needs_w, needs_b, operand)
         d_gates = d_gates.flatten(0, 1)
         H = previous.parts[0].shape[-1]
@@ -128,7 +130,6 @@ class CpuBackend(KernelBackend):
             d_w_first, d_b_first = native.weight_gradients(d_gates[:, :first], *parts)
             d_w_n, d_b_n = native.weight_gradients(d_gates[:, first:], operand.flatten(0, 1))
             d_w, d_b = torch.cat([d_w_first, d_w_n]), torch.cat([d_b_first, d_b_n])
-        heads = isinstance(spec.recurrent, Heads)  # one, which has a dimension of its own
         return d_w.unsqueeze(0) if heads else d_w, d_b if needs_b else None
 
 

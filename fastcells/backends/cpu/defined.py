@@ -7,13 +7,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fastcells.backends.base import Gradients, Inputs, PreviousStates, Trace
+from fastcells.backends.base import Gradients, Inputs, Trace
 from fastcells.backends.cpu import checks as check
 from fastcells.backends.cpu import native
 from fastcells.backends.cpu.arguments import Recurrence, Shapes, Tensors
 from fastcells.backends.cpu.layout import BackwardGraphs, ForwardGraphs, program, sizes_of
 from fastcells.defined.rule import Rule
-from fastcells.spec import CellSpec, RecurrentWeights, State
+from fastcells.spec import CellSpec, State
 from fastcells.spec.recurrent import DENSE, DIAGONAL, Heads
 
 MOST_GATES = 4  # of a product's tile (kernels/cpu/gemm.h)
@@ -38,6 +38,7 @@ class DefinedCell:
     def __init__(self, spec: CellSpec, rule: Rule) -> None:
         self.spec, self.rule = spec, rule
         self.diagonal = spec.recurrent is DIAGONAL
+        self.heads = spec.recurrent.heads if isinstance(spec.recurrent, Heads) else 1
         self.sizes = sizes_of(rule, self.diagonal)
         self._plans: dict[tuple[str, bool, bool], Recurrence] = {}
         self._forward: dict[tuple[bool, bool], Programs] = {}
@@ -54,8 +55,6 @@ class DefinedCell:
     @cached_property
     def obstacle(self) -> str | None:
         """Why C cannot run this cell, or None."""
-        if isinstance(self.spec.recurrent, Heads) and self.spec.recurrent.heads > 1:
-            return "C has no recurrent product of several heads"
         if self.sizes.first_gates > MOST_GATES:
             return f"C multiplies by the recurrent weights of at most {MOST_GATES} gates at once"
         places = max(p.places for p in (self.forward_programs(True, True), self.backward_programs))
@@ -76,40 +75,23 @@ class DefinedCell:
         return Programs(BackwardGraphs(self.rule, self.sizes), self.sizes.backward_sections(), 0)
 
     def forward(self, inputs: Inputs, save: bool) -> Trace:
-        x, weights = inputs.x.x, inputs.weights
-        given: Tensors = {"x": x, "b": weights.b_hh}
-        programs = self.forward_programs(weights.b_hh is not None, save)
-        written = self._run("defined_forward", x, programs, inputs, given, save)
-        out, hidden, others, saved, last = written.values()
-        assert out is not None and last is not None
-        kept = (others, saved)
-        whole = out if hidden is None else hidden
-        return Trace(whole, _apart(last), kept, out)
+        given = forward_tensors(self.spec, inputs)
+        return trace_of(self.run("defined_forward", given, inputs.steps.reverse, save))
 
-    def backward(
-        self, inputs: Inputs, trace: Trace, previous: PreviousStates, d_hidden: Tensor, d_last: State
-    ) -> Gradients:
-        others, saved = trace.saved
-        given: Tensors = {"d_hidden": d_hidden, "d_last": _stacked(d_last)}
-        given |= {"hidden": trace.hidden, "others": others, "saved": saved}
-        written = self._run("defined_backward", d_hidden, self.backward_programs, inputs, given, False)
-        d_x, d_gates, d_state, d_extra, operand = written.values()
-        assert d_x is not None and d_state is not None
-        own = len(self.rule.extra)
-        # What a caller gets is in memory of its own.
-        extra = () if d_extra is None else _apart(d_extra[:own])
-        d_w = d_extra[own:].clone().flatten() if self.diagonal and d_extra is not None else None
-        return Gradients(d_x, d_x if d_gates is None else d_gates, _apart(d_state), extra, operand, d_w)
+    def backward(self, inputs: Inputs, trace: Trace, d_hidden: Tensor, d_last: State) -> Gradients:
+        given = backward_tensors(self.spec, inputs, trace, d_hidden, d_last)
+        return gradients_of(self.spec, self.run("defined_backward", given, inputs.steps.reverse, save=False))
 
-    def _run(self, kernel: str, x: Tensor, programs: Programs, inputs: Inputs, given: Tensors, save: bool) -> Tensors:
-        """What C has written. x: whose first two sizes are T and B."""
-        sizes, state, steps = self.sizes, inputs.state, inputs.steps
-        (T, B), H = x.shape[:2], state[0].shape[-1]
-        plan = self._plan(kernel, save, save or steps.lengths is not None)
-        given |= {"state": _stacked(state), "lengths": steps.lengths, "resets": steps.resets}
-        given |= {"program": programs.first, "second_program": programs.second}
-        given |= self._parameters(inputs.weights, H)
-        shapes = self._shapes(T, B, H) | {"P": (len(programs.first),)}
+    def run(self, kernel: str, given: Tensors, reverse: bool, save: bool) -> Tensors:
+        """What C has written. given: what it reads, but for the programs."""
+        sizes, forward = self.sizes, kernel == "defined_forward"
+        programs = self.forward_programs(given["b"] is not None, save) if forward else self.backward_programs
+        x, state = given["x" if forward else "d_hidden"], given["state"]
+        assert x is not None and state is not None
+        (T, B), H = x.shape[:2], state.shape[-1]
+        plan = self.plan(kernel, save, save or given["lengths"] is not None)
+        given = given | {"program": programs.first, "second_program": programs.second}
+        shapes = self.shapes(T, B, H) | {"P": (len(programs.first),)}
         second = 0 if programs.second is None else len(programs.second)
         shapes["P2"] = (second,)
         read = plan.read(given, shapes)
@@ -117,35 +99,35 @@ class DefinedCell:
         written = {name: t for name, t, _ in outputs}
         addresses = check.written(*outputs)
         if T and B and H:
-            per_token = sizes.gates * H * (ELEMENTWISE if self.diagonal else H)
-            counts = [sizes.gates, sizes.first_gates, sizes.second_gates, sizes.states, sizes.saved, sizes.parameters]
+            per_token = sizes.gates * H * (ELEMENTWISE if self.diagonal else H // self.heads)
+            counts = [
+                self.heads,
+                sizes.gates,
+                sizes.first_gates,
+                sizes.second_gates,
+                sizes.states,
+                sizes.saved,
+                sizes.parameters,
+            ]
             words = [programs.carried, len(programs.first), second]
             tensors = [0 if t is None else t.data_ptr() for t in read] + [*addresses.values()]
-            native.call(kernel, T * B * per_token, T, B, H, steps.reverse, *counts, *words, *tensors)
+            native.call(kernel, T * B * per_token, T, B, H, reverse, *counts, *words, *tensors)
         else:
-            first, last = ("state", "last") if kernel == "defined_forward" else ("d_last", "d_state")
+            first, last = ("state", "last") if forward else ("d_last", "d_state")
             if (to := written[last]) is not None and (source := given[first]) is not None:
                 to.copy_(source)
             if written.get("d_extra") is not None:
                 written["d_extra"].zero_()  # type: ignore[union-attr]
         return written
 
-    def _plan(self, kernel: str, save: bool, apart: bool) -> Recurrence:
+    def plan(self, kernel: str, save: bool, apart: bool) -> Recurrence:
         key = kernel, save, apart
         if key not in self._plans:
             more = {name for name, holds in (("save", save), ("apart", apart)) if holds}
             self._plans[key] = Recurrence(kernel, self.facts | more)
         return self._plans[key]
 
-    def _parameters(self, weights: RecurrentWeights, H: int) -> Tensors:
-        w = weights.w_hh
-        if self.diagonal:
-            rows = [*(p.expand(H).unsqueeze(0) for p in weights.extra), w.view(-1, H)]
-            return {"w": None, "extra": torch.cat(rows) if len(rows) > 1 else rows[0]}
-        w = w if self.spec.recurrent is DENSE else w.squeeze(0)
-        return {"w": w, "extra": torch.stack(weights.extra) if weights.extra else None}
-
-    def _shapes(self, T: int, B: int, H: int) -> Shapes:
+    def shapes(self, T: int, B: int, H: int) -> Shapes:
         """Those of arguments.h, by their names there."""
         sizes = self.sizes
         gates, states = sizes.gates * H, sizes.states
@@ -159,8 +141,50 @@ class DefinedCell:
             "T B S H": (T, B, sizes.saved, H),
             "E H": (sizes.parameters, H),
             "G*H": (gates,),
-            "G*H H": (gates, H),
+            "heads G*D D": (self.heads, gates // self.heads, H // self.heads),
         }
+
+
+def forward_tensors(spec: CellSpec, inputs: Inputs) -> Tensors:
+    """What the forward kernel reads, but for the programs."""
+    given: Tensors = {"x": inputs.x.x, "b": inputs.weights.b_hh}
+    return given | _tensors_of_both(spec, inputs)
+
+
+def backward_tensors(spec: CellSpec, inputs: Inputs, trace: Trace, d_hidden: Tensor, d_last: State) -> Tensors:
+    """What the backward kernel reads, but for the programs."""
+    others, saved = trace.saved
+    given: Tensors = {"d_hidden": d_hidden, "d_last": _stacked(d_last)}
+    given |= {"hidden": trace.hidden, "others": others, "saved": saved}
+    return given | _tensors_of_both(spec, inputs)
+
+
+def _tensors_of_both(spec: CellSpec, inputs: Inputs) -> Tensors:
+    weights, state, H = inputs.weights, inputs.state, inputs.state[0].shape[-1]
+    given: Tensors = {"state": _stacked(state), "lengths": inputs.steps.lengths, "resets": inputs.steps.resets}
+    w = weights.w_hh
+    if spec.recurrent is DIAGONAL:
+        rows = [*(p.expand(H).unsqueeze(0) for p in weights.extra), w.view(-1, H)]
+        return given | {"w": None, "extra": torch.cat(rows) if len(rows) > 1 else rows[0]}
+    w = w.unsqueeze(0) if spec.recurrent is DENSE else w
+    return given | {"w": w, "extra": torch.stack(weights.extra) if weights.extra else None}
+
+
+def trace_of(written: Tensors) -> Trace:
+    """From what the forward kernel writes."""
+    out, hidden, others, saved, last = written.values()
+    assert out is not None and last is not None
+    return Trace(out if hidden is None else hidden, _apart(last), (others, saved), out)
+
+
+def gradients_of(spec: CellSpec, written: Tensors) -> Gradients:
+    """From what the backward kernel writes. What a caller gets is in memory of its own."""
+    d_x, d_gates, d_state, d_extra, operand = written.values()
+    assert d_x is not None and d_state is not None
+    own = len(spec.extra)
+    extra = () if d_extra is None else _apart(d_extra[:own])
+    d_w = d_extra[own:].clone().flatten() if spec.recurrent is DIAGONAL and d_extra is not None else None
+    return Gradients(d_x, d_x if d_gates is None else d_gates, _apart(d_state), extra, operand, d_w)
 
 
 def _stacked(state: State) -> Tensor:

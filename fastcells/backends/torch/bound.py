@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 Views = Sequence[Tensor]  # a tensor for each step
 
 
-class Bound:
+class Bound(NamedTuple):
     """`function(*args, out=out)` with the tensors of each step."""
 
-    def __init__(self, function: Callable[..., object], args: Iterable[Views], out: Views) -> None:
-        self.function, self.out = function, out
-        self.args = list(zip(*args, strict=True)) or [()] * len(out)
+    function: Callable[..., object]
+    args: Sequence[Sequence[Any]]
+    out: Views
 
 
-def run(calls: list[Bound], t: int) -> None:
-    """Those of step t, one after the other."""
-    for call in calls:
-        call.function(*call.args[t], out=call.out[t])
+def bound(function: Callable[..., object], args: Iterable[Sequence[Any]], out: Views) -> Bound:
+    """args: each argument's values, step by step."""
+    return Bound(function, list(zip(*args, strict=True)) or [()] * len(out), out)
+
+
+def run(calls: list[Bound], steps: Iterable[int]) -> None:
+    """Those of each step, one after the other."""
+    for t in steps:
+        for function, args, out in calls:
+            function(*args[t], out=out[t])
 
 
 def each_step(tensor: Tensor, T: int) -> Views:

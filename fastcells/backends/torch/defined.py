@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastcells.backends.base import Gradients, Inputs, PreviousStates, Trace
-from fastcells.backends.torch.bound import Bound, Views, before, each_step, run
+from fastcells.backends.torch.bound import Bound, Views, before, bound, each_step, run
 from fastcells.backends.torch.defined_backward import Walk
-from fastcells.backends.torch.loop import Loop, freeze_finished, own_output
-from fastcells.backends.torch.program import CALLS, Register, compile_rule
+from fastcells.backends.torch.factors import Factors
+from fastcells.backends.torch.loop import Loop, own_output
+from fastcells.backends.torch.program import CALLS, Call, Register, compile_rule
 from fastcells.defined.evaluate import evaluate
 from fastcells.defined.linear import linear_backward
 from fastcells.defined.rule import OPERAND
 from fastcells.spec import CellSpec, State
+
+# A pass over memory and dozens of instructions an element, where to keep a value that was computed costs but memory.
+TRANSCENDENTAL_AGAIN = 4.0
 
 
 class DefinedLoop(Loop):
@@ -21,10 +28,11 @@ class DefinedLoop(Loop):
 
     def __init__(self, spec: CellSpec) -> None:
         assert spec.rule is not None
-        self.spec, self.rule = spec, spec.rule
-        self.program = compile_rule(spec.rule)
-        self.linear = linear_backward(spec.rule)
-        self.sums = _spans([g not in spec.rule.apart for g in spec.rule.gates if g not in spec.rule.second])
+        self.spec, self.rule = spec, spec.rule.with_saving(TRANSCENDENTAL_AGAIN)
+        self.program = compile_rule(self.rule)
+        self.linear = linear_backward(self.rule)
+        self.factors = Factors(self.linear, self.rule)
+        self.sums = _spans([g not in self.rule.apart for g in self.rule.gates if g not in self.rule.second])
 
     def forward(self, inputs: Inputs, save: bool) -> Trace:
         rule, program, product = self.rule, self.program, self.spec.recurrent
@@ -38,38 +46,34 @@ class DefinedLoop(Loop):
         gates = x.new_empty(T if save and program.in_gates else 1, B, G * H)
         own = [x.new_empty(T if save else 1, B, H) for _ in range(program.own)]
         tensors = self._registers(inputs, x, gates, after, own)
-        early_calls, late_calls = (
-            [Bound(CALLS[c.op], [tensors[a] for a in c.args], tensors[c.out]) for c in calls]
-            for calls in (program.early, program.late)
-        )
-        after_t = [tensors["new", state] for state in rule.states]
-        early_t, late_t = (each_step(part, T) for part in gates.split([early * H, (G - early) * H], -1))
-        x_early, x_late = x.split([early * H, (G - early) * H], -1)
-        b_early, b_late = (None, None) if b_hh is None else b_hh.split([early * H, (G - early) * H])
-        added = [b_early] * T if rule.apart else x_early.unbind(0)
-        if b_late is not None:
-            x_late = x_late + b_late
-        added_late = [b_late] * T if rule.apart.intersection(rule.second) else x_late.unbind(0)
-        adds = []
+
+        def product_of(first: int, last: int, h: Views, apart: bool) -> Bound:
+            """Of some gates; with their input projections, or with b_hh where these are to stay apart."""
+            whole = (first, last) == (0, G)
+            columns = slice(first * H, last * H)
+            factor = product.factor(w_hh if whole else product.gates(w_hh, G, first, last))
+            bias = None if b_hh is None else b_hh[columns]
+            added: Sequence[Any] = [bias] * T
+            if not apart:
+                x_part = x if whole else x[..., columns]
+                added = (x_part if bias is None else x_part + bias).unbind(0)
+            return bound(product.add_product, (added, h, [factor] * T), _columns(gates, T, first, last, G))
+
+        calls = [product_of(0, early, tensors["input", rule.states[0]], bool(rule.apart))]
         for a, b in self.sums if rule.apart else []:
-            out = each_step(gates[..., a * H : b * H], T)
-            adds.append(Bound(torch.add, (out, x[..., a * H : b * H].unbind(0)), out))
-        w_early = product.factor(w_hh if early == G else product.gates(w_hh, G, 0, early))
-        w_late = None if early == G else product.factor(product.gates(w_hh, G, early, G))
-        first = adds + (early_calls if w_late is not None else early_calls + late_calls)
-        for t in steps.order(T):
-            product.add_product(added[t], state[0], w_early, early_t[t])
-            run(first, t)
-            if w_late is not None and program.operand is not None:
-                product.add_product(added_late[t], tensors[program.operand][t], w_late, late_t[t])
-                run(late_calls, t)
-            new = tuple([s[t] for s in after_t])
-            if mask is not None:
-                for s, old in zip(new, state, strict=True):
-                    freeze_finished(mask, t, s, old)
-            state = new
+            out = _columns(gates, T, a, b, G)
+            calls.append(bound(torch.add, (out, x[..., a * H : b * H].unbind(0)), out))
+        calls += [_bound(call, tensors) for call in program.early]
+        if program.operand is not None:
+            calls.append(product_of(early, G, tensors[program.operand], bool(rule.apart.intersection(rule.second))))
+        calls += [_bound(call, tensors) for call in program.late]
+        if mask is not None:  # a row past its length stands still
+            for name in rule.states:
+                new = tensors["new", name]
+                calls.append(bound(torch.where, (mask.unbind(0), new, tensors["input", name]), new))
+        run(calls, steps.order(T))
         saved = (*([gates] if program.in_gates else []), *own, *after[1:])
-        ends = tuple(s.clone() for s in state)
+        ends = tuple(s[steps.order(T)[-1]].clone() for s in after)
         return Trace(after[0], ends, saved if save else (), own_output(after[0], mask, save))
 
     def _registers(
@@ -80,13 +84,13 @@ class DefinedLoop(Loop):
         T, B, H = after[0].shape
         like = after[0]
         tensors: dict[Register, Views] = {}
-        for k in range(len(rule.gates)):
-            tensors["gate", k] = each_step(gates[..., k * H : (k + 1) * H], T)
-            if rule.gates[k] in rule.apart:
-                tensors["x", k] = x[..., k * H : (k + 1) * H].unbind(0)
-        for call in (*program.early, *program.late):
-            if call.out[0] == "gates":
-                tensors[call.out] = each_step(gates[..., call.out[1] * H : call.out[2] * H], T)
+        for register in program.registers():
+            if register[0] == "x":
+                tensors[register] = x[..., register[1] * H : (register[1] + 1) * H].unbind(0)
+            elif register[0] in ("gate", "gates"):
+                tensors[register] = _columns(
+                    gates, T, register[1], register[-1] + (register[0] == "gate"), len(rule.gates)
+                )
         for state, new, start in zip(rule.states, after, inputs.state, strict=True):
             tensors["new", state] = new.unbind(0)
             tensors["input", state] = before(tensors["new", state], start, inputs.steps.reverse)
@@ -111,7 +115,7 @@ class DefinedLoop(Loop):
         operand, again = None, self.rule.operand_again
         if again is not None:
             operand = evaluate(again, self._values(again.inputs, inputs, trace, previous))[OPERAND]
-        return Walk(self.spec, self.linear, values, inputs, d_hidden).back(d_last, operand)
+        return Walk(self.spec, self.rule, self.linear, self.factors, values, inputs, d_hidden).back(d_last, operand)
 
     def _values(
         self, names: tuple[str, ...], inputs: Inputs, trace: Trace, previous: PreviousStates
@@ -138,6 +142,16 @@ class DefinedLoop(Loop):
             else:
                 found[name] = after[rule.states.index(name.removeprefix("new_"))]
         return found
+
+
+def _columns(gates: Tensor, T: int, first: int, last: int, G: int) -> Views:
+    """Some of the gates [T or 1, B, G*H], of each step."""
+    H = gates.shape[-1] // G
+    return each_step(gates if last - first == G else gates[..., first * H : last * H], T)
+
+
+def _bound(call: Call, tensors: dict[Register, Views]) -> Bound:
+    return bound(CALLS[call.op], [tensors[a] for a in call.args], tensors[call.out])
 
 
 def _spans(wanted: list[bool]) -> list[tuple[int, int]]:

@@ -9,21 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastcells.defined.builder import Builder
 from fastcells.defined.evaluate import FUNCTIONS
-from fastcells.defined.graph import LEAVES, LOGICAL, Graph, reached
+from fastcells.defined.graph import LEAVES, LOGICAL, reached
 from fastcells.defined.rule import OPERAND, Rule
 
 Register = tuple[Any, ...]  # ("gate", k), ("gates", k, l), ("x", k), ("input", name), ("new", name), and so on
-
-
-def _clamped(x: Tensor, out: Tensor | None = None) -> Tensor:
-    return torch.clamp_min(x, 0, out=out)
 
 
 def _minus_product(base: Tensor, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -32,7 +28,7 @@ def _minus_product(base: Tensor, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 CALLS: dict[str, Callable[..., Tensor]] = {
     **FUNCTIONS,
-    "relu": _clamped,
+    "relu": partial(torch.clamp_min, min=0),
     "addcmul": torch.addcmul,
     "minus_product": _minus_product,
     "lerp": torch.lerp,
@@ -70,6 +66,11 @@ class Program:
     truths: int = 0
     constants: dict[Register, float] = field(default_factory=dict)
 
+    def registers(self) -> set[Register]:
+        """All that the calls of a step name."""
+        calls = (*self.early, *self.late)
+        return {register for call in calls for register in (*call.args, call.out)} | {self.operand or ("none",)}
+
 
 def compile_rule(rule: Rule) -> Program:
     """The program with the gates' buffer kept, if all of it is of use to the backward, or else without."""
@@ -81,7 +82,8 @@ def compile_rule(rule: Rule) -> Program:
 class _Compiler:
     def __init__(self, rule: Rule, in_gates: bool) -> None:
         self.rule, self.program = rule, Program(in_gates=in_gates)
-        self.graph, operand = _joined(rule)
+        self.graph = rule.joined()
+        operand = dict(self.graph.outputs).get(OPERAND)
         self.nodes = self.graph.nodes
         self.left = self.graph.uses()  # how often a value will still be read
         self.rows = self._per_row()
@@ -210,24 +212,6 @@ class _Compiler:
                 self.program.own += 1
                 late.append(Call("copy", (self.at[place],), register))
             self.program.saved[name] = register
-
-
-def _joined(rule: Rule) -> tuple[Graph, int | None]:
-    """`forward` and `operand` in one graph, and the operand's place."""
-    if rule.operand is None:
-        return rule.forward, None
-    builder = Builder(rule.operand.nodes)
-    places: list[int] = []
-    for node in rule.forward.nodes:
-        if node.op == "input":
-            places.append(builder.input(node.name))
-        elif node.op == "constant":
-            places.append(builder.constant(node.value))
-        else:
-            places.append(builder.op(node.op, *(places[arg] for arg in node.args)))
-    outputs = [(name, places[place]) for name, place in rule.forward.outputs]
-    graph = builder.graph([*outputs, *rule.operand.outputs])
-    return graph, dict(graph.outputs)[OPERAND]
 
 
 def _side_by_side(calls: list[Call]) -> list[Call]:

@@ -37,18 +37,37 @@ static void compare(const char *what, const float *actual, const float *expected
         check(what, i, (double)actual[i], (double)expected[i], fabs((double)expected[i]));
 }
 
+/* W_hh in blocks, beside which it is zero. */
+static const float *blocks_of(const struct forward *f, size_t G, size_t heads) {
+    const size_t H = f->H, D = H / heads;
+    float *dense = (float *)f->w, *blocks = floats(G * H * D, 1.0);
+    for (size_t g = 0; g < G; g++) {
+        for (size_t unit = 0; unit < H; unit++) {
+            for (size_t k = 0; k < H; k++) {
+                float *from = dense + (g * H + unit) * H + k;
+                if (unit / D == k / D)
+                    blocks[((unit / D * G + g) * D + unit % D) * D + k % D] = *from;
+                else
+                    *from = 0.0f;
+            }
+        }
+    }
+    return blocks;
+}
+
 /* Both passes by hand of what `f` says, and by program with its numbers and programs in `d` and `g`. */
 static void beside(const struct backend *backend, struct forward *f, struct defined_forward *d,
                    struct defined_backward *g) {
     const size_t T = f->T, B = f->B, H = f->H, plane = B * H, all = T * plane, N = d->states, S = d->num_saved;
     const size_t G = d->gates, E = d->parameters;
+    const float *w = d->heads > 1 ? blocks_of(f, G, d->heads) : f->w;
     float *state = floats(N * plane, 1.0), *d_last = floats(N * plane, 1.0);
     f->h0 = state, f->c0 = N > 1 ? state + plane : NULL;
     struct output by_hand[] = {{"out", &f->out, all},         {"hidden", &f->hidden, all},
                                {"cells", &f->cells, N > 1 ? all : 0}, {"saved", &f->saved, S * all},
                                {"h_n", &f->h_n, plane},       {"c_n", &f->c_n, N > 1 ? plane : 0}};
     run_threads(by_hand, 6, run_forward, backend, f);
-    d->T = T, d->B = B, d->H = H, d->reverse = f->reverse, d->x = f->x, d->state = state, d->w = f->w;
+    d->T = T, d->B = B, d->H = H, d->reverse = f->reverse, d->x = f->x, d->state = state, d->w = w;
     d->lengths = f->lengths, d->resets = f->resets;
     struct output by_program[] = {{"out", &d->out, all},
                                   {"hidden", &d->hidden, all},
@@ -68,7 +87,7 @@ static void beside(const struct backend *backend, struct forward *f, struct defi
         {"d_x", &b.d_x, G * all}, {"d_h0", &b.d_h0, plane}, {"d_c0", &b.d_c0, N > 1 ? plane : 0}};
     run_threads(backward_by_hand, 3, run_backward, backend, &b);
     g->T = T, g->B = B, g->H = H, g->reverse = f->reverse, g->d_hidden = b.d_hidden, g->d_last = d_last;
-    g->state = state, g->w = f->w, g->extra = d->extra, g->lengths = f->lengths, g->resets = f->resets;
+    g->heads = d->heads, g->state = state, g->w = w, g->extra = d->extra, g->lengths = f->lengths, g->resets = f->resets;
     g->hidden = d->hidden, g->others = d->others, g->saved = d->saved;
     struct output backward_by_program[] = {{"d_x", &g->d_x, G * all},
                                            {"d_state", &g->d_state, N * plane},
@@ -106,11 +125,11 @@ static struct forward defined_task(const struct backend *backend, enum cell cell
     return f;
 }
 
-static void defined_lstm_case(const struct backend *backend, size_t T, size_t B, size_t H) {
+static void defined_lstm_case(const struct backend *backend, size_t T, size_t B, size_t H, size_t heads) {
     struct forward f = defined_task(backend, LSTM, T, B, H);
     struct defined_forward d = {.gates = 4, .first_gates = 4, .states = 2, .num_saved = 4, .parameters = 4};
     struct defined_backward g = {.gates = 4, .first_gates = 4, .states = 2, .num_saved = 4, .parameters = 4};
-    d.extra = f.b;
+    d.heads = heads, d.extra = f.b;
     /* x 0, product 4, state 8, extra 10, new 14, saved 16, operand 20, register 21, constant 22 */
     const struct words there = PROGRAM(
         1, DO(sigmoid_sum, 16, 0, 4, 10), DO(sigmoid_sum, 17, 1, 5, 11), DO(tanh_sum, 18, 2, 6, 12),
@@ -128,11 +147,11 @@ static void defined_lstm_case(const struct backend *backend, size_t T, size_t B,
     beside(backend, &f, &d, &g);
 }
 
-static void defined_gru_case(const struct backend *backend, size_t T, size_t B, size_t H) {
+static void defined_gru_case(const struct backend *backend, size_t T, size_t B, size_t H, size_t heads) {
     struct forward f = defined_task(backend, GRU_RESET_BEFORE, T, B, H);
     struct defined_forward d = {.gates = 3, .first_gates = 2, .second_gates = 1, .states = 1, .num_saved = 3};
     struct defined_backward g = {.gates = 3, .first_gates = 2, .second_gates = 1, .states = 1, .num_saved = 3};
-    d.b = f.b, d.carried = 2;
+    d.heads = heads, d.b = f.b, d.carried = 2;
     /* x 0, product 3, bias 6, state 9, carried 10, new 12, saved 13, operand 16, register 17, constant 18 */
     const struct words there = PROGRAM(1, DO(sigmoid_sum, 10, 0, 3, 6), DO(sigmoid_sum, 11, 1, 4, 7),
                                        DO(mul, 16, 10, 9, 0));

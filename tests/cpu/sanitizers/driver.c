@@ -24,6 +24,12 @@ static const size_t SHAPES[][3] = {
     {4, 3, 64}, {3, 8, 65}, {2, 17, 5}, {2, 5, 48}, {2, 1, 515},  {2, 3, 132},
 };
 
+static size_t smallest_factor(size_t n) {
+    size_t factor = 2;
+    while (factor < n && n % factor) factor++;
+    return factor;
+}
+
 static void run_all(const struct backend *backend) {
     for (enum cell cell = 0; cell < NUM_CELLS; cell++) {
         for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++, release(0))
@@ -36,10 +42,13 @@ static void run_all(const struct backend *backend) {
             layer_case(backend, cell, 1 + below(5), 1 + below(9), 1 + below(80), 1 + below(70));
         for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0)) step_in_place_case(backend, cell, 1 + below(80), 1 + below(40));
     }
-    for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++, release(0)) {
-        defined_lstm_case(backend, SHAPES[i][0], SHAPES[i][1], SHAPES[i][2]);
-        release(0);
-        defined_gru_case(backend, SHAPES[i][0], SHAPES[i][1], SHAPES[i][2]);
+    for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++) {
+        const size_t H = SHAPES[i][2];
+        for (size_t heads = 1; heads <= H; heads += heads == 1 ? smallest_factor(H) - 1 : H, release(0)) {
+            defined_lstm_case(backend, SHAPES[i][0], SHAPES[i][1], H, heads);
+            release(0);
+            defined_gru_case(backend, SHAPES[i][0], SHAPES[i][1], H, heads);
+        }
     }
     for (size_t i = 0; i < 6 * RANDOM_SHAPES; i++, release(0))
         weight_grad_case(backend, 1 + below(300), 1 + below(70), 1 + below(120));
