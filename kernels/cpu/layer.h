@@ -1,5 +1,6 @@
 /* One layer and direction in one call, the input projection included, without a backward: what is small costs little
-   more than its products. Weights are read where they lie, or packed where many steps or rows read them. */
+   more than its products. Weights are read where they lie, or packed where many steps or rows read them; packed ones
+   may serve many calls. */
 #ifndef FASTCELLS_LAYER_H
 #define FASTCELLS_LAYER_H
 
