@@ -89,13 +89,13 @@ def test_weight_gradients(shape: tuple[int, int, int]) -> None:
 
 
 def test_sums_are_float32() -> None:
-    """4096 times 2^-8 and 1: rounded on the way, the sum would stay at 1, since bfloat16's next one is 1 + 2^-7."""
+    """256 and 4096 times 2^-10: rounded on the way, the sum would stay at 256, of which 258 is the next in bfloat16."""
     N = 4097
-    d = torch.full((N, 1), 2.0**-8, dtype=BF16)
-    d[0] = 1
+    d = torch.full((N, 1), 2.0**-10, dtype=BF16)
+    d[0] = 256
     ones = torch.ones(N, 1, dtype=BF16)
-    assert [t.item() for t in native.weight_gradients(d, ones)] == [17, 17]
-    assert native.linear(d.t(), ones.t()).item() == 17
+    assert [t.item() for t in native.weight_gradients(d, ones)] == [260, 260]
+    assert native.linear(d.t(), ones.t()).item() == 260
 
 
 def test_nan_stays_in_its_row_and_column() -> None:
