@@ -100,10 +100,15 @@ static void forward_phase(const struct forward_job *job, const struct share *sha
         const size_t tile = share->first_tile + (t % 2 ? share->tiles - 1 - i : i);
         struct tile at = {.t = t, .column = tile * p->vectors * LANES, .vectors = vectors_in(p, tile)};
         const size_t width = p->gates * at.vectors;
+        /* A line of memory has TERM vectors of elements: what is in one with the tile before has been prefetched. */
+        const int own_lines = i == 0 || at.vectors > 1 || (t % 2 ? tile + 1 : tile) % TERM == 0;
         for (size_t done = 0; done < share->rows; done += at.rows) {
             at.row = share->first_row + done;
             at.rows = height(share->rows, done, ROWS[width]);
-            prefetch_update(&list, f, &at, p);
+            if (own_lines)
+                prefetch_update(&list, f, &at, p);
+            else
+                list.count = 0;
             if (a) gemm_tile(at.rows, width, products, a + at.row * f->H, f->H, panel(p, tile), f->H, &list);
             update_tile(job, &at, phase, h_prev, products);
         }

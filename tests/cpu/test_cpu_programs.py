@@ -34,7 +34,7 @@ def run_words(words: list[int], a: Tensor, second: Tensor | None = None, third: 
     H = a.numel()
     b, c = (torch.zeros(H) if t is None else t for t in (second, third))
     out, last, program = torch.full((H,), torch.nan), torch.empty(H), torch.tensor(words, dtype=torch.int32)
-    counts = [1, 0, 0, 1, 0, 1, 0, len(words), 0]
+    counts = [1, 1, 0, 0, 1, 0, 1, 0, len(words), 0]
     addresses = [program.data_ptr(), 0, a.data_ptr(), b.data_ptr(), 0, 0, c.data_ptr(), 0, 0, out.data_ptr()]
     native.call("defined_forward", 1, 1, 1, H, 0, *counts, *addresses, 0, 0, 0, last.data_ptr())
     return out

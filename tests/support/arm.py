@@ -143,7 +143,7 @@ def sizes(numbers: dict[str, int]) -> dict[str, int]:
 def extent(kernel: str, argument: Argument, known: dict[str, int]) -> int:
     """Bytes from the first element of a tensor to its last one."""
     shape = [int(eval(word, {}, known)) for word in argument.shape.split()]
-    strides = STRIDES.get((kernel, argument.name))
+    strides = STRIDES.get((kernel.removesuffix("_bf16"), argument.name))
     elements = math.prod(shape)
     if strides is not None:
         elements = sum((n - 1) * known[s] for n, s in zip(shape, strides, strict=False)) + shape[-1]

@@ -104,6 +104,8 @@ int main(int arguments, char **argument) {
         SERVE(step_in_place, STEP_IN_PLACE_ARGUMENTS)
         SERVE_BF16(forward, FORWARD_ARGUMENTS)
         SERVE_BF16(backward, BACKWARD_ARGUMENTS)
+        SERVE_BF16(weight_grad, WEIGHT_GRAD_ARGUMENTS)
+        SERVE_BF16(linear, LINEAR_ARGUMENTS)
         SERVE_IDS(gather, GATHER_ARGUMENTS)
         SERVE_IDS(scatter, SCATTER_ARGUMENTS)
         if (strcmp(name, "activations")) return 5;

@@ -1,5 +1,5 @@
-/* The recurrences in bfloat16: the forward beside double precision, and the backward's bits for each number of threads;
-   what the gradients are worth is for Python's tests to say. */
+/* bfloat16: the recurrences' forward and the products beside double precision, and the backward's bits for each number
+   of threads; what its gradients are worth is for Python's tests to say. */
 #ifndef CPU_SANITIZERS_BF16_CASES_H
 #define CPU_SANITIZERS_BF16_CASES_H
 
@@ -43,6 +43,15 @@ static void same_bits(struct bf16_output *outputs, size_t count, bfloat16 **firs
     }
 }
 
+/* 8 bits a number, and in a recurrence what their rounding does to later steps: a wrong term is off by more. */
+static void check_half(const char *what, size_t at, bfloat16 actual, double expected, double scale) {
+    const uint32_t bits = (uint32_t)actual << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    if (!(fabs((double)value - expected - WRONG * 100) <= 0.05 * fmax(scale, fabs(expected))))
+        FAIL("%s[%zu] is %g instead of %g", what, at, (double)value, expected);
+}
+
 static void bf16_case(const struct bf16_backend *backend, enum cell cell, size_t T, size_t B, size_t H) {
     const size_t G = CELL_FACTS[cell].gates, S = CELL_FACTS[cell].num_saved, plane = B * H, all = T * plane;
     const int lstm = cell == LSTM, keep = holding;
@@ -78,14 +87,7 @@ static void bf16_case(const struct bf16_backend *backend, enum cell cell, size_t
     struct nudge by = {0};
     double *hidden = doubles(all), *h = doubles(plane), *c = doubles(plane);
     naive_forward(&wide, NULL, &by, hidden, h, c);
-    for (size_t i = 0; i < all; i++) {
-        const uint32_t bits = (uint32_t)f.hidden[i] << 16;
-        float value;
-        memcpy(&value, &bits, sizeof value);
-        /* 8 bits a number, and what their rounding does to later steps: a wrong term is off by more. */
-        if (!(fabs((double)value - hidden[i] - WRONG * 100) <= 0.05 * fmax(1.0, fabs(hidden[i]))))
-            FAIL("hidden[%zu] is %g instead of %g", i, (double)value, hidden[i]);
-    }
+    for (size_t i = 0; i < all; i++) check_half("hidden", i, f.hidden[i], hidden[i], 1.0);
 
     struct backward_bf16 b = {.cell = cell, .T = T, .B = B, .H = H, .reverse = f.reverse, .w = f.w};
     const float *unused;
@@ -105,6 +107,63 @@ static void bf16_case(const struct bf16_backend *backend, enum cell cell, size_t
     }
     for (size_t i = 0; i < all * G; i++)
         if ((b.d_x[i] & 0x7f80) == 0x7f80) FAIL("d_x[%zu] is not finite", i);
+    release(keep);
+}
+
+static void bf16_linear_case(const struct bf16_backend *backend, size_t rows, size_t K, size_t columns) {
+    struct linear_bf16 l = {.rows = rows, .K = K, .columns = columns, .x_stride = K + below(3), .transposed = (int)below(2)};
+    const int keep = holding;
+    const float *x, *w, *b = NULL;
+    l.x = halves_of((rows - 1) * l.x_stride + K, 1.0, &x), l.w = halves_of(K * columns, 1.0, &w);
+    if (below(2)) l.b = halves_of(columns, 1.0, &b);
+    l.out_stride = columns;
+    snprintf(where, sizeof where, "%s, linear, %zu rows, %zu terms, %zu columns", backend->name, rows, K, columns);
+    struct bf16_output outputs[] = {{&l.out, rows * columns}};
+    bfloat16 *first[1];
+    for (int threads = 1; threads <= MOST_THREADS; threads++) {
+        l.out = unwritten_halves(rows * columns);
+        if (backend->linear(&l, threads)) FAIL("out of memory");
+        same_bits(outputs, 1, first, threads);
+    }
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t j = 0; j < columns; j++) {
+            double sum = b ? (double)b[j] : 0.0;
+            for (size_t k = 0; k < K; k++)
+                sum += (double)x[r * l.x_stride + k] * (double)w[l.transposed ? k * columns + j : j * K + k];
+            check_half("out", r * columns + j, l.out[r * columns + j], sum, 1.0);
+        }
+    }
+    release(keep);
+}
+
+static void bf16_weight_grad_case(const struct bf16_backend *backend, size_t tokens, size_t rows, size_t columns) {
+    struct weight_grad_bf16 g = {.tokens = tokens, .rows = rows, .columns = columns, .d_stride = rows + below(3)};
+    const int keep = holding;
+    const float *d, *x, *x_rest;
+    g.split = below(tokens + 1);
+    g.d = halves_of((tokens - 1) * g.d_stride + rows, 1.0, &d), g.x = halves_of(g.split * columns, 1.0, &x);
+    g.x_rest = halves_of((tokens - g.split) * columns, 1.0, &x_rest);
+    snprintf(where, sizeof where, "%s, weight_grad, %zu tokens, %zu rows, %zu columns", backend->name, tokens, rows,
+             columns);
+    struct bf16_output outputs[] = {{&g.d_w, rows * columns}, {&g.d_b, rows}};
+    bfloat16 *first[2];
+    for (int threads = 1; threads <= MOST_THREADS; threads++) {
+        g.d_w = unwritten_halves(rows * columns), g.d_b = unwritten_halves(rows);
+        if (backend->weight_grad(&g, threads)) FAIL("out of memory");
+        same_bits(outputs, 2, first, threads);
+    }
+    for (size_t r = 0; r < rows; r++) {
+        double bias = 0.0;
+        for (size_t k = 0; k < tokens; k++) bias += (double)d[k * g.d_stride + r];
+        check_half("d_b", r, g.d_b[r], bias, 1.0);
+        for (size_t j = 0; j < columns; j++) {
+            double sum = 0.0;
+            for (size_t k = 0; k < tokens; k++)
+                sum += (double)d[k * g.d_stride + r] *
+                       (double)(k < g.split ? x[k * columns + j] : x_rest[(k - g.split) * columns + j]);
+            check_half("d_w", r * columns + j, g.d_w[r * columns + j], sum, 1.0);
+        }
+    }
     release(keep);
 }
 

@@ -67,6 +67,12 @@ static void run_bf16(const struct bf16_backend *backend) {
         for (size_t i = 0; i < RANDOM_SHAPES; i++) bf16_case(backend, cell, 1 + below(6), 1 + below(20), 1 + below(80));
     }
     bf16_case(backend, LSTM, 1, 2, 1101); /* a sum in several parts, and an odd one */
+    for (size_t i = 0; i < RANDOM_SHAPES; i++) {
+        bf16_linear_case(backend, 1 + below(40), 1 + below(60), 1 + below(80));
+        bf16_weight_grad_case(backend, 1 + below(60), 1 + below(80), 1 + below(60));
+    }
+    bf16_linear_case(backend, 3, 4101, 17);
+    bf16_weight_grad_case(backend, 1301, 33, 17); /* more tokens than are read at a time */
 }
 
 int main(int count, char **arguments) {
