@@ -177,7 +177,7 @@ def test_random_words_are_refused_or_run() -> None:
 def test_numbers_are_refused(numbers: dict[int, int]) -> None:
     counts = [1, 0, 0, 1, 0, 1, 0, len(ADD), 0]
     with pytest.raises(ValueError, match="program is not valid"):
-        native.call("defined_forward", 1, 1, 1, 4, 0, *(numbers.get(i, n) for i, n in enumerate(counts)), *[0] * 14)
+        native.call("defined_forward", 1, 1, 1, 4, 0, 1, *(numbers.get(i, n) for i, n in enumerate(counts)), *[0] * 14)
 
 
 def test_registers_are_used_again() -> None:
