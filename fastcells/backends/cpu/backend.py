@@ -114,7 +114,7 @@ class CpuBackend(KernelBackend):
         needs_b: bool,
         operand: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        if traced() or not needs_w or not products.multiplies(d_gates.dtype):
+        if traced() or not needs_w or not products.weights_in_c(d_gates.flatten(0, 1), previous.parts[0]):
             return super().weight_gradients(spec, trace, previous, d_gates, needs_w, needs_b, operand)
         d_gates = d_gates.flatten(0, 1)
         H = previous.parts[0].shape[-1]
