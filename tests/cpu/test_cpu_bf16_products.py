@@ -122,18 +122,18 @@ def test_a_layer_s_products_run_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
         out, _ = layer(x)
         return [out, *torch.autograd.grad(out.float().square().sum(), [x, *layer.parameters()])]
 
-    ours = gradients(16, 128)
+    ours = gradients(32, 128)
     assert calls == ["linear", "weights", "linear", "weights"]
     gradients(2, 8)
-    assert "linear" not in calls
+    assert calls == []
     monkeypatch.setattr(products, "multiplies", lambda dtype: False)
-    theirs = gradients(16, 128)
+    theirs = gradients(32, 128)
     assert calls == []
     assert all(relative_error(a, b.double()) <= 8 * EPS for a, b in zip(ours, theirs, strict=True))
 
 
 def test_second_derivatives() -> None:
-    x, w = torch.randn(256, 128).to(BF16).requires_grad_(), torch.randn(128, 128).to(BF16).requires_grad_()
+    x, w = torch.randn(512, 128).to(BF16).requires_grad_(), torch.randn(128, 128).to(BF16).requires_grad_()
     found: list[Any] = []
     for linear in (lambda: products.linear(x, w, None), lambda: F.linear(x, w)):
         (d,) = torch.autograd.grad(linear().square().sum(), x, create_graph=True)

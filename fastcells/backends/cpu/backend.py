@@ -116,7 +116,8 @@ class CpuBackend(KernelBackend):
         operand: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         heads = spec.recurrent.heads if isinstance(spec.recurrent, Heads) else 0
-        if traced() or not needs_w or heads > 1 or not products.multiplies(d_gates.dtype):
+        in_c = heads <= 1 and products.weights_in_c(d_gates.flatten(0, 1), previous.parts[0])
+        if traced() or not needs_w or not in_c:
             return super().weight_gradients(spec, trace, previous, d_gates, needs_w, needs_b, operand)
         d_gates = d_gates.flatten(0, 1)
         H = previous.parts[0].shape[-1]

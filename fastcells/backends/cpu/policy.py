@@ -8,6 +8,11 @@ from dataclasses import dataclass
 # tenth of the time or more, which MKL saves (AVX2: 0.85 of MKL's speed with 32 rows, 0.95 with 128, 1.0 with 1120).
 LARGE_PRODUCT = 1 << 22
 MANY_ROWS = 128
+# In bfloat16 it does from so many rows and terms on, and a weight gradient up to so many columns: outside, oneDNN took
+# 0.90 to 0.98 of C's time (AMD EPYC of family 26, one thread, busy; N 128 to 4480, K 64 to 1024), inside 0.96 to 1.13.
+BF16_ROWS_FROM = 512
+BF16_TERMS_FROM = 128
+BF16_WEIGHT_COLUMNS = 512
 # Multiplications in W_ih's product with the one-hot of token ids up to which a single step is left to ATen.
 ONE_HOT_PRODUCT = 1 << 20
 FEWEST_STEPS = 2  # a single step does not pay for packing the weights, whatever the shape

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastcells import token_ids
-from fastcells.backends.cpu import buffers, native
+from fastcells.backends.cpu import buffers, native, policy
 from fastcells.backends.cpu.policy import LARGE_PRODUCT, MANY_ROWS
 from fastcells.modes import any_batched, autocast_dtype, is_plain_tensor, traced, transformed
 
@@ -40,10 +40,19 @@ def multiplies(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 and native.obstacle() is None
 
 
+def weights_in_c(d: Tensor, x: Tensor) -> bool:
+    """Whether C computes `d.t() @ x` for d [N, rows] and x, whose last dimension are the columns."""
+    small = len(d) >= policy.BF16_ROWS_FROM and x.shape[-1] <= policy.BF16_WEIGHT_COLUMNS
+    return multiplies(d.dtype) and (d.dtype == torch.float32 or small)
+
+
 def matmul(a: Tensor, w: Tensor, b: Tensor | None = None, *, inner: bool = False) -> Tensor:
     """`a @ w.t() + b` for a [N, K], w [M, K] and b [M], without autograd. inner: no user gets to see the result."""
     (N, K), M = a.shape, len(w)
-    if N < MANY_ROWS or N * K * M < LARGE_PRODUCT or not multiplies(w.dtype):
+    few = N < MANY_ROWS or N * K * M < LARGE_PRODUCT
+    if w.dtype == torch.bfloat16:
+        few = few or N < policy.BF16_ROWS_FROM or K < policy.BF16_TERMS_FROM
+    if few or not multiplies(w.dtype):
         return a @ w.t() if b is None else torch.addmm(b, a, w.t())
     if w.stride(0) == 1 and not w.is_contiguous():  # the gradient of an input multiplies by W^T
         return native.linear(a, w.t(), b, transposed=True)
@@ -71,7 +80,12 @@ class Linear(torch.autograd.Function):
                 None,
             )
         d_x = _shaped(matmul(d, w.t()), x.shape) if needs_x else None
-        d_w, d_b = native.weight_gradients(d, flat) if needs_w else (None, d.sum(0) if needs_b else None)
+        d_w: Tensor | None
+        d_b: Tensor | None
+        if needs_w and weights_in_c(d, flat):
+            d_w, d_b = native.weight_gradients(d, flat)
+        else:
+            d_w, d_b = d.t() @ flat if needs_w else None, d.sum(0) if needs_b else None
         return d_x, d_w, d_b if needs_b else None, None
 
 
