@@ -137,6 +137,8 @@ def sizes(numbers: dict[str, int]) -> dict[str, int]:
         letters = {"G": "gates", "N": "states", "S": "num_saved", "E": "parameters"}
         letters |= {"P": "program_size", "P2": "second_size"}
         known |= {letter: numbers[name] for letter, name in letters.items()}
+    if "heads" in numbers:
+        known["D"] = numbers["H"] // max(1, numbers["heads"])
     return known | ({"N": numbers["tokens"]} if "split" in numbers else {})
 
 

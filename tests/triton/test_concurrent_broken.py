@@ -151,15 +151,15 @@ def test_a_broken_exchange_waits_for_ever(tried: str, way: str) -> None:
 
 # Broken walks over the batch tiles: 3 of them, the last one ragged, and one group of 3 programs. Some of the faults are
 # in the kernels' text.
-START, END, OWN_COUNTER = "tl.program_id(1), ", "tl.cdiv(B, BLOCK_B)", "counter_ptr + batch_tile * 32"
+START, END, OWN_COUNTER = "tl.program_id(1), ", "tl.cdiv(B, BLOCK_B), tl.num", "counter_ptr + batch_tile * 32"
 WRONG_WALKS = {
     "counter, one for all tiles": (COUNTER, OWN_COUNTER, "counter_ptr"),
     "counter, a tile skipped": (COUNTER, START, "tl.program_id(1) + 1, "),
-    "poll, no ragged tile": (POLL, END, "B // BLOCK_B"),
+    "poll, no ragged tile": (POLL, END, "B // BLOCK_B, tl.num"),
 }
 STUCK_WALKS = {
     "counter, one program skips a tile": (COUNTER, START, "tl.program_id(1) + (tl.program_id(0) == 1), "),
-    "poll, one program stops a tile early": (POLL, END, "tl.cdiv(B, BLOCK_B) - (tl.program_id(0) == 1)"),
+    "poll, one program stops a tile early": (POLL, END, "tl.cdiv(B, BLOCK_B) - (tl.program_id(0) == 1), tl.num"),
 }
 
 

@@ -107,7 +107,7 @@ def test_blocks_of_every_kind_and_both_families_are_candidates(card: None) -> No
     names = [choice.name for choice in candidates(call())]
     assert names[0] == "torch"
     assert names[1:] == [
-        "gluon resident 8x16x4 8x16x4",
+        "gluon resident 8x16x4 8x32x4",
         "triton split 8x8x1 8x16x2",
         "triton split 8x16x2 8x32x4",
         "triton split 8x32x4 8x8x1",
@@ -116,7 +116,7 @@ def test_blocks_of_every_kind_and_both_families_are_candidates(card: None) -> No
     assert "triton sequence 8x64x8 8x64x8" in small and any("split" in name for name in small)
     assert len(set(small)) == len(small) <= 8
     both = [choice.name for choice in candidates(call(directions=2))]
-    assert "gluon resident at once 8x16x4 8x32x4" in both
+    assert "gluon resident at once 8x32x4 8x32x4" in both
     assert [choice.name for choice in candidates(call(dtype=torch.float64))] == ["torch"]
 
 

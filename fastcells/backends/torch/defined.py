@@ -126,9 +126,11 @@ class DefinedLoop(Loop):
         saved = list(trace.saved)
         gates = saved.pop(0) if program.in_gates else None
         own, after = saved[: program.own], [trace.hidden, *saved[program.own :]]
-        found = {}
+        found, once = {}, self._once(inputs)
         for name in names:
-            if name in rule.saved:
+            if name in rule.saved and program.saved[name] in once:
+                found[name] = once[program.saved[name]]
+            elif name in rule.saved:
                 kind, at = program.saved[name]
                 whole = own[at] if kind == "own" else inputs.x.x if kind == "x" else gates
                 assert whole is not None
@@ -141,6 +143,15 @@ class DefinedLoop(Loop):
                 found[name] = before.cat
             else:
                 found[name] = after[rule.states.index(name.removeprefix("new_"))]
+        return found
+
+    def _once(self, inputs: Inputs) -> dict[Register, Tensor]:
+        """What depends on parameters alone, and so is not kept but computed again."""
+        known = {("input", name): p for name, p in zip(self.rule.extra, inputs.weights.extra, strict=True)}
+        known |= {register: inputs.weights.w_hh.new_full((), v) for register, v in self.program.constants.items()}
+        found: dict[Register, Tensor] = {}
+        for call in self.program.once:
+            found[call.out] = CALLS[call.op](*((known | found)[a] for a in call.args))
         return found
 
 
