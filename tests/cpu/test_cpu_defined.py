@@ -107,7 +107,8 @@ def test_accuracy(name: str, shape: tuple[int, int, int], instructions: str, mon
     monkeypatch.setattr(native, "MOST_THREADS", 1 + index % 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     spec, given, steps, d = case(name, shape, OPTIONS[index % len(OPTIONS)])
-    most = 8 if name.startswith("everything") else 2  # its quotients enlarge single roundings: luck decides there
+    most = 2.5 if instructions == "portable" else 2.0  # which rounds a product and the sum that it goes into apart
+    most = 8 if name.startswith("everything") else most  # its quotients enlarge single roundings: luck decides there
     truth = run(DERIVED, spec, given, steps, d, torch.float64)
     theirs = run(DERIVED, spec, given, steps, d, torch.float32)
     ours = run(IN_C, spec, given, steps, d, torch.float32)

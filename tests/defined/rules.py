@@ -92,9 +92,9 @@ RULES: dict[str, tuple[Any, ...]] = {
     "rnn_tanh": ("a", "h", "", lambda a: torch.tanh(a)),
     "rnn_relu": ("a", "h", "", lambda a: torch.relu(a)),
     "peephole": ("ifgo", "hc", "pq", peephole),
-    "four states": ("ab", "hcmk", "pq", four_states),
     "everything": ("ab", "hs", "p", everything),
     "alike": ("ab", "h", "", lambda a, b: torch.tanh(a + b)),  # both gates have one factor
+    "four states": ("ab", "hcmk", "pq", four_states),
 }
 
 
