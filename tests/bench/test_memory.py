@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 from pathlib import Path
 
@@ -20,10 +21,11 @@ def test_what_a_process_keeps_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Hoarding(nn.RNN):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-            kept.append(b"\1" * (8 << 20))
+            kept.append(mmap.mmap(-1, 8 << 20))  # the system's own, and not what other tests have freed
+            kept[-1].write(b"\1" * (8 << 20))
             return super().forward(x)
 
-    kept: list[bytes] = []
+    kept: list[mmap.mmap] = []
     plain = memory.train("nn", "RNN", "", 3, 8, "changing")
     monkeypatch.setattr(nn, "RNN", Hoarding)
     found = memory.train("nn", "RNN", "", 3, 8, "changing")
