@@ -41,9 +41,7 @@ def compiled() -> Iterator[Compiled]:
 
 def assert_in_registers(rows: list[dict[str, Any]]) -> None:
     for row in rows:
-        # Two where the prefetch has its addresses: an H200 ran an LSTM's backward of H=1024 in 8.4 us a step with
-        # it, and in 9.1 without.
-        assert max(row["spills"], row["reloads"]) <= 2, f"more than two registers spill within a step: {row}"
+        assert max(row["spills"], row["reloads"]) <= 1, f"more than one register spills within a step: {row}"
         assert row["registers"] <= 255
         assert row["matmuls"] == row["expected"], row
         assert row["barriers"] == 2, f"one for the sums, one for the next ones: {row}"
