@@ -100,12 +100,7 @@ class DefinedLoop(Loop):
             tensors["scratch", i] = [like.new_empty(B, H)] * T
         for i in range(program.truths):
             tensors["truth", i] = [like.new_empty(B, H, dtype=torch.bool)] * T
-        for name, parameter in zip(rule.extra, inputs.weights.extra, strict=True):
-            tensors["input", name] = [parameter] * T
-        for register, value in program.constants.items():
-            tensors[register] = [like.new_full((), value)] * T
-        for call in program.once:
-            tensors[call.out] = [CALLS[call.op](*(tensors[a][0] for a in call.args))] * T
+        tensors |= {register: [value] * T for register, value in self._of_all_steps(inputs).items()}
         return tensors
 
     def backward(
@@ -126,7 +121,7 @@ class DefinedLoop(Loop):
         saved = list(trace.saved)
         gates = saved.pop(0) if program.in_gates else None
         own, after = saved[: program.own], [trace.hidden, *saved[program.own :]]
-        found, once = {}, self._once(inputs)
+        found, once = {}, self._of_all_steps(inputs) if program.once else {}
         for name in names:
             if name in rule.saved and program.saved[name] in once:
                 found[name] = once[program.saved[name]]
@@ -145,13 +140,15 @@ class DefinedLoop(Loop):
                 found[name] = after[rule.states.index(name.removeprefix("new_"))]
         return found
 
-    def _once(self, inputs: Inputs) -> dict[Register, Tensor]:
-        """What depends on parameters alone, and so is not kept but computed again."""
-        known = {("input", name): p for name, p in zip(self.rule.extra, inputs.weights.extra, strict=True)}
-        known |= {register: inputs.weights.w_hh.new_full((), v) for register, v in self.program.constants.items()}
+    def _of_all_steps(self, inputs: Inputs) -> dict[Register, Tensor]:
+        """Parameters, constants, and what is made of these alone."""
         found: dict[Register, Tensor] = {}
+        for name, parameter in zip(self.rule.extra, inputs.weights.extra, strict=True):
+            found["input", name] = parameter
+        for register, value in self.program.constants.items():
+            found[register] = inputs.state[0].new_full((), value)
         for call in self.program.once:
-            found[call.out] = CALLS[call.op](*((known | found)[a] for a in call.args))
+            found[call.out] = CALLS[call.op](*(found[a] for a in call.args))
         return found
 
 
