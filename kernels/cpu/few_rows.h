@@ -11,12 +11,9 @@ typedef float few_t[MAX_FEW][LANES] __attribute__((aligned(4 * LANES)));
 
 /* Lane i of the result is the sum of the lanes of each[i], taken two by two. */
 INLINE vec sums_of_lanes(vec each[LANES]) {
-    ivec lane = {0};
-    UNROLL for (int i = 0; i < LANES; i++) lane[i] = i;
     UNROLL for (int side = 1; side < LANES; side *= 2) {
-        const ivec right = (lane & side) != 0;
-        const ivec upper = (right & (lane + (LANES - side))) | (~right & lane);
-        const ivec lower = (right & (lane + LANES)) | (~right & (lane + side));
+        ivec upper, lower;
+        sides(side, &upper, &lower);
         UNROLL for (int i = 0; i < LANES; i += 2 * side)
             each[i] = shuffle(each[i], each[i + side], upper) + shuffle(each[i], each[i + side], lower);
     }

@@ -69,14 +69,20 @@ INLINE vec shuffle(vec a, vec b, ivec mask) {
 #endif
 }
 
-/* Rows become columns: single elements change sides first, then pairs of them, and so on. */
-INLINE void transpose(vec square[LANES]) {
+/* Which lanes of two vectors change sides, `side` apart: of the first for `upper`, of the second for `lower`. */
+INLINE void sides(int side, ivec *upper, ivec *lower) {
     ivec lane = {0};
     UNROLL for (int i = 0; i < LANES; i++) lane[i] = i;
+    const ivec right = (lane & side) != 0;
+    *upper = (right & (lane + (LANES - side))) | (~right & lane);
+    *lower = (right & (lane + LANES)) | (~right & (lane + side));
+}
+
+/* Rows become columns: single elements change sides first, then pairs of them, and so on. */
+INLINE void transpose(vec square[LANES]) {
     UNROLL for (int side = 1; side < LANES; side *= 2) {
-        const ivec right = (lane & side) != 0;
-        const ivec upper = (right & (lane + (LANES - side))) | (~right & lane);
-        const ivec lower = (right & (lane + LANES)) | (~right & (lane + side));
+        ivec upper, lower;
+        sides(side, &upper, &lower);
         UNROLL for (int i = 0; i < LANES; i++) {
             if (i & side) continue;
             const vec a = square[i], b = square[i + side];

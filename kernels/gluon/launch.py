@@ -121,7 +121,7 @@ def _arguments(plan: Resident, given: Pass, mailboxes: Mailboxes) -> Arguments:
         "BLOCK_K": plan.inner,
         "INNER": plan.operands,
         "DIRECTIONS": plan.directions,
-        "AHEAD": 0 if plan.tight else AHEAD,
+        "AHEAD": 0 if plan.full else AHEAD,
         "num_warps": plan.split,
         "maxnreg": 255,  # left alone, ptxas goes for two programs a multiprocessor, and spills
         # Cooperative: the driver refuses a grid that cannot run at once, where programs would wait for ever.

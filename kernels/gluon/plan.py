@@ -38,7 +38,7 @@ class Resident:
     reason: str
     directions: int = 1  # 2: both of a layer run at once
     cycles: float = 0.0  # of a step of all batch tiles, modelled
-    tight: bool = False  # there is no register left for the addresses of a prefetch
+    full: bool = False  # there is no register left for the addresses of a prefetch
 
     def __str__(self) -> str:
         """Rows, columns, warps: "8x16x4"."""
@@ -118,7 +118,7 @@ def fitting_plans(shape: Shape, B: int, device: Device, two_products: bool = Fal
             in_turn = ceil(ceil(B / plan.batch) / plan.groups)
             cycles = in_turn * _cycles(shape, plan, B)
             full = backward and shape.item_size == 2 and registers == room
-            fitting.append((tight, replace(plan, cycles=cycles, tight=full)))
+            fitting.append((tight, replace(plan, cycles=cycles, full=full)))
     if least is None:
         programs = shape.directions * ceil(H / 32)
         return f"H={H}: {programs} programs wait for each other, and {device.multiprocessors} do not run at once"

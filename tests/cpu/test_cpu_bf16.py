@@ -16,13 +16,11 @@ import fastcells
 from fastcells.accuracy import TWICE, relative_error
 from fastcells.backends.cpu import library, native
 from tests.support import runs
+from tests.support.devices import OF_BF16
 from tests.support.runs import INPUT, cotangents_of, one_thread, run
 from tests.support.shapes import CELLS, EACH_CELL, Case, in_turn, name_of
 
-pytestmark = [  # on any machine but one with these instructions, and it runs nowhere else
-    pytest.mark.skipif(native.bf16_obstacle() is not None, reason=str(native.bf16_obstacle())),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+pytestmark = OF_BF16
 
 BF16 = torch.bfloat16
 EPS = torch.finfo(BF16).eps

@@ -13,11 +13,9 @@ from torch.nn import functional as F
 import fastcells
 from fastcells.accuracy import TWICE, relative_error
 from fastcells.backends.cpu import native, products
+from tests.support.devices import OF_BF16
 
-pytestmark = [
-    pytest.mark.skipif(native.bf16_obstacle() is not None, reason=str(native.bf16_obstacle())),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+pytestmark = OF_BF16
 
 BF16 = torch.bfloat16
 EPS = torch.finfo(BF16).eps

@@ -116,10 +116,10 @@ class CpuBackend(KernelBackend):
         operand: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         heads = spec.recurrent.heads if isinstance(spec.recurrent, Heads) else 0
-        in_c = heads <= 1 and products.weights_in_c(d_gates.flatten(0, 1), previous.parts[0])
-        if traced() or not needs_w or not in_c:
+        tokens = d_gates.flatten(0, 1)
+        if traced() or not needs_w or heads > 1 or not products.weights_in_c(tokens, previous.parts[0]):
             return super().weight_gradients(spec, trace, previous, d_gates, needs_w, needs_b, operand)
-        d_gates = d_gates.flatten(0, 1)
+        d_gates = tokens
         H = previous.parts[0].shape[-1]
         parts = [part.flatten(0, 1) for part in previous.parts]
         if spec.name == "gru_reset_before":
