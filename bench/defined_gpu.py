@@ -3,15 +3,12 @@
     python -m bench.defined_gpu      # writes defined-gpu.csv
 
 Both are replayed as CUDA graphs, so that Python's part in the loop is left out; without one, it would be most of the
-loop's time. Each cell's numbers are compared first, after its kernels were compiled in a
-process for each core. Twins of the built-in cells stand beside the kernels by hand.
+loop's time. Each cell's numbers are compared first. Twins of the built-in cells stand beside the kernels by hand.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,25 +18,25 @@ from pathlib import Path
 import torch
 
 import fastcells
-from bench.cases.case import Case
+from bench.cases.case import GPU_FORMATS, Case
 from bench.cases.loops import both_ways, cell_of, first, over_cell
 from bench.cases.task import matmul_precision
 from bench.measure.duel import Row
 from bench.measure.guard import must_agree
 from bench.measure.program import graphed
 from bench.measure.provenance import origin_line, print_table, provenance, write_csv
+from bench.measure.shares import add_options, compile_ahead
 from bench.measure.timing import compare, ratio, summary
 from fastcells import CannotRun, zoo
 from tests.defined.cells import TwinGRU, TwinLSTM
 
 CELLS = tuple(dict.fromkeys([TwinGRU, TwinLSTM, *(getattr(zoo, name) for name in zoo.__all__)]))
 BY_HAND = {TwinGRU: fastcells.GRU, TwinLSTM: fastcells.LSTM}
-FORMATS = (("bfloat16", ""), ("float32", "tf32"))
 TOLERANCE = {"bfloat16": 5e-2, "float32": 5e-3}
 T, B, H = 128, 32, 256
 
 Job = tuple[type, str, str, str]
-JOBS: tuple[Job, ...] = tuple((c, i, *f) for c, f, i in product(CELLS, FORMATS, ("gluon", "triton")))
+JOBS: tuple[Job, ...] = tuple((c, i, *f) for c, f, i in product(CELLS, GPU_FORMATS, ("gluon", "triton")))
 
 
 def time_cell(kind: type, impl: str, dtype: str, precision: str, rounds: int) -> Row:
@@ -96,15 +93,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, help="folder for defined-gpu.csv (default: bench/results)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile, ahead")
-    parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
+    add_options(parser)
     options = parser.parse_args()
     if options.share is not None:
         compile_all(options.share, options.jobs)
         return 0
-    command = [sys.executable, "-m", "bench.defined_gpu", "--jobs", str(options.jobs), "--share"]
-    for worker in [subprocess.Popen([*command, str(share)]) for share in range(options.jobs)]:
-        worker.wait()
+    compile_ahead("bench.defined_gpu", options.jobs)
     rows = []
     for kind, impl, dtype, precision in JOBS:
         try:

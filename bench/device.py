@@ -28,7 +28,7 @@ from queue import Empty, Queue
 
 import torch
 
-from bench.cases.case import CELLS, Case, lesson
+from bench.cases.case import CELLS, GPU_FORMATS, Case, lesson
 from bench.cases.model import Skipped
 from bench.cases.task import matmul_precision
 from bench.measure.duel import Row, prepare
@@ -36,7 +36,6 @@ from bench.measure.guard import GuardError
 from bench.measure.provenance import RESULTS, origin_line, print_table, provenance, write_csv
 from bench.measure.timing import calls_per_measurement, compare, ratio, summary
 
-FORMATS = (("bfloat16", ""), ("float32", "tf32"))
 SHAPES = ((32, 256), (32, 512), (32, 128), (128, 256), (8, 256), (32, 1024), (1, 256), (32, 64), (128, 512), (8, 1024))
 IMPLEMENTATIONS = ("gluon", "triton")
 MODES = ("forward", "forward+backward")
@@ -46,8 +45,11 @@ MORE_SHAPES = ((16, 768), (32, 384), (32, 192))
 OTHERS = [
     *(Case("", "forward", T=STEPS, B=B, I=H, H=H, dtype="float16") for B, H in ((32, 256), (16, 768), (32, 128))),
     *(Case("", "forward", T=STEPS, B=32, I=H, H=H, precision="strict") for H in (256, 512)),
-    *(Case("", "forward", T=STEPS, B=32, I=256, H=256, dtype=d, precision=p, bidirectional=True) for d, p in FORMATS),
-    *(Case("", "forward", T=35, B=32, I=256, H=256, dtype=d, precision=p) for d, p in FORMATS),
+    *(
+        Case("", "forward", T=STEPS, B=32, I=256, H=256, dtype=d, precision=p, bidirectional=True)
+        for d, p in GPU_FORMATS
+    ),
+    *(Case("", "forward", T=35, B=32, I=256, H=256, dtype=d, precision=p) for d, p in GPU_FORMATS),
 ]
 LATE = 15  # seconds that a case has which is under way when the time is over
 HANGS = 60  # seconds of one case, compilation included, after which its process is ended
@@ -61,9 +63,9 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     """The language model's step, then a grid, what matters most first; `modes` says what is done with each."""
     if options.tiny:
         return [(Case("GRU", "forward", T=3, B=2, I=8, H=8, precision="strict"), impl) for impl in ("torch", "triton")]
-    sizes = product((*SHAPES, *MORE_SHAPES), FORMATS)
+    sizes = product((*SHAPES, *MORE_SHAPES), GPU_FORMATS)
     grid = [Case("", "forward", T=STEPS, B=B, I=H, H=H, dtype=d, precision=p) for (B, H), (d, p) in sizes]
-    lessons = [replace(lesson(""), dtype=d, precision=p) for d, p in FORMATS]
+    lessons = [replace(lesson(""), dtype=d, precision=p) for d, p in GPU_FORMATS]
     cases = product([*lessons, *grid, *OTHERS], CELLS, options.impl)
     return [(replace(case, cell=cell), impl) for case, cell, impl in cases]
 

@@ -9,8 +9,6 @@ the first one does. Compiling takes longest, so it runs in a process for each co
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +23,7 @@ from bench.measure.duel import Row
 from bench.measure.guard import GuardError, must_agree
 from bench.measure.program import graphed
 from bench.measure.provenance import origin_line, print_table, provenance, write_csv
+from bench.measure.shares import add_options, compile_ahead
 from bench.measure.timing import compare, summary
 from fastcells import spec
 from fastcells.backends.base import ASKED_FOR, Choice, Inputs, PreviousStates, StepInput, Steps
@@ -121,22 +120,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=150, help="no new shape after so long; compiling has a half")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
     parser.add_argument("--out", type=Path, help="folder for plans.csv (default: bench/results)")
-    parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
+    add_options(parser)
     options = parser.parse_args()
     device = torch.device("cuda")
     if options.share is not None:
         compile_all(options.share, options.jobs, device)
         return 0
     end = time.monotonic() + options.seconds
-    command = [sys.executable, "-m", "bench.plans", "--jobs", str(options.jobs), "--share"]
-    workers = [subprocess.Popen([*command, str(share)]) for share in range(options.jobs)]
-    for worker in workers:
-        try:
-            worker.wait(max(1.0, end - options.seconds / 2 - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            worker.kill()
+    compile_ahead("bench.plans", options.jobs, options.seconds / 2)
     rows: list[Row] = []
     for subject in subjects():
         if time.monotonic() < end:

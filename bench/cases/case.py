@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 CELLS = ("GRU", "LSTM", "RNN")
 MODES = ("forward", "backward", "forward+backward", "training step", "cell step", "generate")
+GPU_FORMATS = (("bfloat16", ""), ("float32", "tf32"))  # dtype and precision: what most train in
 SLOPE = (10, 35)  # two lengths of one shape: the slope between them is the time of one more step
 
 
