@@ -8,7 +8,8 @@
 All have the same weights and input, and as many threads; weights, inputs and outputs are compared before timing. They
 run in turn in each round, each after a rest in which the threads of the one before stop looking for work. A runtime
 that is not installed (pip install onnxruntime openvino) is left out with a line that says so; `compared` says with whom
-a row was. `ratio` is to the fastest of them. Rows take their places in bench/results/inference-cpu.csv.
+a row was. `ratio` is to the fastest of them. Rows take their places in
+bench/results/inference-cpu.csv, and those of packed weights in the README.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ from bench.cases.runtimes import RUNTIMES, Start, label, missing, one_node
 from bench.cases.task import Task
 from bench.measure.duel import FEWEST, LONG, Row
 from bench.measure.guard import must_agree, must_be, tolerance
+from bench.measure.inference_section import PACKED, TOLERATED, update
 from bench.measure.limit import matmuls
 from bench.measure.profile import operators
-from bench.measure.provenance import RESULTS, origin_line, print_table, provenance, write_csv
+from bench.measure.provenance import RESULTS, ROOT, origin_line, print_table, provenance, write_csv
 from bench.measure.results_file import key, number, read
 from bench.measure.timing import calls_per_measurement, compare, once, ratio, summary
 from fastcells.backends.cpu.policy import FEW_ROWS
 
-NAME = "inference-cpu"
+NAME, UNPACKED = "inference-cpu", "fastcells-auto"
 CPU = torch.device("cpu")
 GRID = {"T": (1, 8, 35, 256), "B": (1, 2, 8, 32, 128), "H": (64, 128, 256, 512, 1024)}
 QUICK = {"T": (1, 35), "B": (1, 32), "H": (64, 256)}
 TINY = {"T": (1, 3), "B": (1, 2), "H": (8,)}
 REST = 0.02  # seconds; ONNX Runtime's threads spin for 14 ms after a call, torch's for 3
-TOLERATED = 0.95  # of the fastest
 ASKED = 1.3  # times as fast as ONNX Runtime, at B=1 and H up to 512
 SHOWN = ("cell", "threads", "T", "B", "H", "path", "ms", "nn_ms", *(f"{r}_ms" for r in RUNTIMES), "limit_ms", "ratio")
 
@@ -102,7 +103,7 @@ def row_of(case: Case, runtimes: Mapping[str, Start], rounds: int, packed: bool 
     fastest = min(others, key=lambda name: medians[name])
     return {
         **asdict(case),
-        **{"contender": f"fastcells-auto{', packed' if packed else ''}", "path": path, "ms": medians["ours"]},
+        **{"contender": PACKED if packed else UNPACKED, "path": path, "ms": medians["ours"]},
         **{f"{name}_ms": medians.get(name) for name in ("nn", *RUNTIMES, "limit")},
         **{"fastest": fastest, "ratio": ratios[fastest]},
         **{f"{name}_ratio": ratios.get(name) for name in ("nn", *RUNTIMES)},
@@ -173,6 +174,8 @@ def main() -> int:
         last = read(RESULTS / f"{NAME}.csv") if (RESULTS / f"{NAME}.csv").exists() else []
         table = {(key(row), row["threads"], row["device"]): row for row in (*last, *rows)}
         print(f"written to {write_csv(NAME, list(table.values()))}")
+        readme, path = ROOT / "README.md", f"bench/results/{NAME}.csv"
+        readme.write_text(update(readme.read_text("utf-8"), read(RESULTS / f"{NAME}.csv"), path), "utf-8")
     return 0
 
 

@@ -10,7 +10,6 @@ Rows that do not say where they come from are refused.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from bench.measure import pictures
 from bench.measure.duel import Row
 from bench.measure.provenance import RESULTS, ROOT, print_table, write_csv
 from bench.measure.results_file import KEY, derived, key, number, read, slug
+from bench.measure.sections import replaced
 
-SECTION = re.compile(r"(<!-- bench: (\S+) -->\n).*?(<!-- /bench -->)", re.S)
 COLUMNS = (
     *("mode", "cell", "T", "B", "I", "H", "dtype", "precision", "ids", "graph", "contender", "path", "ms", "nn_ms"),
     *("ratio", "limit_ratio", "us_per_step", "nn_us_per_step", "times_floor", "peak_mb", "nn_peak_mb"),
@@ -44,10 +43,7 @@ def section(rows: Sequence[Row], name: str) -> str:
 
 def update(readme: str, rows: Sequence[Row], name: str) -> str:
     """The README with its benchmark section written anew, if it shows this file."""
-    found = SECTION.search(readme)
-    if found is None or found[2] != f"bench/results/{name}.csv":
-        return readme
-    return readme[: found.start()] + found[1] + section(rows, name) + found[3] + readme[found.end() :]
+    return replaced(readme, "bench", f"bench/results/{name}.csv", section(rows, name))
 
 
 def compare(before: Sequence[Row], after: Sequence[Row], threshold: float = THRESHOLD) -> list[Row]:

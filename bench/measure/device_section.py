@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from bench.cases.case import CELLS
+from bench.measure.sections import replaced
 
 MODES = ("forward", "forward+backward")
 TRAINING = "training step"  # of the character language model
 WHAT = {"T=128": "", TRAINING: "a"}  # what comes first
 SIZES = (64, 128, 256, 512, 768, 1024)  # H; others are in the file
 PRECISIONS = {"": "", "tf32": " (TF32)", "strict": ""}
-BEGIN, END = "<!-- gpu: {} -->", "<!-- /gpu -->"
 
 Row = Mapping[str, str]
 
@@ -43,8 +42,7 @@ def section(rows: Sequence[Row], impl: str = "gluon") -> str:
 
 def update(text: str, rows: Sequence[Row], path: str) -> str:
     """The text with its section made anew."""
-    begin = BEGIN.format(path)
-    return re.sub(rf"{re.escape(begin)}\n.*?{re.escape(END)}", f"{begin}\n{section(rows)}{END}", text, flags=re.S)
+    return replaced(text, "gpu", path, section(rows))
 
 
 def _what(row: Row) -> str:

@@ -16,10 +16,12 @@ from bench import inference
 from bench.cases import runtimes
 from bench.cases.case import CELLS, Case
 from bench.cases.runtimes import RUNTIMES, Session
-from bench.measure import provenance, timing
+from bench.measure import provenance, results_file, timing
 from bench.measure.guard import GuardError
+from bench.measure.inference_section import section
 
 TINY = [Case(cell, "forward", T=3, B=2, I=8, H=8) for cell in CELLS]
+MARKS = "<!-- inference: bench/results/inference-cpu.csv -->\n", "<!-- /inference -->"
 COMMAND = ("--tiny", "--rounds", "2", "--threads", "1")
 
 
@@ -48,6 +50,8 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
     monkeypatch.setattr(inference, "REST", 0.0)
     for module in (inference, provenance):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(inference, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text(f"before\n{MARKS[0]}old\n{MARKS[1]}\nafter\n")
     threads = torch.get_num_threads()
     yield run
     torch.set_num_threads(threads)
@@ -87,6 +91,20 @@ def test_packed(command: Callable[..., int], tmp_path: Path) -> None:
         runs, _ = inference.prepare(TINY[0], {}, packed=True)
     layer = runs["ours"].func  # type: ignore[attr-defined]
     assert layer.packed and layer._keeper.packed.panels
+
+
+def test_the_readme_shows_what_was_packed(command: Callable[..., int], tmp_path: Path) -> None:
+    path = tmp_path / "inference-cpu.csv"
+    assert command("--T", "3", "--B", "2", "--packed") == 0
+    rows = [
+        row | {"onnxruntime_ratio": 2.0, "openvino_ratio": 0.5, "nn_ratio": ratio, "ratio": 0.5}
+        for row, ratio in zip(results_file.read(path), (1.0, 3.0, 4.0), strict=True)
+    ]
+    found = section([*rows, rows[0] | {"H": 32, "nn_ratio": 4.0, "ratio": 1.0}, rows[1] | {"contender": "other"}])
+    assert "| 1 thread: T | B | GRU | LSTM | RNN |" in found
+    assert "| 3 | 2 | 2.00 / 0.50 / 2.00 | 2.00 / 0.50 / 3.00 | 2.00 / 0.50 / 4.00 |" in found
+    assert "0.59 (geometric mean of 4 shapes); below 0.95 in 3 of them, the worst GRU T=3 B=2 H=8 0.50" in found
+    assert (tmp_path / "README.md").read_text().startswith(f"before\n{MARKS[0]}| 1 thread: T")
 
 
 @pytest.mark.parametrize("case", TINY, ids=str)

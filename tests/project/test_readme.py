@@ -11,6 +11,7 @@ import pytest
 
 from bench.measure import device_section
 from bench.measure.results_file import read
+from bench.measure.sections import part_of
 from bench.report import section, update
 from fastcells.charlm import PRESETS
 from fastcells.charlm.options import parser
@@ -100,8 +101,8 @@ def test_no_machine_path_and_no_registry() -> None:
 
 
 def test_speed_section_is_generated() -> None:
-    name, shown_rows = re.findall(r"<!-- bench: bench/results/(\S+)\.csv -->\n(.*?)<!-- /bench -->", README, re.S)[0]
-    rows = read(ROOT / f"bench/results/{name}.csv")
+    path, shown_rows = part_of(README, "bench")
+    rows, name = read(ROOT / path), Path(path).stem
     assert shown_rows == section(rows, name)
     assert update(README, rows, name) == README
     for picture in re.findall(r"!\[[^]]+\]\(([^)]+)\)", shown_rows):
@@ -110,12 +111,12 @@ def test_speed_section_is_generated() -> None:
 
 
 def test_no_speed_is_typed() -> None:
-    typed = re.sub(r"<!-- (bench|gpu): .*?<!-- /\1 -->", "", README, flags=re.S)
+    typed = re.sub(r"<!-- (bench|gpu|inference): .*?<!-- /\1 -->", "", README, flags=re.S)
     assert not re.search(r"\d\s*(x\b|times as fast|ms\b)", typed)
 
 
 def test_gpu_section_is_generated() -> None:
-    path, shown_rows = re.findall(r"<!-- gpu: (\S+) -->\n(.*?)<!-- /gpu -->", README, re.S)[0]
+    path, shown_rows = part_of(README, "gpu")
     with (ROOT / path).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert device_section.update(README, rows, path) == README
