@@ -29,6 +29,7 @@ STRIDED = {
     "negative": lambda t: torch._neg_view(-t),
     "from another address": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view_as(t),
     "without memory": lambda t: torch._efficientzerotensor(t.shape),
+    "the second without memory": lambda t: torch._efficientzerotensor((2, *t.shape))[1],
 }
 
 
@@ -102,6 +103,26 @@ def test_weights_whose_storage_was_freed(layer: Any) -> None:
     module.weight_hh_l0.untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match="has no memory"):
         module(torch.randn(5, 3, 4))
+
+
+@LAYERS
+@pytest.mark.parametrize("T", [1, 5])
+@pytest.mark.parametrize("grad", [True, False])
+def test_weights_that_were_views_of_a_freed_storage(layer: Any, T: int, grad: bool) -> None:
+    """As FSDP frees its flat parameter: the views' addresses are then what lay before them."""
+    module, flat = layer(4, 16, impl="cpu"), torch.randn(5000)
+    with_weights(module, lambda p: flat[100 : 100 + p.numel()].view_as(p))
+    flat.untyped_storage().resize_(0)
+    with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match=r"has no memory|storage of size 0"):
+        module(torch.randn(T, 3, 4))
+
+
+@LAYERS
+def test_states_of_zeros_without_memory(layer: Any) -> None:
+    module, x = layer(4, 16, 2, bidirectional=True, impl="cpu"), torch.randn(5, 3, 4)
+    zeros = torch._efficientzerotensor((4, 3, 16))
+    with torch.no_grad():
+        assert torch.equal(module(x, (zeros, zeros) if layer is fastcells.LSTM else zeros)[0], module(x)[0])
 
 
 @LAYERS

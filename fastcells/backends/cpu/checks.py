@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fastcells.token_ids import is_token_ids
 
+SKIPPED = 1 << 40  # bytes, more than a view has before it; memory that the system hands out lies above, mostly
+
 
 def sizes(x: object, w: object) -> tuple[int, int, int]:
     """T, B and H, as x and w say; every other tensor has to agree."""
@@ -59,14 +61,19 @@ def bfloat16(name: str, t: Tensor | None, shape: tuple[int, ...]) -> Tensor:
 def in_memory(name: str, t: Tensor) -> Tensor:
     """A contiguous tensor as C reads it, aligned to its elements; RuntimeError for one that has no memory at all.
 
-    Fake tensors, wrappers that keep their values elsewhere, and tensors whose storage was freed have the address 0.
+    Fake tensors, wrappers that keep their values elsewhere, and tensors whose storage was freed have none.
     """
     address = t.data_ptr()
-    if address == 0 and t.numel():
+    if t.numel() and not has_memory(t, address):
         if not t._is_zerotensor():
             raise RuntimeError(f"{name}, a {type(t).__name__}, has no memory that C could read")
         t = t.clone()  # the zeros, written out
     return t if address % t.element_size() == 0 else t.clone()
+
+
+def has_memory(t: Tensor, address: int) -> bool:
+    """Whether there is memory at a tensor's address: without any, that is what a view has before it, 0 or more."""
+    return address >= SKIPPED or address != t.storage_offset() * t.element_size()
 
 
 def written(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastcells.backends.cpu import buffers, native
+from fastcells.backends.cpu.checks import SKIPPED, has_memory
 from fastcells.backends.cpu.policy import packs
 from fastcells.spec import SPECS, State
 
@@ -129,8 +130,9 @@ def readable(t: Tensor | None, shape: tuple[int, ...], graph: bool) -> int:
         and not (graph and t.requires_grad)  # type: ignore[union-attr]
         and not t.is_neg()  # type: ignore[union-attr]
     ):
-        address = t.data_ptr()  # type: ignore[union-attr]  # 0 where there is no memory
-        return 0 if address & (FLOAT - 1) else address
+        address = t.data_ptr()  # type: ignore[union-attr]
+        there = address >= SKIPPED or has_memory(t, address)  # type: ignore[arg-type]
+        return address if there and not address & (FLOAT - 1) else 0
     return 0
 
 
@@ -143,7 +145,8 @@ def place(x: Tensor, time: int, graph: bool) -> Place | None:
     if (strides[2] != 1 and x.size(2) != 1) or (graph and x.requires_grad) or x.is_neg():
         return None
     address = x.data_ptr()
-    return None if address == 0 or address & (FLOAT - 1) else (address, strides[time], strides[1 - time])
+    there = address >= SKIPPED or has_memory(x, address)
+    return (address, strides[time], strides[1 - time]) if there and not address & (FLOAT - 1) else None
 
 
 def one_direction(

@@ -12,12 +12,13 @@ import torch
 
 from fastcells.backends.cpu import native, products
 from tests.support.fuzz.call import Wrong, compare, double
+from tests.support.fuzz.modules import Layer
 from tests.support.fuzz.products import Gather, Linear, Matvec, Scatter, WeightGradients
 from tests.support.fuzz.recurrences import Backward, Forward, Functional, Step
 
 EXPECTED = (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError)
 KINDS = (Forward,) * 6 + (Backward,) * 5 + (WeightGradients,) * 3 + (Gather,) * 3 + (Scatter,) * 3
-KINDS += (Functional,) * 4 + (Matvec,) * 2 + (Step,) * 3 + (Linear,) * 3
+KINDS += (Functional,) * 4 + (Matvec,) * 2 + (Step,) * 3 + (Linear,) * 3 + (Layer,) * 4
 
 
 def one(number: int) -> str:
