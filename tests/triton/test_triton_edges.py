@@ -157,3 +157,31 @@ def test_an_empty_hidden_state_raises(impl: str, device: torch.device) -> None:
     x, h0, w_ih, w_hh = (torch.zeros(size, device=device) for size in ((2, 3, 4), (3, 0), (0, 4), (0, 0)))
     with pytest.raises(RuntimeError, match=r"cannot run: w_hh of shape \[0, 0\] is empty"):
         functional.gru(x, h0, w_ih, w_hh, impl=impl)
+
+
+LAZY = {
+    "negative": lambda t: torch._neg_view(-t),
+    "zeros": lambda t: torch._efficientzerotensor(t.shape, device=t.device),
+}
+
+
+@EACH_IMPL
+@pytest.mark.parametrize("cell", ["GRU", "LSTM", "RNN"])
+@pytest.mark.parametrize("kind", LAZY)
+@pytest.mark.parametrize("where", ["state", "weight", "gradient"])
+def test_tensors_whose_values_are_not_in_memory(
+    cell: str, impl: str, kind: str, where: str, device: torch.device
+) -> None:
+    """As `complex.conj().imag` is, and the zeros that autograd makes: kernels read what lies at an address."""
+    layer = getattr(fastcells, cell)(INPUT, H, impl=impl).to(device).requires_grad_(False)
+    x, state, gradient = (torch.randn(s, device=device) for s in ((3, 2, INPUT), (1, 2, H), (3, 2, H)))
+    found = []
+    for change in (LAZY[kind], lambda t: LAZY[kind](t).clone()):
+        h = (change(state) if where == "state" else state).requires_grad_(where != "state")
+        if where == "weight":
+            layer.weight_hh_l0 = nn.Parameter(change(layer.weight_hh_l0), requires_grad=False)
+        given = x.clone().requires_grad_()
+        out, _ = layer(given, (h, h) if cell == "LSTM" else h)
+        found.append([out, *torch.autograd.grad(out, given, change(gradient) if where == "gradient" else gradient)])
+    for actual, expected in zip(*found, strict=True):
+        assert torch.equal(actual, expected)

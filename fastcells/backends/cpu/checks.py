@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastcells.tensor_memory import has_memory
 from fastcells.token_ids import is_token_ids
-
-SKIPPED = 1 << 40  # bytes, more than a view has before it; memory that the system hands out lies above, mostly
 
 
 def sizes(x: object, w: object) -> tuple[int, int, int]:
@@ -69,11 +68,6 @@ def in_memory(name: str, t: Tensor) -> Tensor:
             raise RuntimeError(f"{name}, a {type(t).__name__}, has no memory that C could read")
         t = t.clone()  # the zeros, written out
     return t if address % t.element_size() == 0 else t.clone()
-
-
-def has_memory(t: Tensor, address: int) -> bool:
-    """Whether there is memory at a tensor's address: without any, that is what a view has before it, 0 or more."""
-    return address >= SKIPPED or address != t.storage_offset() * t.element_size()
 
 
 def written(

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastcells.backends.cpu import buffers, native
-from fastcells.backends.cpu.checks import SKIPPED, has_memory
 from fastcells.backends.cpu.policy import packs
 from fastcells.spec import SPECS, State
+from fastcells.tensor_memory import SKIPPED, has_memory
 
 if TYPE_CHECKING:
     from fastcells.kept_weights import Packed

@@ -131,7 +131,7 @@ class GluonBackend(KernelBackend):
         )
         with torch.cuda.device_of(w_hh):
             forward = operators.forward_pass(given, plans.precision, rule_of)
-            out = gluon_forward(operators.contiguous_forward(forward), plans.forward)
+            out = gluon_forward(operators.plain_forward(forward), plans.forward)
         return Trace(out.hidden, out.last, (out.cells, out.saved))
 
     def backward(
@@ -171,7 +171,7 @@ class GluonBackend(KernelBackend):
         )  # fmt: skip
         with torch.cuda.device_of(w_hh):
             backward = operators.backward_pass(given, plans.precision, rule_of)
-            out = gluon_backward(operators.contiguous_backward(backward), plans.backward)
+            out = gluon_backward(operators.plain_backward(backward), plans.backward)
         return Gradients(out.d_x.flatten(-2), out.d_gates.flatten(-2), out.d_state)
 
 

@@ -23,6 +23,7 @@ from fastcells.kernels.triton.launch import Backward, BackwardPass, Forward, For
 from fastcells.kernels.triton.rule import UpdateRule
 from fastcells.kernels.triton.rules import rule_of
 from fastcells.spec.recurrent import DIAGONAL
+from fastcells.tensor_memory import has_memory
 
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
@@ -30,31 +31,31 @@ if TYPE_CHECKING:
 
 def run_forward(given: ForwardPass, plan: plans.Plan) -> Forward:
     """All steps of a cell. RuntimeError if tensors differ in dtype or device."""
-    forward = contiguous_forward(given)
+    forward = plain_forward(given)
     with torch.cuda.device_of(given.w):  # Triton launches on the current device, whatever the tensors' is
         return _forward_launcher(plan)(forward, plan)
 
 
-def contiguous_forward(given: ForwardPass) -> ForwardPass:
+def plain_forward(given: ForwardPass) -> ForwardPass:
     """As launchers take it. RuntimeError if tensors differ in dtype or device."""
     initial = {f"{name}0": s for name, s in zip(given.rule.spec.states, given.state, strict=False)}
     check_alike(x_proj=given.x.x, **initial, w_hh=given.w, b_hh=given.b, b_ih=given.x.bias, extra=given.extra)
-    if all(map(_is_contiguous, (*given.state, given.w, *given.x, given.b, given.resets, given.extra))):
+    if all(map(_is_plain, (*given.state, given.w, *given.x, given.b, given.resets, given.extra))):
         return given  # as it is almost always: to make another takes as long as a launch
     return replace(
         given,
-        state=tuple(_contiguous(s) for s in given.state),
-        w=_contiguous(given.w),
-        x=StepInput(_contiguous(given.x.x), _contiguous_or_none(given.x.ids), _contiguous_or_none(given.x.bias)),
-        b=_contiguous_or_none(given.b),
-        resets=_contiguous_or_none(given.resets),
-        extra=_contiguous_or_none(given.extra),
+        state=tuple(_plain(s) for s in given.state),
+        w=_plain(given.w),
+        x=StepInput(_plain(given.x.x), _plain_or_none(given.x.ids), _plain_or_none(given.x.bias)),
+        b=_plain_or_none(given.b),
+        resets=_plain_or_none(given.resets),
+        extra=_plain_or_none(given.extra),
     )
 
 
 def run_backward(given: BackwardPass, plan: plans.Plan) -> Backward:
     """The adjoint of `run_forward`; d_extra is [E, H], d_w [G, H]."""
-    backward = contiguous_backward(given)
+    backward = plain_backward(given)
     with torch.cuda.device_of(given.w):
         out = _backward_launcher(plan)(backward, plan)
         return out._replace(d_extra=_summed(out.d_extra, given.w), d_w=_summed(out.d_w, given.w))
@@ -64,18 +65,18 @@ def _summed(parts: Tensor | None, like: Tensor) -> Tensor | None:
     return None if parts is None else parts.sum(0).to(like.dtype)
 
 
-def contiguous_backward(given: BackwardPass) -> BackwardPass:
+def plain_backward(given: BackwardPass) -> BackwardPass:
     """As launchers take it."""
-    if all(map(_is_contiguous, (*given.state, given.w, given.d_hidden, *given.d_last, given.resets, given.extra))):
+    if all(map(_is_plain, (*given.state, given.w, given.d_hidden, *given.d_last, given.resets, given.extra))):
         return given
     return replace(
         given,
-        state=tuple(_contiguous(s) for s in given.state),
-        w=_contiguous(given.w),
-        d_hidden=_contiguous(given.d_hidden),
-        d_last=tuple(_contiguous(d) for d in given.d_last),
-        resets=_contiguous_or_none(given.resets),
-        extra=_contiguous_or_none(given.extra),
+        state=tuple(_plain(s) for s in given.state),
+        w=_plain(given.w),
+        d_hidden=_plain(given.d_hidden),
+        d_last=tuple(_plain(d) for d in given.d_last),
+        resets=_plain_or_none(given.resets),
+        extra=_plain_or_none(given.extra),
     )
 
 
@@ -242,21 +243,26 @@ def _tensors(first: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
     return first, *(first.new_empty(0) if t is None else t for t in others)
 
 
-def _is_contiguous(tensor: Tensor | None) -> bool:
-    """Contiguous, and at an address that 16 divides, as all tensors but slices are.
+def _is_plain(tensor: Tensor | None) -> bool:
+    """Contiguous, its values in memory as they are, at an address that 16 divides, as all tensors but slices are.
 
     For other addresses Triton compiles other kernels; and a layer's slice of a stacked state would be at either kind,
     depending on B.
     """
-    return tensor is None or (tensor.is_contiguous() and tensor.data_ptr() % 16 == 0)
+    if tensor is None:
+        return True
+    if not tensor.is_contiguous() or tensor.is_neg():
+        return False
+    address = tensor.data_ptr()
+    return address % 16 == 0 and has_memory(tensor, address)
 
 
-def _contiguous(tensor: Tensor) -> Tensor:
-    return tensor if _is_contiguous(tensor) else tensor.clone(memory_format=torch.contiguous_format)
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor if _is_plain(tensor) else tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _contiguous_or_none(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else _contiguous(tensor)
+def _plain_or_none(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _plain(tensor)
 
 
 def check_alike(**tensors: Tensor | None) -> None:
