@@ -132,7 +132,7 @@ class Recurrence(torch.autograd.Function):
                 trace = Trace(hidden, (), tuple(saved))
                 d = choice.backend.backward(choice, spec, inputs, trace, previous, d_out, d_last)
                 w_left = needs_w and d.d_w_hh is None
-                d_w, d_b = choice.backend.weight_gradients(spec, trace, previous, d.d_gates, w_left, needs_b, d.operand)
+                d_w, d_b = choice.backend.weight_gradients(spec, trace, previous, d, w_left, needs_b)
                 d_w = d_w if w_left else d.d_w_hh
                 d_x = d.d_x if ids is None else rows_gradient(d.d_x, ids, x.shape[1]) if needs_x else None
                 d_b_ih = d.d_x.sum((0, 1)) if needs_b_ih else None

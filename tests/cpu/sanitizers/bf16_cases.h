@@ -96,7 +96,7 @@ static void bf16_case(const struct bf16_backend *backend, enum cell cell, size_t
     b.d_hidden = halves_of(all, 1.0, &unused), b.d_h_n = halves_of(plane, 1.0, &unused);
     b.d_c_n = lstm ? halves_of(plane, 1.0, &unused) : NULL;
     struct bf16_output backward_outputs[] = {
-        {&b.d_x, all * G}, {&b.d_gates, cell == GRU_RESET_AFTER ? all * G : 0}, {&b.d_h0, plane},
+        {&b.d_x, all * G}, {&b.d_gates, all * CELL_FACTS[cell].apart_gates}, {&b.d_h0, plane},
         {&b.d_c0, lstm ? plane : 0},
     };
     for (int threads = 1; threads <= MOST_THREADS; threads++) {

@@ -130,7 +130,7 @@ class Backward(Forward):
         rest = (a["w"], a["lengths"], a["hidden"], a["cells"], a["saved"])
         options = {"resets": a["resets"], "reverse": self.reverse}
         out = native.backward(self.spec.name, a["d_hidden"], d_last, self.state(a), *rest, **options)
-        d_b = out.d_gates.sum((0, 1))
+        d_b = torch.cat([piece.sum(0) for piece in out.columns()])
         return {"d_x": out.d_x, "d_b": d_b, "d_h0": out.d_state[0], "d_c0": out.d_state[-1]}
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
