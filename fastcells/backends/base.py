@@ -100,8 +100,8 @@ class Trace(NamedTuple):
 
 class Gradients(NamedTuple):
     d_x: Tensor  # [T, B, G*H] with respect to the input projection
-    # [T, B, G*H] with respect to h W_hh^T + b_hh, which gives dW_hh and db_hh; or narrower than d_x and those of the last
-    # gates alone, where d_x has those of the others: see `columns`.
+    # [T, B, G*H] with respect to h W_hh^T + b_hh, which gives dW_hh and db_hh; or narrower than d_x, and those of the
+    # last gates alone, where d_x has those of the others: see `columns`.
     d_gates: Tensor
     d_state: State  # with respect to the initial state
     # With respect to `RecurrentWeights.extra`, of a cell that has some; None for one that the steps do not read.
@@ -114,9 +114,9 @@ class Gradients(NamedTuple):
         """With respect to columns of h W_hh^T + b_hh, [T*B, n] each: side by side, in one piece or two."""
         own, split = self.d_gates.flatten(0, 1), self.d_x.shape[-1] - self.d_gates.shape[-1]
         end = split + own.shape[1] if end is None else end
-        pieces = [own[:, max(first - split, 0) : end - split]] if end > split else []
-        if first < split:
-            pieces.insert(0, self.d_x.flatten(0, 1)[:, first : min(end, split)])
+        pieces = [self.d_x.flatten(0, 1)[:, first : min(end, split)]] if first < split else []
+        if end > split or not pieces:
+            pieces.append(own[:, max(first - split, 0) : end - split])
         return pieces
 
 

@@ -152,9 +152,12 @@
     NUMBER(size_t, rows)                                                                                               \
     NUMBER(size_t, columns)                                                                                            \
     NUMBER(size_t, d_stride)      /* from a row of d to the next */                                                    \
+    NUMBER(size_t, rest_stride)   /* and so for d_rest */                                                              \
+    NUMBER(size_t, rest_rows)     /* of d_w, the last ones, for which d_rest serves in the place of d */               \
     NUMBER(size_t, split)         /* x is in two parts; the rows of the first */                                       \
     NUMBER(int, accumulate)       /* whether to add to what d_w and d_b hold */                                        \
-    READ(element, d, "N rows", "") /* gradient of the product's result */                                              \
+    READ(element, d, "N rows-R", "") /* gradient of the product's result */                                            \
+    READ(element, d_rest, "N R", "optional")                                                                           \
     READ(element, x, "split columns", "")                                                                              \
     READ(element, x_rest, "N-split columns", "optional")                                                               \
     WRITE(d_w, "rows columns", "")                                                                                     \

@@ -118,17 +118,17 @@ class CpuBackend(KernelBackend):
         pieces = d.columns()
         if traced() or not needs_w or heads > 1 or not products.weights_in_c(pieces[0], previous.parts[0]):
             return super().weight_gradients(spec, trace, previous, d, needs_w, needs_b)
-        G, H, operand = d.d_x.shape[-1], previous.parts[0].shape[-1], d.operand
-        factors = [[part.flatten(0, 1) for part in previous.parts]] * 2
+        parts, operand = [part.flatten(0, 1) for part in previous.parts], d.operand
         if spec.name == "gru_reset_before":
             _, (_, operand) = self.operands(spec, trace, previous)
-        if operand is not None:
-            pieces, factors = [*d.columns(0, G - H), *d.columns(G - H)], [factors[0], [operand.flatten(0, 1)]]
-        d_w, d_b, first = pieces[0].new_empty(G, H), pieces[0].new_empty(G), 0
-        for piece, x in zip(pieces, factors, strict=False):
-            rows = slice(first, first + piece.shape[1])
-            native.weight_gradients(piece, *x, out=(d_w[rows], d_b[rows]))
-            first = rows.stop
+        if operand is None:
+            d_w, d_b = native.weight_gradients(pieces[0], *parts, d_rest=pieces[1] if len(pieces) > 1 else None)
+        else:
+            rows, H = d.d_x.shape[-1], operand.shape[-1]
+            d_w, d_b = pieces[0].new_empty(rows, H), pieces[0].new_empty(rows)
+            own = slice(rows - H), slice(rows - H, None)
+            for columns, factors in zip(own, (parts, [operand.flatten(0, 1)]), strict=True):
+                native.weight_gradients(pieces[0][:, columns], *factors, out=(d_w[columns], d_b[columns]))
         return d_w.unsqueeze(0) if heads else d_w, d_b if needs_b else None
 
 
