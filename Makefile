@@ -46,7 +46,7 @@ check: $(STAMP)  ## format, lint and types
 compile: $(STAMP)  ## every Triton kernel for sm_80, sm_90 and sm_100, without a GPU
 	$(BIN)/python -m bench.compile $(ARGS)
 
-busy: $(STAMP)  ## training beside processes that spin, against one thread: a minute or two
+busy: $(STAMP)  ## training and a bare layer beside processes that spin, against one thread: a few minutes
 	$(BIN)/python -m bench.busy --require 1.2 $(ARGS)
 
 corpus: $(STAMP)  ## start-up and memory of training on generated texts of 1 MB to 1 GB: minutes, 5 GB of disk

@@ -81,6 +81,7 @@ class Recurrence(torch.autograd.Function):
         reverse: bool,
         lengths: Tensor | None,
         resets: Tensor | None,
+        inner: bool,
         x: Tensor,
         ids: Tensor | None,
         b_ih: Tensor | None,
@@ -88,7 +89,9 @@ class Recurrence(torch.autograd.Function):
         b_hh: Tensor | None,
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
-        """rest: the initial state, `RecurrentWeights.extra`, and where x is a projection that need not be kept what it
+        """inner: whether no user gets to see the outputs, so that they may be the states that are saved.
+
+        rest: the initial state, `RecurrentWeights.extra`, and where x is a projection that need not be kept what it
         is of: the layer's input, W_ih and b_ih. Their gradients are not computed here: the projection has them.
         """
         steps = Steps(reverse, lengths, resets)
@@ -101,6 +104,8 @@ class Recurrence(torch.autograd.Function):
         ctx.given = len(rest)
         user = (lengths, resets, None if source else x, ids, b_ih, w_hh, b_hh)
         ctx.save_for_backward(*user, *rest, trace.hidden, *trace.saved)
+        if inner and lengths is None:
+            return trace.hidden, *trace.last
         out = outputs(trace, steps)
         # The caller's, who may change it in place. On a GPU that is an error, as it is with cuDNN, which saves it too.
         return out.clone() if out is trace.hidden and out.device.type == "cpu" else out, *trace.last
@@ -125,20 +130,20 @@ class Recurrence(torch.autograd.Function):
             x = project_again(*source) if source else x
             gradients = differentiable_backward(unrolled, (x, b_ih, w_hh, b_hh, *state, *extra), (d_out, *d_last))
         else:
-            needs_x, _, needs_b_ih, needs_w, needs_b = ctx.needs_input_grad[5:10]
+            needs_x, _, needs_b_ih, needs_w, needs_b = ctx.needs_input_grad[6:11]
             with no_autocast(w_hh):  # backward may be called inside one that forward was not
                 inputs = Inputs(StepInput(x, ids, b_ih), state, RecurrentWeights(w_hh, b_hh, extra=extra), steps)
                 previous = PreviousStates(hidden, state[0], steps)
                 trace = Trace(hidden, (), tuple(saved))
                 d = choice.backend.backward(choice, spec, inputs, trace, previous, d_out, d_last)
                 w_left = needs_w and d.d_w_hh is None
-                d_w, d_b = choice.backend.weight_gradients(spec, trace, previous, d.d_gates, w_left, needs_b, d.operand)
+                d_w, d_b = choice.backend.weight_gradients(spec, trace, previous, d, w_left, needs_b)
                 d_w = d_w if w_left else d.d_w_hh
                 d_x = d.d_x if ids is None else rows_gradient(d.d_x, ids, x.shape[1]) if needs_x else None
                 d_b_ih = d.d_x.sum((0, 1)) if needs_b_ih else None
             gradients = (d_x, d_b_ih, d_w, d_b, *d.d_state, *d.d_extra)
         d_x, d_b_ih, *others = gradients
-        return None, None, None, None, None, d_x, None, d_b_ih, *others, *(None for _ in source)
+        return None, None, None, None, None, None, d_x, None, d_b_ih, *others, *(None for _ in source)
 
 
 def differentiable_backward(

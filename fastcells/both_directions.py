@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastcells.autograd import differentiable_backward, projection, rows_gradient, unroll
-from fastcells.backends.base import Choice, Inputs, LayerWeights, PreviousStates, StepInput, Steps, Trace
+from fastcells.backends.base import Choice, Gradients, Inputs, LayerWeights, PreviousStates, StepInput, Steps, Trace
 from fastcells.checks import initial_state
 from fastcells.modes import any_batched, no_autocast
 from fastcells.one_direction import cast, dtype_of_all, must_unroll
@@ -110,7 +110,7 @@ class BothDirections(torch.autograd.Function):
                 gradients[1 + i] = rows_gradient(own_d_x, ids, one.x.x.shape[1]) if needs[1 + i] else None
                 gradients[3 + i] = own_d_x.sum((0, 1)) if needs[3 + i] else None
                 gradients[5 + i], gradients[7 + i] = choice.backend.weight_gradients(
-                    spec, trace, previous, d.d_gates[i], needs[5 + i], needs[7 + i]
+                    spec, trace, previous, Gradients(own_d_x, d.d_gates[i], ()), needs[5 + i], needs[7 + i]
                 )
         return None, None, None, None, *gradients, *d.d_state
 

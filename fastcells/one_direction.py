@@ -35,12 +35,13 @@ def run(
     weights: LayerWeights,
     steps: Steps,
     projected: bool = False,
+    inner: bool = False,
 ) -> tuple[Tensor, State]:
     """One layer and direction by the implementation that was chosen.
 
     x: [T, B, I], or ids [T, B]; if `projected` the input projection itself, [T, B, G*H], of which w_ih tells the rows
-    alone. state: each [B, H], None for zeros. Returns the outputs [T, B, H], zero past a row's
-    length, and the final state.
+    alone. state: each [B, H], None for zeros. inner: whether no user gets to see the outputs, and nobody changes them.
+    Returns the outputs [T, B, H], zero past a row's length, and the final state.
 
     Raises:
         RuntimeError: a state whose shape or dtype does not fit. IndexError: a token id outside [0, I), on the CPU.
@@ -83,7 +84,7 @@ def run(
             inputs = StepInput(x)
         given = (*inputs, plain.w_hh, plain.b_hh, *start, *plain.extra)
         if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in given):
-            out, *states = Recurrence.apply(choice, spec, *steps[:3], *given, *source)
+            out, *states = Recurrence.apply(choice, spec, *steps[:3], inner and not traced(), *given, *source)
             last = tuple(states)
         else:
             with torch.no_grad():  # the loops write into buffers, which autograd would refuse

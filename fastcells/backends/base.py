@@ -100,13 +100,24 @@ class Trace(NamedTuple):
 
 class Gradients(NamedTuple):
     d_x: Tensor  # [T, B, G*H] with respect to the input projection
-    d_gates: Tensor  # [T, B, G*H] with respect to h W_hh^T + b_hh, which gives dW_hh and db_hh
+    # [T, B, G*H] with respect to h W_hh^T + b_hh, which gives dW_hh and db_hh; or narrower than d_x, and those of the
+    # last gates alone, where d_x has those of the others: see `columns`.
+    d_gates: Tensor
     d_state: State  # with respect to the initial state
     # With respect to `RecurrentWeights.extra`, of a cell that has some; None for one that the steps do not read.
     d_extra: tuple[Tensor | None, ...] = ()
     # [T, B, H] what the last gates' rows of W_hh are multiplied with, where the backward has computed it, and not h
     operand: Tensor | None = None
     d_w_hh: Tensor | None = None  # where the backward has computed it, and `weight_gradients` need not
+
+    def columns(self, first: int = 0, end: int | None = None) -> list[Tensor]:
+        """With respect to columns of h W_hh^T + b_hh, [T*B, n] each: side by side, in one piece or two."""
+        own, split = self.d_gates.flatten(0, 1), self.d_x.shape[-1] - self.d_gates.shape[-1]
+        end = split + own.shape[1] if end is None else end
+        pieces = [self.d_x.flatten(0, 1)[:, first : min(end, split)]] if first < split else []
+        if end > split or not pieces:
+            pieces.append(own[:, max(first - split, 0) : end - split])
+        return pieces
 
 
 class PreviousStates:
@@ -290,27 +301,27 @@ class Backend(ABC):
         spec: CellSpec,
         trace: Trace,
         previous: PreviousStates,
-        d_gates: Tensor,
+        d: Gradients,
         needs_w: bool,
         needs_b: bool,
-        operand: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """dW_hh [G*H, H] and db_hh [G*H], those that are needed: one matmul over all steps.
-
-        operand: `Gradients.operand`.
-        """
-        d_w = None
+        """dW_hh [G*H, H] and db_hh [G*H], those that are needed: one matmul over all steps."""
+        d_w = d_b = None
         if needs_w:
             operands = self.operands(spec, trace, previous)
-            if operand is not None:
-                last = operand.shape[-1]
-                operands = [(d_gates.shape[-1] - last, previous.cat), (last, operand)]
-            d = d_gates.flatten(0, 1).split([rows for rows, _ in operands], 1)
-            parts = [
-                spec.recurrent.weight_gradient(d_i, h.flatten(0, 1)) for d_i, (_, h) in zip(d, operands, strict=True)
-            ]
+            if d.operand is not None:
+                last = d.operand.shape[-1]
+                operands = [(d.d_x.shape[-1] - last, previous.cat), (last, d.operand)]
+            parts, first = [], 0
+            for rows, h in operands:
+                pieces, states = d.columns(first, first + rows), h.flatten(0, 1)
+                parts += [spec.recurrent.weight_gradient(piece, states) for piece in pieces]
+                first += rows
             d_w = torch.cat(parts, spec.recurrent.gate_dim) if len(parts) > 1 else parts[0]
-        return d_w, d_gates.sum((0, 1)) if needs_b else None
+        if needs_b:
+            sums = [piece.sum(0) for piece in d.columns()]
+            d_b = torch.cat(sums) if len(sums) > 1 else sums[0]
+        return d_w, d_b
 
     def operands(self, spec: CellSpec, trace: Trace, previous: PreviousStates) -> list[tuple[int, Tensor]]:
         """What W_hh is multiplied with: [T, B, H] each, with the number of W_hh's rows that it is for."""

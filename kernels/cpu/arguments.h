@@ -9,8 +9,8 @@
 
    An element is a float; in the structs whose names end in bf16, a bfloat16.
 
-   Shapes: T time, B batch, H hidden, G gates, S values that a cell saves of each step. N, E, P: see below. All tensors are
-   contiguous and need no alignment beyond that of an element.
+   Shapes: T time, B batch, H hidden, G gates, A `apart_gates` of cell_facts.h, S values that a cell saves of each step.
+   N, E, P: see below. All tensors are contiguous and need no alignment beyond that of an element.
 
    `when` names what a tensor depends on; without all of that it is NULL. "optional": the caller may leave it out;
    "two_states", "has_saved" and the like: facts of the cell; "save": a backward follows; "apart": one follows, or rows
@@ -65,7 +65,7 @@
     READ(element, cells, "T B H", "two_states")                                                                        \
     READ(element, saved, "T B S H", "has_saved")                                                                       \
     KEEP(d_x, "T B G*H", "")                                                                                           \
-    KEEP(d_gates, "T B G*H", "other_gradient") /* of h W^T + b; d_x serves where NULL */                               \
+    KEEP(d_gates, "T B A*H", "apart_gates") /* of h W^T + b, the last gates; d_x has those of the others */            \
     WRITE(d_h0, "B H", "")                                                                                             \
     WRITE(d_c0, "B H", "two_states")
 
@@ -152,9 +152,12 @@
     NUMBER(size_t, rows)                                                                                               \
     NUMBER(size_t, columns)                                                                                            \
     NUMBER(size_t, d_stride)      /* from a row of d to the next */                                                    \
+    NUMBER(size_t, rest_stride)   /* and so for d_rest */                                                              \
+    NUMBER(size_t, rest_rows)     /* of d_w, the last ones, for which d_rest serves in the place of d */               \
     NUMBER(size_t, split)         /* x is in two parts; the rows of the first */                                       \
     NUMBER(int, accumulate)       /* whether to add to what d_w and d_b hold */                                        \
-    READ(element, d, "N rows", "") /* gradient of the product's result */                                              \
+    READ(element, d, "N rows-R", "") /* gradient of the product's result */                                            \
+    READ(element, d_rest, "N R", "optional")                                                                           \
     READ(element, x, "split columns", "")                                                                              \
     READ(element, x_rest, "N-split columns", "optional")                                                               \
     WRITE(d_w, "rows columns", "")                                                                                     \

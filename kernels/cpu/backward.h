@@ -24,6 +24,7 @@ INLINE struct gradient gradient_at(const struct backward_job *job, const struct 
                                    size_t column, int starts_episode) {
     const backward_task *b = job->task;
     const size_t H = b->H, GH = CELL_FACTS[b->cell].gates * H, S = CELL_FACTS[b->cell].num_saved;
+    const size_t AH = CELL_FACTS[b->cell].apart_gates * H;
     const size_t token = step->t * b->B + row, own = row * H + column, now = token * H + column;
     return (struct gradient){
         .H = H,
@@ -37,7 +38,7 @@ INLINE struct gradient gradient_at(const struct backward_job *job, const struct 
         .d_h = CARRIED(job->d_h, b->d_h0) + own,
         .d_c = AT_OR_NULL(CARRIED(job->d_c, b->d_c0), own),
         .d_x = b->d_x + token * GH + column,
-        .d_gates = AT_OR_NULL(b->d_gates, token * GH + column),
+        .d_gates = AT_OR_NULL(b->d_gates, token * AH + column),
     };
 }
 
@@ -45,7 +46,7 @@ INLINE struct gradient gradient_at(const struct backward_job *job, const struct 
 static void gradient_tile(const struct backward_job *job, const struct backward_step *step, const struct tile *at,
                           tile_t through) {
     const backward_task *b = job->task;
-    const size_t B = b->B, H = b->H, G = CELL_FACTS[b->cell].gates;
+    const size_t B = b->B, H = b->H, G = CELL_FACTS[b->cell].gates, A = CELL_FACTS[b->cell].apart_gates;
     for (size_t r = 0; r < at->rows; r++) {
         const size_t row = at->row + r, token = step->t * B + row;
         const int active = is_active(b->lengths, step->t, row);
@@ -60,10 +61,8 @@ static void gradient_tile(const struct backward_job *job, const struct backward_
                 d_h = gradient_vector(b->cell, &g, d_h);
                 if (starts_episode) d_h = splat(0.0f); /* nothing went around the product either */
             } else {
-                for (size_t gate = 0; gate < G; gate++) {
-                    write_n(g.d_x + gate * H, splat(0.0f), g.lanes);
-                    if (g.d_gates) write_n(g.d_gates + gate * H, splat(0.0f), g.lanes);
-                }
+                for (size_t gate = 0; gate < G; gate++) write_n(g.d_x + gate * H, splat(0.0f), g.lanes);
+                for (size_t gate = 0; gate < A; gate++) write_n(g.d_gates + gate * H, splat(0.0f), g.lanes);
             }
             store_n(g.d_h, d_h, g.lanes);
         }
@@ -105,7 +104,7 @@ static void initial_tile(const struct backward_job *job, const struct backward_s
 static void prefetch_gradient(struct prefetch *list, const backward_task *b, const struct backward_step *step,
                               const struct tile *at) {
     const size_t H = b->H, G = CELL_FACTS[b->cell].gates, S = CELL_FACTS[b->cell].num_saved;
-    const size_t column = at->column, vectors = at->vectors;
+    const size_t A = CELL_FACTS[b->cell].apart_gates, column = at->column, vectors = at->vectors;
     for (size_t r = 0; r < at->rows; r++) {
         const size_t row = at->row + r, token = step->t * b->B + row;
         prefetch(list, b->d_hidden + token * H + column, 1, H, vectors);
@@ -113,8 +112,20 @@ static void prefetch_gradient(struct prefetch *list, const backward_task *b, con
         if (b->saved) prefetch(list, b->saved + token * S * H + column, S, H, vectors);
         if (b->cells) prefetch(list, step->c_prev + row * H + column, 1, H, vectors);
         prefetch(list, b->d_x + token * G * H + column, G, H, vectors);
-        if (b->d_gates) prefetch(list, b->d_gates + token * G * H + column, G, H, vectors);
+        if (b->d_gates) prefetch(list, b->d_gates + token * A * H + column, A, H, vectors);
     }
+}
+
+/* The gradients of a phase's gates at step t, times their weights: those of the last gates may be apart. */
+static void gradient_product(const backward_task *b, const struct panels *p, size_t t, const struct tile *at,
+                             const float *weights, tile_t products, const struct prefetch *list) {
+    static const struct prefetch none;
+    const size_t H = b->H, G = CELL_FACTS[b->cell].gates, A = CELL_FACTS[b->cell].apart_gates;
+    const size_t token = t * b->B + at->row, K = (p->gates - A) * H; /* of whole terms, if A is not 0: 2 H */
+    gemm_tile(at->rows, at->vectors, products, b->d_x + (token * G + p->first_gate) * H, G * H, weights, K, 0, list);
+    if (A)
+        gemm_tile(at->rows, at->vectors, products, b->d_gates + token * A * H, A * H,
+                  weights + K / TERM * at->vectors * LANES, A * H, 1, &none);
 }
 
 enum backward_phase { GRADIENT, SECOND_GRADIENT, INITIAL };
@@ -124,8 +135,7 @@ static void backward_phase(const struct backward_job *job, const struct share *s
                            enum backward_phase phase) {
     const backward_task *b = job->task;
     const struct panels *p = &job->division.panels[phase == SECOND_GRADIENT];
-    const size_t stride = CELL_FACTS[b->cell].gates * b->H, from = phase == SECOND_GRADIENT ? step->t : step->later;
-    const element *a = (b->d_gates ? b->d_gates : b->d_x) + from * b->B * stride + p->first_gate * b->H;
+    const size_t from = phase == SECOND_GRADIENT ? step->t : step->later;
     tile_t products;
     struct prefetch list;
     for (size_t tile = share->first_tile; tile < share->first_tile + share->tiles; tile++) {
@@ -136,9 +146,7 @@ static void backward_phase(const struct backward_job *job, const struct share *s
             const int last = from == b->T;
             list.count = 0;
             if (phase == GRADIENT) prefetch_gradient(&list, b, step, &at);
-            if (!last)
-                gemm_tile(at.rows, at.vectors, products, a + at.row * stride, stride, panel(p, tile), b->H * p->gates,
-                          &list);
+            if (!last) gradient_product(b, p, from, &at, panel(p, tile), products, &list);
             if (phase == GRADIENT)
                 gradient_tile(job, step, &at, last ? NULL : products);
             else if (phase == SECOND_GRADIENT)

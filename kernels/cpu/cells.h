@@ -93,7 +93,8 @@ struct gradient {
     int starts_episode;
     const element *saved, *hidden, *h_prev, *cells, *c_prev;
     float *d_h, *d_c;       /* of the state, from step to step */
-    element *d_x, *d_gates; /* [G, H] */
+    element *d_x;           /* [G, H] */
+    element *d_gates;       /* [A, H] */
 };
 
 INLINE vec h_before(const struct gradient *at) {
@@ -122,9 +123,7 @@ INLINE vec gradient_vector(enum cell cell, const struct gradient *at, vec d_h) {
         write_n(d_x, d_r, lanes);
         write_n(d_x + H, d_z, lanes);
         write_n(d_x + 2 * H, d_n, lanes);
-        write_n(at->d_gates, d_r, lanes);
-        write_n(at->d_gates + H, d_z, lanes);
-        write_n(at->d_gates + 2 * H, d_n * r, lanes);
+        write_n(at->d_gates, d_n * r, lanes);
         return d_h * z;
     }
     case GRU_RESET_BEFORE: { /* d_r follows when d_n has gone through its weights */

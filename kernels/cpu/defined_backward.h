@@ -205,7 +205,7 @@ static void defined_backward_phase(const struct defined_backward_job *job, const
                            panel(p, tile), units.end - units.first, p->head, &list);
             else if (!last)
                 gemm_tile(at.rows, at.vectors, products, a + at.row * stride, stride, panel(p, tile), b->H * p->gates,
-                          &list);
+                          0, &list);
             if (phase == LAST_PRODUCT)
                 defined_initial_tile(job, step, &at, products);
             else

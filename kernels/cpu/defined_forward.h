@@ -136,7 +136,8 @@ static void defined_forward_phase(const struct defined_forward_job *job, const s
                     gemm_heads(at.rows, width, products[i], a + at.row * f->H + units.first, f->H, 1, 0,
                                panel(&group, tile), units.end - units.first, p->head, &list);
                 else
-                    gemm_tile(at.rows, width, products[i], a + at.row * f->H, f->H, panel(&group, tile), f->H, &list);
+                    gemm_tile(at.rows, width, products[i], a + at.row * f->H, f->H, panel(&group, tile), f->H, 0,
+                              &list);
             }
             defined_forward_tile(job, blocks, step, &at, phase, products);
         }

@@ -109,7 +109,7 @@ static void forward_phase(const struct forward_job *job, const struct share *sha
                 prefetch_update(&list, f, &at, p);
             else
                 list.count = 0;
-            if (a) gemm_tile(at.rows, width, products, a + at.row * f->H, f->H, panel(p, tile), f->H, &list);
+            if (a) gemm_tile(at.rows, width, products, a + at.row * f->H, f->H, panel(p, tile), f->H, 0, &list);
             update_tile(job, &at, phase, h_prev, products);
         }
     }

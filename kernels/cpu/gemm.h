@@ -132,16 +132,16 @@ static const gemm_part_fn GEMM_PART_OF[WIDEST][MAX_ROWS] = {
     {gemm_part_1_12},
 };
 
-/* out[r][v] = sum over k of a[r][k] * panel[k][v]. Long sums are taken in parts, so that rounding errors do not pile
+/* out[r][v] (+)= sum over k of a[r][k] * panel[k][v]. Long sums are taken in parts, so that rounding errors do not pile
    up along K. A panel has ceil(K / TERM) terms. */
 static inline void gemm_tile(size_t rows, size_t width, tile_t out, const element *a, size_t a_stride,
-                             const float *panel, size_t K, const struct prefetch *list) {
+                             const float *panel, size_t K, int add, const struct prefetch *list) {
     const gemm_part_fn part = GEMM_PART_OF[width - 1][rows - 1];
     const size_t whole = K / TERM;
     size_t fetched = 0;
     for (size_t k = 0; k < whole; k += PART) {
         const size_t terms = whole - k < PART ? whole - k : PART, upto = list->count * (k + terms) / whole;
-        part(out, a + k * TERM, a_stride, TERM, panel + k * width * LANES, terms, k > 0, list->line + fetched,
+        part(out, a + k * TERM, a_stride, TERM, panel + k * width * LANES, terms, add || k > 0, list->line + fetched,
              upto - fetched);
         fetched = upto;
     }
@@ -149,7 +149,7 @@ static inline void gemm_tile(size_t rows, size_t width, tile_t out, const elemen
     for (size_t r = 0; r < rows; r++) {
         for (size_t v = 0; v < width; v++) {
             float *to = in_tile(out, width, r, v);
-            const vec sum = whole ? load(to) : splat(0.0f);
+            const vec sum = add || whole ? load(to) : splat(0.0f);
             store(to, add_last(sum, a + r * a_stride + K - 1, load(panel + (whole * width + v) * LANES)));
         }
     }

@@ -70,7 +70,8 @@ static void linear_block(const struct linear_job *job, size_t first_row, size_t 
                 list.count = 0;
                 for (size_t r = 0; r < some; r++)
                     prefetch(&list, task->out + (row + r) * task->out_stride + vector * LANES, 1, 0, count);
-                gemm_tile(some, count, products, task->x + row * task->x_stride + k, task->x_stride, panel, terms, &list);
+                gemm_tile(some, count, products, task->x + row * task->x_stride + k, task->x_stride, panel, terms, 0,
+                          &list);
                 put_tile(task, products, row, some, vector, count, k == 0 && !task->accumulate);
             }
         }

@@ -183,8 +183,8 @@ static PyObject *py_cells(PyObject *self, PyObject *ignored) {
     PyObject *list = PyList_New(0);
     for (int i = 0; list && i < NUM_CELLS; i++) {
         const struct cell_facts *c = &CELL_FACTS[i];
-        append(&list, Py_BuildValue("(snnnO)", c->name, (Py_ssize_t)c->gates, (Py_ssize_t)c->states,
-                                    (Py_ssize_t)c->num_saved, c->same_gradient ? Py_True : Py_False));
+        append(&list, Py_BuildValue("(snnnn)", c->name, (Py_ssize_t)c->gates, (Py_ssize_t)c->states,
+                                    (Py_ssize_t)c->num_saved, (Py_ssize_t)c->apart_gates));
     }
     return list;
 }
@@ -252,7 +252,7 @@ static PyMethodDef methods[] = {
     METHOD(activations, METH_FASTCALL, "activations(backend, x, sigmoid, tanh, n)"),
     METHOD(backends, METH_NOARGS, "backends() -> [(name, whether this machine has it), ...], the best first"),
     METHOD(bf16, METH_NOARGS, "bf16() -> whether this machine has the recurrences in bfloat16"),
-    METHOD(cells, METH_NOARGS, "cells() -> [(name, gates, states, num_saved, same_gradient), ...], by number"),
+    METHOD(cells, METH_NOARGS, "cells() -> [(name, gates, states, num_saved, apart_gates), ...], by number"),
     METHOD(arguments, METH_NOARGS, "arguments() -> {kernel: [(name, kind, type, shape, when), ...]}: see arguments.h"),
     METHOD(operations, METH_NOARGS, "operations() -> [(name, operands), ...] of programs, by number: see program.h"),
     METHOD(team, METH_NOARGS, "team() -> where threads come from: 'openmp' or 'threads'"),

@@ -47,6 +47,27 @@ static void pack_tokens(float *restrict panel, const weight_grad_task *task, siz
     }
 }
 
+/* Some columns of d, as many as are read at a time, of d or of d_rest. */
+struct d_block {
+    const element *d; /* of the first token */
+    size_t stride;
+    size_t row, rows; /* of d_w */
+};
+
+static inline size_t blocks_of(const weight_grad_task *task) {
+    return ceil_div(task->rows - task->rest_rows, ACROSS) + ceil_div(task->rest_rows, ACROSS);
+}
+static inline struct d_block block_at(const weight_grad_task *task, size_t block) {
+    const size_t first = task->rows - task->rest_rows, blocks = ceil_div(first, ACROSS);
+    if (block < blocks) {
+        const size_t row = block * ACROSS;
+        return (struct d_block){task->d + row, task->d_stride, row, min_size(first - row, ACROSS)};
+    }
+    const size_t row = (block - blocks) * ACROSS;
+    const size_t rows = min_size(task->rest_rows - row, ACROSS);
+    return (struct d_block){task->d_rest + row, task->rest_stride, first + row, rows};
+}
+
 /* LANES columns of d, [tokens / TERM][LANES], and their sums, a few addends at a time, so that rounding errors stay
    small. */
 static vec pack_gates(float *restrict to, const element *restrict d, size_t step, size_t lanes, size_t tokens) {
@@ -96,7 +117,7 @@ static void weight_grad_member(void *argument, int member, int members) {
     const weight_grad_task *task = job->task;
     const size_t me = (size_t)member, team = (size_t)members;
     const size_t vectors = ceil_div(task->columns, LANES), tiles = ceil_div(vectors, WIDE);
-    const struct range packed = part_of(tiles, me, team), own = part_of(ceil_div(task->rows, ACROSS), me, team);
+    const struct range packed = part_of(tiles, me, team), own = part_of(blocks_of(task), me, team);
     for (size_t token = 0; token < task->tokens; token += job->tokens) {
         const size_t tokens = min_size(task->tokens - token, job->tokens);
         float *panels = job->panels[token / job->tokens % 2];
@@ -109,34 +130,33 @@ static void weight_grad_member(void *argument, int member, int members) {
         for (size_t block = own.first; block < own.end; block++) {
             float gates[TERM][TOKENS / TERM * LANES] __attribute__((aligned(64)));
             tile_t products;
-            const size_t row = block * ACROSS, some = min_size(task->rows - row, ACROSS);
-            for (size_t r = 0; r < some; r += LANES) {
-                const size_t lanes = lanes_at(some, r), at = row + r;
-                const element *d = task->d + token * task->d_stride + at;
-                const vec sum = pack_gates(gates[r / LANES], d, task->d_stride, lanes, tokens);
-                add_sum(task, CARRIED(job->d_b, task->d_b) + at, task->d_b + at, sum, lanes, token, last);
+            const struct d_block at = block_at(task, block);
+            for (size_t r = 0; r < at.rows; r += LANES) {
+                const size_t lanes = lanes_at(at.rows, r), row = at.row + r;
+                const vec sum = pack_gates(gates[r / LANES], at.d + token * at.stride + r, at.stride, lanes, tokens);
+                add_sum(task, CARRIED(job->d_b, task->d_b) + row, task->d_b + row, sum, lanes, token, last);
             }
 
             /* Meanwhile, prefetch what the next block reads of d: a line of each token, far from each other. */
             const void *line[TOKENS];
             const size_t next_token = block + 1 < own.end ? token : token + tokens;
-            const size_t next_row = block + 1 < own.end ? row + ACROSS : own.first * ACROSS;
+            const struct d_block next = block_at(task, block + 1 < own.end ? block + 1 : own.first);
             size_t lines = 0, fetched = 0, done = 0;
             for (; lines < job->tokens && next_token + lines < task->tokens; lines++)
-                line[lines] = task->d + (next_token + lines) * task->d_stride + next_row;
+                line[lines] = next.d + (next_token + lines) * next.stride;
 
-            const size_t products_of_block = tiles * ceil_div(some, TALL);
+            const size_t products_of_block = tiles * ceil_div(at.rows, TALL);
             for (size_t tile = 0; tile < tiles; tile++) {
                 const size_t v = part_of(vectors, tile, tiles).first, count = part_of(vectors, tile, tiles).end - v;
-                for (size_t r = 0; r < some; r += TALL) {
-                    const size_t rows = min_size(some - r, TALL);
+                for (size_t r = 0; r < at.rows; r += TALL) {
+                    const size_t rows = min_size(at.rows - r, TALL);
                     const size_t upto = lines * ++done / products_of_block;
                     const float *panel = panels + v * LANES * terms_of(TOKENS);
                     const element *a = (const element *)(gates[r / LANES] + r % LANES);
                     GEMM_PART_OF[count - 1][rows - 1](products, a, TERM, LANES * TERM, panel, terms_of(tokens), 0,
                                                       line + fetched, upto - fetched);
                     fetched = upto;
-                    add_tile(job, products, row + r, rows, v, count, token);
+                    add_tile(job, products, at.row + r, rows, v, count, token);
                 }
             }
         }

@@ -178,7 +178,7 @@ def test_backward_by_hand_equals_autograd(case: Case, shape: Shape, ragged: bool
     x, *states, _, w_hh, _, b_hh = case.arguments(shape)
     x_proj = torch.randn(shape.T, shape.B, len(w_hh), dtype=x.dtype, requires_grad=True)
     steps = Steps(reverse, some_lengths(shape).int() if ragged else None)
-    by_hand, *last = Recurrence.apply(TOKEN_IDS, case.spec, *steps[:3], x_proj, None, None, w_hh, b_hh, *states)
+    by_hand, *last = Recurrence.apply(TOKEN_IDS, case.spec, *steps[:3], False, x_proj, None, None, w_hh, b_hh, *states)
     unrolled, end = unroll(case.spec, x_proj, tuple(states), RecurrentWeights(w_hh, b_hh), steps)
     assert "Recurrence" in type(last[0].grad_fn).__name__
     inputs, d = [x_proj, *states, w_hh, b_hh], cotangents((unrolled, *end))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import fastcells
 from fastcells.backends.cpu import native
 from tests.support.accuracy import EPS, rms_error
 from tests.support.shapes import EACH_CELL, Case, Shape
@@ -138,3 +139,32 @@ def test_absent_inputs_crossed_with_what_needs_a_gradient(case: Case, ids: bool,
             results = (run("cpu", torch.float32, chosen), run("torch", torch.float32, chosen))
             for ours, theirs, exact in zip(*results, run("torch", torch.float64, chosen), strict=True):
                 assert_as_in_torch(ours, theirs, exact)
+
+
+# ---- what training keeps ----
+
+
+def test_a_gru_writes_the_gradients_of_its_last_gate_alone() -> None:
+    """Of h W^T + b; those of the other gates are the input projection's."""
+    T, B, H = 3, 2, 5
+    x, h, w = torch.randn(T, B, 3 * H), torch.randn(B, H), torch.randn(3 * H, H)
+    out = native.forward("gru", x, (h,), w, None, None, save=True)
+    d = native.backward("gru", torch.randn(T, B, H), (h,), (h,), w, None, out.hidden, out.cells, out.saved)
+    assert d.d_gates.shape == (T, B, H) and [piece.shape[1] for piece in d.columns()] == [2 * H, H]
+    whole = torch.cat([d.d_x.flatten(0, 1)[:, : 2 * H], d.d_gates.flatten(0, 1)], 1)
+    for first, end in itertools.combinations(range(3 * H + 1), 2):
+        assert torch.equal(torch.cat(d.columns(first, end), 1), whole[:, first:end])
+
+
+def test_an_inner_layer_keeps_its_outputs_once() -> None:
+    kept: set[int] = set()
+
+    def pack(t: Tensor) -> Tensor:
+        if t.shape[-1] == 32 and t.numel() == 6 * 5 * 32:  # not a slice of them, nor weights
+            kept.add(t.data_ptr())
+        return t
+
+    layer, x = fastcells.GRU(7, 32, 3, impl="cpu"), torch.randn(6, 5, 7)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        layer(x)
+    assert len(kept) == 3, "one for each layer: what the next one reads is what the backward reads"

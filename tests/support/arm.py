@@ -26,6 +26,7 @@ BYTES = {"float": 4, "int32_t": 4, "int64_t": 8, "uint8_t": 1}
 # How far apart a tensor's rows lie, where they need not lie side by side: all dimensions' but the last.
 STRIDES = {
     ("weight_grad", "d"): ("d_stride",),
+    ("weight_grad", "d_rest"): ("rest_stride",),
     ("linear", "x"): ("x_stride",),
     ("linear", "out"): ("out_stride",),
     ("layer", "x"): ("x_time", "x_row"),
@@ -132,14 +133,14 @@ def sizes(numbers: dict[str, int]) -> dict[str, int]:
     """What the letters in arguments.h's shapes stand for in a call with these numbers."""
     known = dict(numbers)
     if "cell" in numbers:
-        _, known["G"], _, known["S"], _ = c_module.cells()[numbers["cell"]]
+        _, known["G"], _, known["S"], known["A"] = c_module.cells()[numbers["cell"]]
     if "states" in numbers:
         letters = {"G": "gates", "N": "states", "S": "num_saved", "E": "parameters"}
         letters |= {"P": "program_size", "P2": "second_size"}
         known |= {letter: numbers[name] for letter, name in letters.items()}
     if "heads" in numbers:
         known["D"] = numbers["H"] // max(1, numbers["heads"])
-    return known | ({"N": numbers["tokens"]} if "split" in numbers else {})
+    return known | ({"N": numbers["tokens"], "R": numbers["rest_rows"]} if "split" in numbers else {})
 
 
 def extent(kernel: str, argument: Argument, known: dict[str, int]) -> int:

@@ -19,6 +19,8 @@ except ImportError:  # built only where there was a C compiler
 
 c_module = _cpu
 
+# Of each cell the last gates that `d_gates` has.
+_APART: dict[str, int] = {} if c_module is None else {name: apart for name, *_, apart in c_module.cells()}
 Shapes = dict[str, tuple[int, ...]]
 Tensors = dict[str, Tensor | None]
 
@@ -102,7 +104,7 @@ def recurrence(kernel: str, cell: str, save: bool, apart: bool, dtype: torch.dty
     facts = {
         "two_states": len(spec.states) == 2,
         "has_saved": bool(spec.saved),
-        "other_gradient": not spec.same_gradient,
+        "apart_gates": _APART[cell] > 0,
         "save": save,
         "apart": apart,
     }
@@ -119,6 +121,7 @@ def shapes(cell: str, T: int, B: int, H: int) -> Shapes:
         "B H": (B, H),
         "T B H": (T, B, H),
         "T B G*H": (T, B, gates),
+        "T B A*H": (T, B, _APART[cell] * H),
         "T B S H": (T, B, saved, H),
         "G*H": (gates,),
         "G*H H": (gates, H),

@@ -110,27 +110,25 @@ class CpuBackend(KernelBackend):
         spec: CellSpec,
         trace: Trace,
         previous: PreviousStates,
-        d_gates: Tensor,
+        d: Gradients,
         needs_w: bool,
         needs_b: bool,
-        operand: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         heads = spec.recurrent.heads if isinstance(spec.recurrent, Heads) else 0
-        tokens = d_gates.flatten(0, 1)
-        if traced() or not needs_w or heads > 1 or not products.weights_in_c(tokens, previous.parts[0]):
-            return super().weight_gradients(spec, trace, previous, d_gates, needs_w, needs_b, operand)
-        d_gates = tokens
-        H = previous.parts[0].shape[-1]
-        parts = [part.flatten(0, 1) for part in previous.parts]
+        pieces = d.columns()
+        if traced() or not needs_w or heads > 1 or not products.weights_in_c(pieces[0], previous.parts[0]):
+            return super().weight_gradients(spec, trace, previous, d, needs_w, needs_b)
+        parts, operand = [part.flatten(0, 1) for part in previous.parts], d.operand
         if spec.name == "gru_reset_before":
             _, (_, operand) = self.operands(spec, trace, previous)
         if operand is None:
-            d_w, d_b = native.weight_gradients(d_gates, *parts)
+            d_w, d_b = native.weight_gradients(pieces[0], *parts, d_rest=pieces[1] if len(pieces) > 1 else None)
         else:
-            first = d_gates.shape[1] - H
-            d_w_first, d_b_first = native.weight_gradients(d_gates[:, :first], *parts)
-            d_w_n, d_b_n = native.weight_gradients(d_gates[:, first:], operand.flatten(0, 1))
-            d_w, d_b = torch.cat([d_w_first, d_w_n]), torch.cat([d_b_first, d_b_n])
+            rows, H = d.d_x.shape[-1], operand.shape[-1]
+            d_w, d_b = pieces[0].new_empty(rows, H), pieces[0].new_empty(rows)
+            own = slice(rows - H), slice(rows - H, None)
+            for columns, factors in zip(own, (parts, [operand.flatten(0, 1)]), strict=True):
+                native.weight_gradients(pieces[0][:, columns], *factors, out=(d_w[columns], d_b[columns]))
         return d_w.unsqueeze(0) if heads else d_w, d_b if needs_b else None
 
 

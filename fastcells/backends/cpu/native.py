@@ -242,33 +242,42 @@ def linear(
 
 
 def weight_gradients(
-    d: Tensor, *pieces: Tensor, out: tuple[Tensor, Tensor] | None = None, accumulate: bool = False
+    d: Tensor,
+    *pieces: Tensor,
+    d_rest: Tensor | None = None,
+    out: tuple[Tensor, Tensor] | None = None,
+    accumulate: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`d.t() @ x` and `d.sum(0)` for d [N, rows], whose rows may lie apart, and x [N, columns].
 
     All float32, or bfloat16, as in `linear`.
-    pieces: x, or two tensors that are x when put below each other. out: for the results.
+    pieces: x, or two tensors that are x when put below each other. d_rest: what stands beside d, [N, more rows], whose
+    rows may lie apart too. out: for the results.
     accumulate: add to what `out` holds.
 
     Raises:
         as `forward`.
     """
     x, rest = pieces if len(pieces) == 2 else (pieces[0], None)
-    (N, rows), (split, columns) = check.matrix("d", d), check.matrix("x", x)
+    (N, first), (split, columns) = check.matrix("d", d), check.matrix("x", x)
+    more = 0 if d_rest is None else check.matrix("the rest of d", d_rest)[1]
+    rows = first + more
     left = 0 if rest is None else check.matrix("the rest of x", rest)[0]
     if split + left != N:
         raise RuntimeError(f"d has {N} rows, and x {split + left}")
     dtype = _element(x)
     x = check.float32("x", x, (split, columns), dtype=dtype)
     rest = None if rest is None else check.float32("the rest of x", rest, (left, columns), dtype=dtype)
-    d = check.float32("d", d, (N, rows), rows_apart=True, dtype=dtype)
+    d = check.float32("d", d, (N, first), rows_apart=True, dtype=dtype)
+    d_rest = None if d_rest is None else check.float32("the rest of d", d_rest, (N, more), rows_apart=True, dtype=dtype)
     d_w, d_b = out or (x.new_empty(rows, columns), x.new_empty(rows))
-    if d.numel() == 0 or columns == 0:
-        sums = d.detach().sum(0)
+    if N * rows * columns == 0:
+        sums = (d if d_rest is None else torch.cat([d, d_rest], 1)).detach().sum(0)
         return (d_w, d_b.add_(sums)) if accumulate else (d_w.zero_(), d_b.copy_(sums))
-    sizes = {"tokens": N, "rows": rows, "columns": columns, "d_stride": d.stride(0), "split": split}
+    sizes = {"tokens": N, "rows": rows, "columns": columns, "d_stride": d.stride(0)}
+    sizes |= {"rest_stride": 0 if d_rest is None else d_rest.stride(0), "rest_rows": more, "split": split}
     sizes["accumulate"] = accumulate
-    read = _addresses(d=d, x=x, x_rest=rest)
+    read = _addresses(d=d, d_rest=d_rest, x=x, x_rest=rest)
     written = check.written(("d_w", d_w, (rows, columns)), ("d_b", d_b, (rows,)), dtype=dtype)
     _function("weight_grad", dtype)(_instructions, _threads(N * rows * columns), **sizes, **read, **written)
     return d_w, d_b

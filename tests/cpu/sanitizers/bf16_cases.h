@@ -96,7 +96,7 @@ static void bf16_case(const struct bf16_backend *backend, enum cell cell, size_t
     b.d_hidden = halves_of(all, 1.0, &unused), b.d_h_n = halves_of(plane, 1.0, &unused);
     b.d_c_n = lstm ? halves_of(plane, 1.0, &unused) : NULL;
     struct bf16_output backward_outputs[] = {
-        {&b.d_x, all * G}, {&b.d_gates, cell == GRU_RESET_AFTER ? all * G : 0}, {&b.d_h0, plane},
+        {&b.d_x, all * G}, {&b.d_gates, all * CELL_FACTS[cell].apart_gates}, {&b.d_h0, plane},
         {&b.d_c0, lstm ? plane : 0},
     };
     for (int threads = 1; threads <= MOST_THREADS; threads++) {
@@ -137,11 +137,14 @@ static void bf16_linear_case(const struct bf16_backend *backend, size_t rows, si
 }
 
 static void bf16_weight_grad_case(const struct bf16_backend *backend, size_t tokens, size_t rows, size_t columns) {
-    struct weight_grad_bf16 g = {.tokens = tokens, .rows = rows, .columns = columns, .d_stride = rows + below(3)};
+    const size_t rest = below(2) ? below(rows + 1) : 0, first_rows = rows - rest;
+    struct weight_grad_bf16 g = {.tokens = tokens, .rows = rows, .columns = columns, .rest_rows = rest};
     const int keep = holding;
-    const float *d, *x, *x_rest;
-    g.split = below(tokens + 1);
-    g.d = halves_of((tokens - 1) * g.d_stride + rows, 1.0, &d), g.x = halves_of(g.split * columns, 1.0, &x);
+    const float *d, *d_rest = NULL, *x, *x_rest;
+    g.split = below(tokens + 1), g.d_stride = first_rows + below(3), g.rest_stride = rest + below(3);
+    g.d = halves_of((tokens - 1) * g.d_stride + first_rows, 1.0, &d);
+    if (rest) g.d_rest = halves_of((tokens - 1) * g.rest_stride + rest, 1.0, &d_rest);
+    g.x = halves_of(g.split * columns, 1.0, &x);
     g.x_rest = halves_of((tokens - g.split) * columns, 1.0, &x_rest);
     snprintf(where, sizeof where, "%s, weight_grad, %zu tokens, %zu rows, %zu columns", backend->name, tokens, rows,
              columns);
@@ -153,13 +156,15 @@ static void bf16_weight_grad_case(const struct bf16_backend *backend, size_t tok
         same_bits(outputs, 2, first, threads);
     }
     for (size_t r = 0; r < rows; r++) {
+        const float *own = r < first_rows ? d + r : d_rest + (r - first_rows);
+        const size_t apart = r < first_rows ? g.d_stride : g.rest_stride;
         double bias = 0.0;
-        for (size_t k = 0; k < tokens; k++) bias += (double)d[k * g.d_stride + r];
+        for (size_t k = 0; k < tokens; k++) bias += (double)own[k * apart];
         check_half("d_b", r, g.d_b[r], bias, 1.0);
         for (size_t j = 0; j < columns; j++) {
             double sum = 0.0;
             for (size_t k = 0; k < tokens; k++)
-                sum += (double)d[k * g.d_stride + r] *
+                sum += (double)own[k * apart] *
                        (double)(k < g.split ? x[k * columns + j] : x_rest[(k - g.split) * columns + j]);
             check_half("d_w", r * columns + j, g.d_w[r * columns + j], sum, 1.0);
         }

@@ -12,10 +12,11 @@ static int run_weight_grad(const void *kernel, const void *task, int threads) {
 }
 
 static void weight_grad_case(const struct backend *backend, size_t tokens, size_t rows, size_t columns) {
-    const size_t step = rows + below(3);
-    struct weight_grad w = {.tokens = tokens, .rows = rows, .columns = columns, .d_stride = step};
-    w.split = below(tokens + 1);
-    w.d = floats((tokens - 1) * step + rows, 1.0);
+    const size_t rest = below(2) ? below(rows + 1) : 0, first = rows - rest, step = first + below(3);
+    struct weight_grad w = {.tokens = tokens, .rows = rows, .columns = columns, .d_stride = step, .rest_rows = rest};
+    w.split = below(tokens + 1), w.rest_stride = rest + below(3);
+    w.d = floats((tokens - 1) * step + first, 1.0);
+    if (rest) w.d_rest = floats((tokens - 1) * w.rest_stride + rest, 1.0);
     w.x = floats(w.split * columns, 1.0), w.x_rest = floats((tokens - w.split) * columns, 1.0);
     snprintf(where, sizeof where, "%s, weight_grad, %zu tokens, %zu rows, %zu columns", backend->name, tokens, rows,
              columns);
@@ -26,14 +27,16 @@ static void weight_grad_case(const struct backend *backend, size_t tokens, size_
     run_threads(outputs, 2, run_weight_grad, backend, &w);
     const double scale = sqrt((double)tokens);
     for (size_t r = 0; r < rows; r++) {
+        const float *d = r < first ? w.d + r : w.d_rest + (r - first);
+        const size_t apart = r < first ? step : w.rest_stride;
         double sum = d_b ? (double)d_b[r] : 0.0;
-        for (size_t k = 0; k < tokens; k++) sum += (double)w.d[k * step + r];
+        for (size_t k = 0; k < tokens; k++) sum += (double)d[k * apart];
         check("d_b", r, (double)w.d_b[r], sum, scale);
         for (size_t j = 0; j < columns; j++) {
             sum = d_w ? (double)d_w[r * columns + j] : 0.0;
             for (size_t k = 0; k < tokens; k++) {
                 const float *x = k < w.split ? w.x + k * columns : w.x_rest + (k - w.split) * columns;
-                sum += (double)w.d[k * step + r] * (double)x[j];
+                sum += (double)d[k * apart] * (double)x[j];
             }
             check("d_w", r * columns + j, (double)w.d_w[r * columns + j], sum, scale);
         }

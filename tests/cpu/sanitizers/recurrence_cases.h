@@ -34,7 +34,8 @@ static int run_backward(const void *kernel, const void *task, int threads) {
 }
 
 static void recurrence_case(const struct backend *backend, enum cell cell, size_t T, size_t B, size_t H) {
-    const size_t G = CELL_FACTS[cell].gates, S = CELL_FACTS[cell].num_saved, plane = B * H, all = T * plane;
+    const size_t G = CELL_FACTS[cell].gates, A = CELL_FACTS[cell].apart_gates, S = CELL_FACTS[cell].num_saved;
+    const size_t plane = B * H, all = T * plane;
     const int lstm = cell == LSTM, save = below(4) > 0;
     const double scale = 1.0 / sqrt((double)H); /* so that states stay near 1 */
     struct forward f = {.cell = cell, .T = T, .B = B, .H = H, .reverse = (int)below(2)};
@@ -81,13 +82,17 @@ static void recurrence_case(const struct backend *backend, enum cell cell, size_
     b.d_hidden = floats(all, 1.0), b.d_h_n = floats(plane, 1.0), b.d_c_n = lstm ? floats(plane, 1.0) : NULL;
     struct output backward_outputs[] = {
         {"d_x", &b.d_x, all * G},
-        {"d_gates", &b.d_gates, cell == GRU_RESET_AFTER ? all * G : 0},
+        {"d_gates", &b.d_gates, all * A},
         {"d_h0", &b.d_h0, plane},
         {"d_c0", &b.d_c0, lstm ? plane : 0},
     };
     run_threads(backward_outputs, 4, run_backward, backend, &b);
     check_gradient("d_x", &f, &b, b.d_x, all * G, &by.x, &by);
-    if (b.d_gates) check_gradient("d_gates", &f, &b, b.d_gates, all * G, &by.product, &by);
+    float *d_product = bytes(all * G * sizeof *d_product); /* of every gate: the last ones are in `d_gates` */
+    memcpy(d_product, b.d_x, all * G * sizeof *d_product);
+    for (size_t token = 0; A && token < T * B; token++)
+        memcpy(d_product + (token * G + G - A) * H, b.d_gates + token * A * H, A * H * sizeof *d_product);
+    check_gradient("d_gates", &f, &b, d_product, all * G, &by.product, &by);
     check_gradient("d_h0", &f, &b, b.d_h0, plane, &by.h0, &by);
     if (lstm) check_gradient("d_c0", &f, &b, b.d_c0, plane, &by.c0, &by);
 }

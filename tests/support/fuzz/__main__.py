@@ -1,4 +1,4 @@
-"""`python -m tests.support.fuzz N` repeats call N."""
+"""`python -m tests.support.fuzz N [bfloat16]` repeats call N."""
 
 import faulthandler
 import sys
@@ -7,4 +7,4 @@ from tests.support.fuzz.calls import one
 
 if __name__ == "__main__":
     faulthandler.enable()
-    print(one(int(sys.argv[1])))
+    print(one(int(sys.argv[1]), *sys.argv[2:]))

@@ -72,6 +72,10 @@ class Call:
         """The same in float64."""
         raise NotImplementedError
 
+    def check(self, actual: dict[str, Tensor | None]) -> None:
+        """Raises Wrong if a right call has given something else than it has to."""
+        compare(actual, self.expect({name: double(value) for name, value in self.arguments.items()}))
+
     def spoil(self, wrong: bool) -> None:
         tensors = [name for name, value in self.arguments.items() if isinstance(value, Tensor)]
         for name in tensors:

@@ -82,6 +82,7 @@ def fake(t: Tensor) -> Tensor:
 
 FAULTS: dict[str, Callable[[Tensor], Any]] = {
     "float64": lambda t: t.double(),
+    "float32": lambda t: t.float(),
     "bfloat16": lambda t: t.bfloat16(),
     "complex64": lambda t: t.to(torch.complex64),
     "quantized": lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
@@ -103,7 +104,10 @@ NO_MEMORY: dict[str, Callable[[Tensor], Any]] = {  # harmless where there is not
 
 def broken(t: Tensor, dims: tuple[int, ...], optional: bool) -> tuple[str, Any]:
     """t, so that no right call has it. dims: along which its size is not free."""
-    faults = dict(FAULTS)
+    own = str(t.dtype).removeprefix("torch.")
+    faults = {name: f for name, f in FAULTS.items() if name != own}
+    if t.dtype == torch.bfloat16:
+        del faults["array"]  # numpy does not have it
     if t.numel():
         # Ids of another dtype are converted, which reads a functional tensor; oneDNN has float32 alone.
         faults |= {n: f for n, f in NO_MEMORY.items() if n in ("fake", "wrapper") or t.dtype == torch.float32}

@@ -12,24 +12,29 @@ from tests.support.fuzz.call import Arguments, Call, double, ids_of, size
 
 
 class WeightGradients(Call):
-    tied = {"d": (0,), "x": (0,), "rest": (0, 1)}  # noqa: RUF012
+    tied = {"d": (0,), "x": (0,), "rest": (0, 1), "d_rest": (0,)}  # noqa: RUF012
+    optional = ("d_rest",)
 
     def __init__(self) -> None:
         super().__init__()
         N, columns = size(300), size(60)
         self.arguments = {"d": torch.randn(N, size(40)), "x": torch.randn(N, columns)}
-        if random.random() < 0.5:  # in two pieces
-            first = random.randint(0, N)
+        if N and random.random() < 0.5:  # in two pieces, the second of which is missed
+            first = random.randint(0, N - 1)
             self.arguments |= {"x": torch.randn(first, columns), "rest": torch.randn(N - first, columns)}
         if random.random() < 0.3:  # some columns of a wider matrix
             self.arguments["d"] = torch.cat([self.arguments["d"]] * 2, 1)[:, : self.arguments["d"].shape[1]]
 
+        if random.random() < 0.4:
+            self.arguments["d_rest"] = torch.randn(N, size(40))
+
     def run(self, a: Arguments) -> dict[str, Tensor | None]:
-        out, sums = native.weight_gradients(a["d"], *self.pieces(a))
+        out, sums = native.weight_gradients(a["d"], *self.pieces(a), d_rest=a.get("d_rest"))
         return {"out": out, "sums": sums}
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
-        return {"out": a["d"].t() @ torch.cat(self.pieces(a)), "sums": a["d"].sum(0)}
+        d = torch.cat([a[name] for name in ("d", "d_rest") if name in a], 1)
+        return {"out": d.t() @ torch.cat(self.pieces(a)), "sums": d.sum(0)}
 
     @staticmethod
     def pieces(a: Arguments) -> list[Tensor]:

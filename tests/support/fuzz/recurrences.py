@@ -130,12 +130,12 @@ class Backward(Forward):
         rest = (a["w"], a["lengths"], a["hidden"], a["cells"], a["saved"])
         options = {"resets": a["resets"], "reverse": self.reverse}
         out = native.backward(self.spec.name, a["d_hidden"], d_last, self.state(a), *rest, **options)
-        d_b = out.d_gates.sum((0, 1))
+        d_b = torch.cat([piece.sum(0) for piece in out.columns()])
         return {"d_x": out.d_x, "d_b": d_b, "d_h0": out.d_state[0], "d_c0": out.d_state[-1]}
 
     def expect(self, a: Arguments) -> dict[str, Tensor]:
         b = self.x.new_zeros(len(a["w"])) if self.b is None else self.b
-        inputs = {"x": self.x.double(), "b": b.double(), "h0": a["h0"]} | ({"c0": a["c0"]} if "c0" in a else {})
+        inputs = {"x": self.x.to(a["w"]), "b": b.to(a["w"]), "h0": a["h0"]} | ({"c0": a["c0"]} if "c0" in a else {})
         a = a | {n: t.requires_grad_() for n, t in inputs.items()}
         with torch.enable_grad():
             out, last = self.in_float64(a)
@@ -242,7 +242,7 @@ class Functional(Call):
         leaves = {n: t.detach().requires_grad_() for n, t in a.items() if t.is_floating_point()}
         outputs = getattr(functional, self.form)(**(a | leaves), **self.options, impl=impl)
         torch.manual_seed(0)
-        d_outputs = [torch.randn(o.shape, dtype=torch.float64).to(o.dtype) for o in outputs]
+        d_outputs = [torch.randn(o.shape).bfloat16().to(o.dtype) for o in outputs]  # the same in any of them
         gradients = torch.autograd.grad(outputs, list(leaves.values()), d_outputs, materialize_grads=True)
         return dict(enumerate(outputs)) | dict(zip(leaves, gradients, strict=True))  # type: ignore[arg-type]
 
