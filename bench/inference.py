@@ -3,7 +3,7 @@
     python -m bench.inference                        # the grid, one thread and two: hours
     python -m bench.inference --quick                # 24 shapes: minutes
     python -m bench.inference --cells LSTM --B 1     # a part of the grid
-    python -m bench.inference --packed               # up to 8 rows, `layer.pack()` having been called
+    python -m bench.inference --packed               # `layer.pack()` having been called
 
 All have the same weights and input, and as many threads; weights, inputs and outputs are compared before timing. They
 run in turn in each round, each after a rest in which the threads of the one before stop looking for work. A runtime
@@ -38,7 +38,6 @@ from bench.measure.profile import operators
 from bench.measure.provenance import RESULTS, ROOT, origin_line, print_table, provenance, write_csv
 from bench.measure.results_file import key, number, read
 from bench.measure.timing import calls_per_measurement, compare, once, ratio, summary
-from fastcells.backends.cpu.policy import FEW_ROWS
 
 NAME, UNPACKED = "inference-cpu", "fastcells-auto"
 CPU = torch.device("cpu")
@@ -140,7 +139,7 @@ def main() -> int:
     size.add_argument("--quick", dest="grid", action="store_const", const=QUICK)
     size.add_argument("--tiny", dest="grid", action="store_const", const=TINY, help="so small that it says nothing")
     parser.set_defaults(grid=GRID)
-    parser.add_argument("--packed", action="store_true", help=f"by layer.pack(): no more than {FEW_ROWS} rows")
+    parser.add_argument("--packed", action="store_true", help="by layer.pack()")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--worst", type=int, default=15, metavar="N", help="rows that are printed")
     parser.add_argument("--no-write", action="store_true", help="leave bench/results alone")
@@ -152,8 +151,7 @@ def main() -> int:
             runtimes[name] = start
         else:
             print(f"without {lacking}")
-    T_of, B_of, H_of = [getattr(options, letter) or options.grid[letter] for letter in GRID]
-    sizes = T_of, [B for B in B_of if B <= FEW_ROWS or not options.packed], H_of
+    sizes = [getattr(options, letter) or options.grid[letter] for letter in GRID]
     rows: list[Row] = []
     try:
         for threads in options.threads:

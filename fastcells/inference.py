@@ -1,4 +1,4 @@
-"""The short way of layers and cells: a few rows of float32 on a CPU, without gradients, in one call of C each.
+"""The short way of layers and cells: float32 on a CPU, without gradients, in one call of C each.
 
 What such a call computes takes microseconds, and so does every question that Python asks. This way asks only what has
 to be known to go it; any doubt leaves a call to the long way, which reaches the same kernel where it may, and raises
@@ -19,7 +19,6 @@ from fastcells import dispatch
 from fastcells.backends.base import Call
 from fastcells.backends.cpu import native
 from fastcells.backends.cpu.layer_call import FLOAT, Plan, place, readable
-from fastcells.backends.cpu.policy import FEW_ROWS
 from fastcells.modes import traced, transformed
 from fastcells.spec import CellSpec, State
 from fastcells.tuning import verdicts
@@ -176,7 +175,7 @@ def _plans_of(
         return _plans[key]
     except KeyError:
         pass
-    if not (T and B and I and H) or B > FEW_ROWS:
+    if not (T and B and I and H):
         return None
     found, count = True, len(weights) // (L * D)
     for i in (0,) if L == 1 else (0, D):

@@ -75,10 +75,9 @@ class KeepsWeights(RNNBase):
     def pack(self: P) -> P:
         """Keep packed copies of the weights, for calls that run as one call of C; returns the layer.
 
-        Those are calls on a CPU in float32, without gradients, of at most 8 rows (`fastcells.explain` says of a call
-        whether it is one). Any other call runs as if nothing were packed. Results are what they were to the last
-        rounding; the copies take as much memory as the weights, and once more where batches of 1, 2 and more rows
-        alternate.
+        Those are calls on a CPU in float32, without gradients (`fastcells.explain` says of a call whether it is one).
+        Any other call runs as if nothing were packed. Results are what they were to the last rounding; the copies take
+        as much memory as the weights, and once more where batches of 1, 2 and more rows alternate.
 
         Each call notices what has changed since the last one and packs again: an optimizer's step, load_state_dict,
         any operator of torch in place, another Parameter, another `data`, `.to()`. It can NOT notice what torch does

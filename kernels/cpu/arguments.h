@@ -76,6 +76,7 @@
     NUMBER(int, packed)      /* whether the weights are packed, and not read where they lie */                         \
     NUMBER(int, kept)        /* whether a call before has left them in `panels`: neither w_ih nor w is read then */    \
     NUMBER(size_t, vectors)  /* of columns in a tile of `panels`, and their size: layer_panels() */                    \
+    NUMBER(size_t, chunk)    /* steps whose input projection is made at a time, where packed */                        \
     NUMBER(size_t, x_time)   /* from a step of x to the next */                                                        \
     NUMBER(size_t, x_row)    /* from a row of a step to the next */                                                    \
     NUMBER(size_t, out_time) /* and so for out */                                                                      \
@@ -90,7 +91,7 @@
     WRITE(out, "T B H", "")                                                                                            \
     WRITE(h_n, "B H", "optional")                                                                                      \
     WRITE(c_n, "B H", "two_states")                                                                                    \
-    KEEP(x_proj, "T B G*H", "optional") /* memory for the input projection; where NULL, the call finds its own */      \
+    KEEP(x_proj, "T B G*H", "optional") /* memory for the input projection, of a chunk where packed; or NULL */        \
     KEEP(panels, "P", "optional")       /* and for the packed weights */
 
 /* ---- the recurrence of a defined cell, whose rule is a program (program.h) ---- */

@@ -17,6 +17,7 @@ static int supported(void) {
 #define LANES 16
 #define REGISTERS 32
 #define BACKEND avx512
+#define POWERS /* of 2, see vector.h */
 
 #include "kernels.h"
 

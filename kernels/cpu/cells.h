@@ -25,66 +25,100 @@ struct update {
     float *z;
 };
 
-/* product: h W^T + b of the phase's gates. */
-INLINE void update_vector(enum cell cell, size_t phase, const struct update *at, const vec product[MAX_GATES]) {
+/* product: h W^T + b of the phase's gates. `rows` of them, a step of each in turn, for the activations' sake. */
+INLINE void update_vectors(enum cell cell, size_t phase, size_t rows, const struct update at[],
+                           vec product[][MAX_GATES]) {
     const size_t H = at->H, lanes = at->lanes;
-    const element *x = at->x;
-    element *saved = at->saved;
-    vec old = at->starts_episode ? splat(0.0f) : load_n(at->h_prev, lanes), new;
+    vec old[MAX_ABREAST], new[MAX_ABREAST];
+    UNROLL for (size_t i = 0; i < rows; i++)
+        old[i] = at[i].starts_episode ? splat(0.0f) : load_n(at[i].h_prev, lanes);
     switch (cell) {
-    case RNN_TANH: new = tanh_of(read_n(x, lanes) + product[0]); break;
-    case RNN_RELU: new = relu(read_n(x, lanes) + product[0]); break;
+    case RNN_TANH:
+        UNROLL for (size_t i = 0; i < rows; i++) new[i] = read_n(at[i].x, lanes) + product[i][0];
+        activate(0, rows, new);
+        break;
+    case RNN_RELU:
+        UNROLL for (size_t i = 0; i < rows; i++) new[i] = relu(read_n(at[i].x, lanes) + product[i][0]);
+        break;
     case GRU_RESET_AFTER: {
-        vec r = sigmoid(read_n(x, lanes) + product[0]);
-        vec z = sigmoid(read_n(x + H, lanes) + product[1]);
-        vec n = tanh_of(read_n(x + 2 * H, lanes) + r * product[2]);
-        new = n + z * (old - n);
-        if (saved) {
+        vec gates[MAX_ABREAST];
+        UNROLL for (size_t i = 0; i < rows; i++) {
+            gates[2 * i] = read_n(at[i].x, lanes) + product[i][0];
+            gates[2 * i + 1] = read_n(at[i].x + H, lanes) + product[i][1];
+        }
+        activate(2 * rows, 2 * rows, gates);
+        UNROLL for (size_t i = 0; i < rows; i++) new[i] = read_n(at[i].x + 2 * H, lanes) + gates[2 * i] * product[i][2];
+        activate(0, rows, new);
+        UNROLL for (size_t i = 0; i < rows; i++) {
+            const vec r = gates[2 * i], z = gates[2 * i + 1], n = new[i];
+            new[i] = n + z * (old[i] - n);
+            element *saved = at[i].saved;
+            if (!saved) continue;
             write_n(saved, r, lanes);
             write_n(saved + H, z, lanes);
             write_n(saved + 2 * H, n, lanes);
-            write_n(saved + 3 * H, product[2], lanes);
+            write_n(saved + 3 * H, product[i][2], lanes);
         }
         break;
     }
     case GRU_RESET_BEFORE: {
         if (phase == 0) {
-            vec r = sigmoid(read_n(x, lanes) + product[0]);
-            vec z = sigmoid(read_n(x + H, lanes) + product[1]);
-            write_n(at->reset_hidden, r * old, lanes);
-            store_n(at->z, z, lanes);
-            if (saved) {
-                write_n(saved, r, lanes);
-                write_n(saved + H, z, lanes);
+            vec gates[MAX_ABREAST];
+            UNROLL for (size_t i = 0; i < rows; i++) {
+                gates[2 * i] = read_n(at[i].x, lanes) + product[i][0];
+                gates[2 * i + 1] = read_n(at[i].x + H, lanes) + product[i][1];
+            }
+            activate(2 * rows, 2 * rows, gates);
+            UNROLL for (size_t i = 0; i < rows; i++) {
+                write_n(at[i].reset_hidden, gates[2 * i] * old[i], lanes);
+                store_n(at[i].z, gates[2 * i + 1], lanes);
+                if (!at[i].saved) continue;
+                write_n(at[i].saved, gates[2 * i], lanes);
+                write_n(at[i].saved + H, gates[2 * i + 1], lanes);
             }
             return; /* h follows when r * h has gone through its weights */
         }
-        vec n = tanh_of(read_n(x + 2 * H, lanes) + product[0]);
-        new = n + load_n(at->z, lanes) * (old - n);
-        if (saved) write_n(saved + 2 * H, n, lanes);
+        UNROLL for (size_t i = 0; i < rows; i++) new[i] = read_n(at[i].x + 2 * H, lanes) + product[i][0];
+        activate(0, rows, new);
+        UNROLL for (size_t i = 0; i < rows; i++) {
+            const vec n = new[i];
+            new[i] = n + load_n(at[i].z, lanes) * (old[i] - n);
+            if (at[i].saved) write_n(at[i].saved + 2 * H, n, lanes);
+        }
         break;
     }
     default: { /* LSTM */
-        vec i = sigmoid(read_n(x, lanes) + product[0]);
-        vec f = sigmoid(read_n(x + H, lanes) + product[1]);
-        vec g = tanh_of(read_n(x + 2 * H, lanes) + product[2]);
-        vec o = sigmoid(read_n(x + 3 * H, lanes) + product[3]);
-        vec c_old = at->starts_episode ? splat(0.0f) : load_n(at->c, lanes), c_new = f * c_old + i * g;
-        new = o * tanh_of(c_new);
-        if (!at->active) c_new = c_old;
-        store_n(at->c, c_new, lanes);
-        if (saved) {
-            write_n(saved, i, lanes);
-            write_n(saved + H, f, lanes);
-            write_n(saved + 2 * H, g, lanes);
-            write_n(saved + 3 * H, o, lanes);
-            write_n(at->cells, c_new, lanes);
+        vec o[MAX_ABREAST], c_new[MAX_ABREAST];
+        UNROLL for (size_t i = 0; i < rows; i++) {
+            const element *x = at[i].x;
+            vec gates[] = {read_n(x, lanes) + product[i][0], read_n(x + H, lanes) + product[i][1],
+                           read_n(x + 3 * H, lanes) + product[i][3], read_n(x + 2 * H, lanes) + product[i][2]};
+            activate(3, 4, gates);
+            const vec c_old = at[i].starts_episode ? splat(0.0f) : load_n(at[i].c, lanes);
+            c_new[i] = gates[1] * c_old + gates[0] * gates[3], o[i] = gates[2];
+            const vec c = at[i].active ? c_new[i] : c_old;
+            store_n(at[i].c, c, lanes);
+            element *saved = at[i].saved;
+            if (!saved) continue;
+            write_n(saved, gates[0], lanes);
+            write_n(saved + H, gates[1], lanes);
+            write_n(saved + 2 * H, gates[3], lanes);
+            write_n(saved + 3 * H, gates[2], lanes);
+            write_n(at[i].cells, c, lanes);
         }
+        activate(0, rows, c_new);
+        UNROLL for (size_t i = 0; i < rows; i++) new[i] = o[i] * c_new[i];
     }
     }
-    store_n(at->h, at->active ? new : old, lanes);
-    if (STATES_CARRIED) write_n(at->hidden, at->active ? new : old, lanes);
-    if (at->out) write_n(at->out, at->active ? new : splat(0.0f), lanes);
+    UNROLL for (size_t i = 0; i < rows; i++) {
+        store_n(at[i].h, at[i].active ? new[i] : old[i], lanes);
+        if (STATES_CARRIED) write_n(at[i].hidden, at[i].active ? new[i] : old[i], lanes);
+        if (at[i].out) write_n(at[i].out, at[i].active ? new[i] : splat(0.0f), lanes);
+    }
+}
+
+INLINE void update_vector(enum cell cell, size_t phase, const struct update *at, vec product[MAX_GATES]) {
+    update_vectors(cell, phase, 1, at, (vec(*)[MAX_GATES])product);
 }
 
 /* The same for the backward. */

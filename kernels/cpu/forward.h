@@ -2,76 +2,7 @@
 #ifndef FASTCELLS_FORWARD_H
 #define FASTCELLS_FORWARD_H
 
-#include "arguments.h"
-#include "recurrence.h"
-
-/* Packed weights that outlive a call, for tiles of so many vectors of columns; `filled` where a call before has packed
-   them. All zeros: there are none. */
-struct kept_panels {
-    float *data;
-    size_t vectors;
-    int filled;
-};
-
-struct forward_job {
-    const forward_task *task;
-    struct kept_panels kept;
-    struct division division;
-    element *reset_hidden; /* this and z: [B, H] each, from the first phase to the second; or NULL */
-    float *z;
-    float *h, *c; /* [B, H] each, where the states are carried apart */
-};
-
-INLINE void update_rows(enum cell cell, size_t phase, const struct forward_job *job, const struct tile *at,
-                        const element *h_prev, tile_t products) {
-    const forward_task *f = job->task;
-    const size_t B = f->B, H = f->H, G = CELL_FACTS[cell].gates, S = CELL_FACTS[cell].num_saved;
-    const size_t first_gate = phase ? CELL_FACTS[cell].first_gates : 0;
-    const size_t gates = phase ? G - first_gate : CELL_FACTS[cell].first_gates;
-    for (size_t r = 0; r < at->rows; r++) {
-        const size_t row = at->row + r, token = at->t * B + row;
-        struct update u = {.H = H, .active = is_active(f->lengths, at->t, row)};
-        u.starts_episode = !h_prev || starts_episode_at(f->lengths, f->resets, at->t, B, row);
-        for (size_t v = 0; v < at->vectors; v++) {
-            const size_t column = at->column + v * LANES, own = row * H + column, now = token * H + column;
-            vec product[MAX_GATES];
-            u.lanes = lanes_at(H, column);
-            UNROLL for (size_t g = 0; g < gates; g++) {
-                product[g] = bias(f->b, H, first_gate + g, column, u.lanes);
-                if (!u.starts_episode || phase > 0) product[g] += load(in_tile(products, gates * at->vectors, r, g * at->vectors + v));
-            }
-            u.x = f->x + token * G * H + column;
-            u.h_prev = AT_OR_NULL(CARRIED(job->h, h_prev), own);
-            u.h = CARRIED(job->h + own, f->hidden + now);
-            u.hidden = f->hidden + now;
-            u.out = AT_OR_NULL(f->out, now);
-            u.c = AT_OR_NULL(CARRIED(job->c, f->c_n), own);
-            u.cells = AT_OR_NULL(f->cells, now);
-            u.saved = AT_OR_NULL(f->saved, token * S * H + column);
-            u.reset_hidden = AT_OR_NULL(job->reset_hidden, own);
-            u.z = AT_OR_NULL(job->z, own);
-            update_vector(cell, phase, &u, product);
-        }
-    }
-}
-
-/* The compiler sees each cell and phase by itself: told at run time, a reset-before GRU took 2 to 5 % more of the whole
-   forward (measured with AVX2 and AVX-512, H 256 and 512). */
-static void update_tile(const struct forward_job *job, const struct tile *at, size_t phase, const element *h_prev,
-                        tile_t products) {
-    switch (job->task->cell) {
-    case RNN_TANH: update_rows(RNN_TANH, 0, job, at, h_prev, products); break;
-    case RNN_RELU: update_rows(RNN_RELU, 0, job, at, h_prev, products); break;
-    case GRU_RESET_AFTER: update_rows(GRU_RESET_AFTER, 0, job, at, h_prev, products); break;
-    case GRU_RESET_BEFORE:
-        if (phase == 0)
-            update_rows(GRU_RESET_BEFORE, 0, job, at, h_prev, products);
-        else
-            update_rows(GRU_RESET_BEFORE, 1, job, at, h_prev, products);
-        break;
-    default: update_rows(LSTM, 0, job, at, h_prev, products);
-    }
-}
+#include "update_tile.h"
 
 /* What the update of a tile reads and writes. */
 static void prefetch_update(struct prefetch *list, const forward_task *f, const struct tile *at,
@@ -101,11 +32,11 @@ static void forward_phase(const struct forward_job *job, const struct share *sha
         struct tile at = {.t = t, .column = tile * p->vectors * LANES, .vectors = vectors_in(p, tile)};
         const size_t width = p->gates * at.vectors;
         /* A line of memory has TERM vectors of elements: what is in one with the tile before has been prefetched. */
-        const int own_lines = i == 0 || at.vectors > 1 || (t % 2 ? tile + 1 : tile) % TERM == 0;
+        const int first_of_line = i == 0 || at.vectors > 1 || (t % 2 ? tile + 1 : tile) % TERM == 0;
         for (size_t done = 0; done < share->rows; done += at.rows) {
             at.row = share->first_row + done;
             at.rows = height(share->rows, done, ROWS[width]);
-            if (own_lines)
+            if (first_of_line && !job->kept.in_caches)
                 prefetch_update(&list, f, &at, p);
             else
                 list.count = 0;

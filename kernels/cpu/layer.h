@@ -5,8 +5,7 @@
 #define FASTCELLS_LAYER_H
 
 #include "few_rows.h"
-#include "forward.h"
-#include "linear.h"
+#include "layer_packed.h"
 
 struct layer_job {
     const struct layer *task;
@@ -31,10 +30,6 @@ static void project_rows(const struct layer_job *job, const float *x, size_t x_s
         }
     }
 }
-
-/* Whether the rows of x lie evenly, step after step; and how far apart then. */
-static int is_even(const struct layer *f) { return f->B == 1 || f->T == 1 || f->x_time == f->B * f->x_row; }
-static size_t even_step(const struct layer *f) { return f->B == 1 ? f->x_time : f->x_row; }
 
 static void project_columns(const struct layer_job *job, size_t column) {
     const struct layer *f = job->task;
@@ -111,11 +106,6 @@ static void layer_phase(const struct layer_job *job, size_t phase, size_t step, 
     }
 }
 
-/* Rows of columns from one place to another, each `step` apart. */
-static void copy_columns(float *to, size_t to_step, const float *from, size_t from_step, size_t rows, size_t columns) {
-    for (size_t r = 0; r < rows; r++) memcpy(to + r * to_step, from + r * from_step, columns * sizeof *to);
-}
-
 static void layer_member(void *argument, int member, int members) {
     const struct layer_job *job = argument;
     const struct layer *f = job->task;
@@ -139,58 +129,24 @@ static void layer_member(void *argument, int member, int members) {
     if (f->h_n) copy_columns(f->h_n + first, H, h_prev + first, h_step, f->B, columns);
 }
 
-/* Whether out is [T, B, H] without gaps. */
-static int is_dense(const struct layer *f) {
-    return (f->B == 1 || f->out_row == f->H) && (f->T == 1 || f->out_time == f->B * f->H);
-}
-
-/* Memory for the packed weights of a layer and direction, in floats: W_ih's, then W_hh's. vectors: of columns in a tile
-   of the latter, as calls of B rows by so many threads have it. */
-static size_t layer_panels(enum cell cell, size_t B, size_t H, size_t I, int threads, size_t *vectors) {
-    const size_t G = CELL_FACTS[cell].gates;
-    *vectors = forward_vectors(cell, B, H, (size_t)threads);
-    return linear_panels(G * H, I) + panels_size(H, G);
-}
-
-/* The kernels for any size, one after the other. memory: see layer. */
-static int layer_packed(const struct layer *f, float *x_proj, float *memory, int threads) {
-    const size_t T = f->T, B = f->B, H = f->H, columns = CELL_FACTS[f->cell].gates * H, plane = B * H;
-    float *last = memory, *zeros = last + plane, *more = zeros + plane;
-    const struct kept_panels kept = {AT_OR_NULL(f->panels, linear_panels(columns, f->I)), f->vectors, f->kept};
-    struct linear project = {.rows = T * B, .K = f->I, .columns = columns, .x_stride = f->I, .out_stride = columns,
-                             .x = f->x, .w = f->w_ih, .b = f->b_ih, .out = x_proj};
-    if (is_even(f)) {
-        project.x_stride = even_step(f);
-    } else {
-        for (size_t t = 0; t < T; t++) copy_columns(more + t * B * f->I, f->I, f->x + t * f->x_time, f->x_row, B, f->I);
-        project.x = more;
-    }
-    if (linear_with(&project, f->panels, f->kept, threads)) return -1;
-    const struct forward steps = {.cell = f->cell, .T = T, .B = B, .H = H, .reverse = f->reverse, .x = x_proj,
-                                  .w = f->w, .b = f->b, .h0 = f->h0,
-                                  .c0 = !f->c_n || f->c0 ? f->c0 : zeros, .out = is_dense(f) ? f->out : more,
-                                  .h_n = f->h_n ? f->h_n : last, .c_n = f->c_n};
-    if (steps.c0 == zeros) memset(zeros, 0, plane * sizeof *zeros);
-    if (forward_with(&steps, kept, threads)) return -1;
-    for (size_t t = 0; steps.out != f->out && t < T; t++)
-        copy_columns(f->out + t * f->out_time, f->out_row, more + t * plane, H, B, H);
-    return 0;
-}
-
 static int layer(const struct layer *f, int threads) {
-    const size_t plane = f->B * f->H, tokens = f->T * f->B, x_proj = tokens * CELL_FACTS[f->cell].gates * f->H;
-    /* x or out once more, where one of them is not as the kernels for any size have it */
-    const size_t more = f->packed && !(is_even(f) && is_dense(f)) ? tokens * (f->H > f->I ? f->H : f->I) : 0;
+    const size_t plane = f->B * f->H, steps = f->packed ? f->chunk : f->T;
+    const size_t x_proj = f->x_proj ? 0 : steps * f->B * CELL_FACTS[f->cell].gates * f->H;
+    struct packed_memory parts;
+    const size_t own = f->packed ? share_packed_memory(f, NULL, threads, &parts) : 2 * plane;
     struct layer_job job = {.task = f};
-    job.reset_hidden = scratch(&job.barrier, 1, 2 * plane + more + (f->x_proj ? 0 : x_proj));
-    if (!job.reset_hidden) return -1;
-    job.x_proj = f->x_proj ? f->x_proj : job.reset_hidden + 2 * plane + more;
-    job.z = job.reset_hidden + plane;
+    float *memory = scratch(&job.barrier, 1, own + x_proj);
+    if (!memory) return -1;
+    job.x_proj = f->x_proj ? f->x_proj : memory + own;
     int status = 0;
-    if (f->packed)
-        status = layer_packed(f, job.x_proj, job.reset_hidden, threads);
-    else
+    if (f->packed) {
+        share_packed_memory(f, memory, threads, &parts);
+        status = layer_packed(f, job.x_proj, &parts, threads);
+    } else {
+        job.reset_hidden = memory;
+        job.z = memory + plane;
         team_run(threads, layer_member, &job);
+    }
     free(job.barrier);
     return status;
 }

@@ -18,6 +18,7 @@ struct linear_job {
     const linear_task *task;
     float *panels; /* [tiles][K / TERM][vectors of the tile][LANES], zero past the last column and the last term */
     int filled;    /* whether a call before has packed them */
+    int in_caches; /* whether `out` is there already, so that nothing has to be prefetched */
     struct barrier *barrier;
 };
 
@@ -68,7 +69,7 @@ static void linear_block(const struct linear_job *job, size_t first_row, size_t 
                 const size_t row = first_row + done;
                 some = height(rows, done, ROWS[count]);
                 list.count = 0;
-                for (size_t r = 0; r < some; r++)
+                for (size_t r = 0; r < some && !job->in_caches; r++)
                     prefetch(&list, task->out + (row + r) * task->out_stride + vector * LANES, 1, 0, count);
                 gemm_tile(some, count, products, task->x + row * task->x_stride + k, task->x_stride, panel, terms, 0,
                           &list);
@@ -119,8 +120,8 @@ static void linear_member(void *argument, int member, int members) {
 static size_t linear_panels(size_t columns, size_t K) { return ceil_div(columns, LANES) * LANES * terms_of(K); }
 
 /* panels: memory for the packed weights that outlives the call, or NULL. */
-static int linear_with(const linear_task *task, float *panels, int filled, int threads) {
-    struct linear_job job = {.task = task, .filled = filled};
+static int linear_with(const linear_task *task, float *panels, int filled, int in_caches, int threads) {
+    struct linear_job job = {.task = task, .filled = filled, .in_caches = in_caches};
     float *memory = scratch(&job.barrier, 1, panels ? 0 : linear_panels(task->columns, task->K));
     if (!memory) return -1;
     job.panels = panels ? panels : memory;
@@ -129,6 +130,6 @@ static int linear_with(const linear_task *task, float *panels, int filled, int t
     return 0;
 }
 
-static int linear(const linear_task *task, int threads) { return linear_with(task, NULL, 0, threads); }
+static int linear(const linear_task *task, int threads) { return linear_with(task, NULL, 0, 0, threads); }
 
 #endif

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef ROUNDED /* to bfloat16, with instructions that compilers have no operators for */
+#if defined(ROUNDED) || defined(POWERS) /* instructions that compilers have no operators for */
 #if defined(__aarch64__)
 #include <arm_neon.h>
 #else
@@ -98,6 +98,7 @@ INLINE void transpose(vec square[LANES]) {
 struct exponential {
     vec scale, fraction;
 };
+enum { MAX_ABREAST = 8 }; /* vectors whose activations are computed side by side */
 #define ROUND 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer, which then stands in the low bits */
 
 INLINE vec exp_fraction(vec y, vec rounded) {
@@ -182,6 +183,71 @@ INLINE vec tanh_of(vec x) { /* (1 - e) / (1 + e) with e = exp(-2|x|); the numera
     return (vec)((ivec)quotient | ((ivec)x & (int32_t)0x80000000));
 }
 
+#elif defined(POWERS)
+
+/* With AVX-512's powers of 2, which underflow gradually: two thirds of the instructions below. */
+
+INLINE vec scaled(vec v, vec n) { return (vec)_mm512_scalef_ps((__m512)v, (__m512)n); }
+INLINE vec at_least(float limit, vec v) { return (vec)_mm512_max_ps(_mm512_set1_ps(limit), (__m512)v); } /* NaN too */
+
+/* exp(y) = 2^n (1 + fraction); the fraction, exp(r) - 1 for |r| <= ln(2) / 2, has the least relative error (2^-26.2)
+   that so many terms allow. Of several vectors a step at a time: a processor looks for what does not wait for anything
+   among the next hundred instructions or so. */
+INLINE void power_fractions(size_t count, const vec *y, vec *n, vec *fraction) {
+    static const float TERMS[] = {0.00836654752f, 0.0416672006f, 0.166665435f, 0.49999997f};
+    vec r[MAX_ABREAST], p[MAX_ABREAST];
+    UNROLL for (size_t i = 0; i < count; i++) n[i] = y[i] * 1.44269504088896341f + ROUND;
+    UNROLL for (size_t i = 0; i < count; i++) n[i] = n[i] - ROUND;
+    UNROLL for (size_t i = 0; i < count; i++) r[i] = y[i] - n[i] * 0.693145751953125f;
+    UNROLL for (size_t i = 0; i < count; i++) r[i] = r[i] - n[i] * 1.42860682030941723212e-6f;
+    UNROLL for (size_t i = 0; i < count; i++) p[i] = splat(0.00138825166f);
+    UNROLL for (size_t k = 0; k < sizeof TERMS / sizeof *TERMS; k++) {
+        UNROLL for (size_t i = 0; i < count; i++) p[i] = p[i] * r[i] + TERMS[k];
+    }
+    UNROLL for (size_t i = 0; i < count; i++) fraction[i] = r[i] + r[i] * r[i] * p[i];
+}
+
+/* exp(y) for y <= 0, and NaN; it is 0 from -104 on. */
+INLINE vec exp_of(vec y) {
+    vec n, fraction, limited = at_least(-104.0f, y);
+    power_fractions(1, &limited, &n, &fraction);
+    return scaled(1.0f + fraction, n);
+}
+
+/* The sigmoid of the first so many vectors, the tanh of the others. Of the exponentials of -|x| and -2|x|, which cannot
+   overflow: 1 / (1 + e), or e / (1 + e) where x < 0; and (1 - e) / (1 + e), whose numerator does not cancel near 0. */
+INLINE void activate(size_t sigmoids, size_t count, vec *x) {
+    vec y[MAX_ABREAST], n[MAX_ABREAST], fraction[MAX_ABREAST];
+    UNROLL for (size_t i = 0; i < count; i++) {
+        if (i < sigmoids)
+            y[i] = at_least(-104.0f, (vec)((ivec)x[i] | (int32_t)0x80000000));
+        else
+            y[i] = at_least(-40.0f, -2.0f * (vec)((ivec)x[i] & 0x7fffffff)); /* the result is 1 long before that */
+    }
+    power_fractions(count, y, n, fraction);
+    UNROLL for (size_t i = 0; i < count; i++) {
+        if (i < sigmoids) {
+            const vec e = scaled(1.0f + fraction[i], n[i]);
+            const __mmask16 negative = _mm512_movepi32_mask((__m512i)x[i]);
+            x[i] = (vec)_mm512_mask_mov_ps(_mm512_set1_ps(1.0f), negative, (__m512)e) / (1.0f + e);
+        } else {
+            const vec scale = scaled(splat(1.0f), n[i]);
+            const vec quotient = ((1.0f - scale) - scale * fraction[i]) / ((1.0f + scale) + scale * fraction[i]);
+            x[i] = (vec)((ivec)quotient | ((ivec)x[i] & (int32_t)0x80000000));
+        }
+    }
+}
+
+INLINE vec sigmoid(vec x) {
+    activate(1, 1, &x);
+    return x;
+}
+
+INLINE vec tanh_of(vec x) {
+    activate(0, 1, &x);
+    return x;
+}
+
 #else
 
 /* exp(y) for y <= 0, and NaN. */
@@ -215,6 +281,13 @@ INLINE vec tanh_of(vec x) {
     return (vec)((ivec)where(small, quotient, 1.0f - quotient) | sign);
 }
 
+#endif
+
+#ifndef POWERS
+/* The sigmoid of the first so many vectors, the tanh of the others. */
+INLINE void activate(size_t sigmoids, size_t count, vec *x) {
+    UNROLL for (size_t i = 0; i < count; i++) x[i] = i < sigmoids ? sigmoid(x[i]) : tanh_of(x[i]);
+}
 #endif
 
 INLINE vec relu(vec x) { return where(x < 0.0f, splat(0.0f), x); } /* NaN goes through */

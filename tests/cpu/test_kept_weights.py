@@ -29,7 +29,7 @@ def test_the_same_bits(cell: str, options: dict[str, Any], watched: Watched, ins
     for T, B, H, I in SHAPES:  # noqa: E741
         layer: Any = made(cell, I, H, impl="cpu", **options)
         rows = layer.num_layers * (2 if layer.bidirectional else 1)
-        inputs = [torch.randn(*((b, T) if layer.batch_first else (T, b)), I) for b in (B, 1, 2, 8)]
+        inputs = [torch.randn(*((b, T) if layer.batch_first else (T, b)), I) for b in (B, 1, 2, 37)]
         states = [hx for x in inputs for hx in (None, state_of(layer, rows, x.shape[0 if layer.batch_first else 1], H))]
         calls = list(zip([x for x in inputs for _ in range(2)], states, strict=True))
         expected = [layer(*call) for call in calls]

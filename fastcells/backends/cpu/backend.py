@@ -135,8 +135,7 @@ class CpuBackend(KernelBackend):
 def in_one_call(call: Call) -> bool:
     """Whether one call of C runs a layer and direction, its input projection included: `layer_call`."""
     return (
-        call.B <= policy.FEW_ROWS
-        and call.spec.rule is None
+        call.spec.rule is None
         and call.spec.name in CPU.cells
         and not (call.token_ids or call.options or traced())
         and call.w_hh.is_cpu

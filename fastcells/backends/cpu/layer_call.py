@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastcells.backends.cpu import buffers, native
-from fastcells.backends.cpu.policy import packs
+from fastcells.backends.cpu.policy import packs, steps_at_once
 from fastcells.spec import SPECS, State
 from fastcells.tensor_memory import SKIPPED, has_memory
 
@@ -29,13 +29,13 @@ Place = tuple[int, int, int]  # address, and how far a step and a row lie apart,
 class Plan:
     """Calls of one size: what does not depend on the tensors is found out once."""
 
-    __slots__ = ("B", "H", "I", "T", "bias", "kept", "most", "numbers", "packed", "projected", "row", "rows")
+    __slots__ = ("B", "H", "I", "T", "bias", "chunk", "kept", "most", "numbers", "packed", "row", "rows")
 
     def __init__(self, cell: str, T: int, B: int, I: int, H: int) -> None:  # noqa: E741
         self.T, self.B, self.I, self.H = T, B, I, H
         self.rows = len(SPECS[cell].gates) * H
         self.bias, self.row = (self.rows,), B * H * FLOAT
-        self.packed, self.projected = packs(T, B, H), T * B * self.rows
+        self.packed, self.chunk = packs(T, B, H), steps_at_once(T, B, self.rows, I + H, False)
         self.numbers = native._NUMBERS[cell], T, B, H
         self.most = native.layer_threads(self.packed, T, B, I, self.rows, H)
         self.kept: Kept | None = None
@@ -69,17 +69,18 @@ class Plan:
         packed: where weights are kept, packed now if they are not there. index: of the layer and direction.
         """
         address, x_time, x_row = x
-        memory = buffers.empty(self.projected) if self.projected >= LARGE else None
         to, out_time, out_row = out
-        most, packs, filled, vectors, panels = self.most, self.packed, False, 0, None
+        most, packs, chunk, filled, vectors, panels = self.most, self.packed, self.chunk, False, 0, None
         if packed is not None:
             kept = self.kept = self.kept or Kept(self)
-            most, packs, vectors = kept.most, True, kept.vectors
+            most, packs, chunk, vectors = kept.most, True, kept.chunk, kept.vectors
             key = index, vectors, native._instructions
             panels = packed.panels.get(key)
             filled = panels is not None
             if panels is None:
                 panels = torch.empty(kept.floats, dtype=torch.float32, device="cpu")
+        projected = (chunk if packs else self.T) * self.B * self.rows
+        memory = buffers.empty(projected) if projected >= LARGE else None
         native._cpu.layer(
             native._instructions,
             most if most == 1 else native.no_more_than(most),
@@ -89,6 +90,7 @@ class Plan:
             packs,
             filled,
             vectors,
+            chunk,
             x_time,
             x_row,
             out_time,
@@ -108,12 +110,13 @@ class Plan:
 
 
 class Kept:
-    """Of a plan's calls with weights that are kept packed: threads, and the order and size of what C reads."""
+    """Of a plan's calls with weights that are kept packed: threads, steps, and the order and size of what C reads."""
 
-    __slots__ = ("floats", "most", "vectors")
+    __slots__ = ("chunk", "floats", "most", "vectors")
 
     def __init__(self, plan: Plan) -> None:
         self.most = native.layer_threads(True, plan.T, plan.B, plan.I, plan.rows, plan.H)
+        self.chunk = steps_at_once(plan.T, plan.B, plan.rows, plan.I + plan.H, True)
         sizes = plan.numbers[0], plan.B, plan.H, plan.I
         self.vectors, self.floats = native._cpu.layer_panels(native._instructions, self.most, *sizes)
 

@@ -19,16 +19,32 @@ FEWEST_STEPS = 2  # a single step does not pay for packing the weights, whatever
 MOST_PADDING = 1.5  # a packed batch runs padded in C, and ATen takes only the steps that there are
 
 
-# One call of C for a layer and direction (kernels/cpu/layer.h) has been measured for so many rows.
-FEW_ROWS = 8
+# Floats of an input projection that is made at a time, which caches keep until it is read; and the fewest tokens of it,
+# since each time reads W_ih anew.
+CHUNK = 1 << 18
+FEWEST_TOKENS = 128
+MOST_WEIGHTS = 1 << 22  # floats of weights that are packed for a call as a whole; more do not stay in caches either
 
 
 def packs(steps: int, batch: int, H: int) -> bool:
     """Whether such a call packs the weights.
 
-    Measured with T 1, 8, 35, 256, B 1, 2, 8, H 64, 256, 512: from about 7, 17 and 30 tokens on that has paid.
+    Measured with T 1, 8, 35, 256, B 1, 2, 8, H 64, 256, 512: from about 7, 17 and 30 tokens on that has paid; and with
+    T 1 and 2, B 8 to 128, H 64 to 1024, where rows lie side by side: from 14, 20, 33, 59 and 110.
     """
-    return steps * batch >= 4 + H // 20
+    return steps * batch >= (4 + H // 20 if batch < 8 else 8 + H // 10)
+
+
+def steps_at_once(steps: int, batch: int, rows: int, columns: int, kept: bool) -> int:
+    """Steps whose input projection is made at a time, from packed weights; rows: of W_ih. columns: of W_ih and W_hh.
+
+    kept: whether the weights are packed already. Otherwise all of them are in memory for as long as the call takes,
+    where one product after the other would do with the larger one of them: it has to be less than what it saves.
+    """
+    tokens = max(CHUNK // rows, FEWEST_TOKENS)
+    if not kept and (rows * columns > MOST_WEIGHTS or steps * batch < tokens + columns):
+        return steps
+    return max(1, min(steps, tokens // batch))
 
 
 @dataclass(frozen=True)
@@ -102,10 +118,10 @@ ROWS_OF = {"avx512": CPU_ROWS, "avx2": CPU_ROWS, "avx512_bf16": BF16_ROWS}
 
 
 def layer_advantage(cell: str, steps: int, batch: int, H: int, instructions: str) -> str | None:
-    """Why one call of C for a layer and direction is the fastest for an inference on few rows, or None."""
-    if instructions not in ("avx512", "avx2") or batch > FEW_ROWS:
+    """Why one call of C for a layer and direction is the fastest for an inference, or None."""
+    if instructions not in ("avx512", "avx2"):
         return None
-    return f"one call of C with {instructions} instructions for a layer and direction, few rows without gradients"
+    return f"one call of C with {instructions} instructions for a layer and direction, without gradients"
 
 
 def projected_advantage(steps: int, batch: int, H: int, P: int, *, training: bool, instructions: str) -> str | None:

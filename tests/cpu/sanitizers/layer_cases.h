@@ -55,6 +55,7 @@ static void layer_case(const struct backend *backend, enum cell cell, size_t T, 
     /* The weights may have been packed for another number of rows. */
     const size_t panels = backend->layer_panels(cell, 1 + below(9), H, I, 1 + (int)below(3), &l.vectors);
     const float *from_packed = NULL;
+    l.chunk = 1 + below(T);
     for (enum weights way = 0; way < NUM_WAYS; way++) {
         l.packed = way > WHERE_THEY_LIE, l.kept = way == KEPT;
         if (l.kept) l.w_ih = l.w = NULL;
@@ -63,7 +64,7 @@ static void layer_case(const struct backend *backend, enum cell cell, size_t T, 
         struct output outputs[] = {{"out", &l.out, size},
                                    {"h_n", &l.h_n, last ? plane : 0},
                                    {"c_n", &l.c_n, lstm ? plane : 0},
-                                   {"x_proj", &l.x_proj, below(2) ? T * plane * G : 0},
+                                   {"x_proj", &l.x_proj, below(2) ? (l.packed ? l.chunk : T) * plane * G : 0},
                                    {"panels", &l.panels, panels}};
         run_threads(outputs, way == PACKED_TO_KEEP ? 5 : 4, run_layer, backend, &l);
         if (way == PACKED) from_packed = l.out;
