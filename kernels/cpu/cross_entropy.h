@@ -68,7 +68,7 @@ static float below_largest(const float *x, size_t columns, float largest) {
 static void cross_entropy_row(const struct cross_entropy *task, size_t row) {
     const size_t columns = task->columns;
     const float on = task->smoothing[0], all = task->smoothing[1];
-    float *x = task->x + row * columns;
+    float *x = task->x + row * task->x_stride;
     const int64_t target = task->targets[row];
     if (target < 0) {
         task->loss[row] = 0.0f;

@@ -143,8 +143,10 @@ static void weight_grad_member(void *argument, int member, int members) {
     }
 }
 
+static size_t weight_grad_panels(size_t columns) { return ceil_div(columns, LANES) * LANES * terms_of(TOKENS); }
+
 static int weight_grad(const weight_grad_task *task, int threads) {
-    const size_t panels = ceil_div(task->columns, LANES) * LANES * terms_of(TOKENS);
+    const size_t panels = weight_grad_panels(task->columns);
     const size_t sums = STATES_CARRIED && task->tokens > TOKENS ? task->rows * (task->columns + 1) : 0;
     struct weight_grad_job job = {.task = task, .tokens = tokens_at_a_time(task->tokens)};
     job.panels[0] = scratch(&job.barrier, 1, 2 * panels + sums);

@@ -85,10 +85,9 @@ class Server:
             return getattr(c_module, kernel)  # what it knows of cells and arguments
 
         def call(*given: int, **named: int) -> int | None:
-            ids = kernel in ("gather", "scatter")  # which no instructions are chosen for
-            threads, arguments = given[1 - ids], given[2 - ids :]
+            _, threads, *arguments = given
             status = self._call(kernel, threads, [*arguments, *named.values()])
-            if ids:
+            if kernel in ("gather", "scatter"):
                 return status
             if status > 0:
                 raise ValueError(f"word {status - 1} of the program is not valid")

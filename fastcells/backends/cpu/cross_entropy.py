@@ -44,7 +44,7 @@ def in_place(
     read = native._addresses(targets=targets, smoothing=smoothing, d_loss=d_losses)
     written = checks.written(("x", x, (N, V)), ("loss", losses, (N,)))
     native._cpu.cross_entropy(
-        native._instructions, native._few_threads(x), rows=N, columns=V, gradient=gradient, **read, **written
+        native._instructions, native._few_threads(x), rows=N, columns=V, x_stride=V, gradient=gradient, **read, **written
     )
 
 
@@ -60,6 +60,8 @@ def losses(
 ) -> LossGradients:
     """As fastcells.backends.torch.cross_entropy.losses, for float32 on a CPU."""
     (N, H), V = hidden.shape, len(weight)
+    if V * H <= WEIGHTS:
+        return in_one_call(hidden, weight, bias, torch.where(counts, targets, -1), smoothing, wanted, d_losses)
     hidden, weight = hidden.contiguous(), weight.contiguous()
     found = hidden.new_empty(N)
     d_hidden = hidden.new_empty(N, H) if wanted[0] else None
@@ -84,6 +86,36 @@ def losses(
                 native.weight_gradients(d[:, part], x, out=sums, accumulate=first > 0)
     d_w, d_b = d_weight or (None, None)
     return LossGradients(found, d_hidden, d_w if wanted[1] else None, d_b if wanted[2] else None)
+
+
+def in_one_call(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    smoothing: float,
+    wanted: tuple[bool, bool, bool],
+    d_losses: Tensor | None,
+) -> LossGradients:
+    """As `losses`, for weights that are packed at once. targets: below 0 where a row does not count."""
+    (N, H), V = hidden.shape, len(weight)
+    share = torch.tensor([1 - smoothing, smoothing / V], dtype=torch.float32, device="cpu")
+    read = {
+        "x": checks.float32("hidden", hidden, (N, H)),
+        "w": checks.float32("weight", weight, (V, H)),
+        "b": None if bias is None else checks.float32("bias", bias, (V,)),
+        "targets": checks.ids(targets),
+        "smoothing": share,
+        "d_loss": None if d_losses is None else checks.float32("d_losses", d_losses, (N,)),
+    }
+    found = hidden.new_empty(N)
+    d_x = hidden.new_empty(N, H) if wanted[0] else None
+    d_w, d_b = (weight.new_empty(V, H), weight.new_empty(V)) if wanted[1] or wanted[2] else (None, None)
+    written = checks.written(("loss", found, (N,)), ("d_x", d_x, (N, H)), ("d_w", d_w, (V, H)), ("d_b", d_b, (V,)))
+    native._cpu.linear_cross_entropy(
+        native._instructions, native._threads(N * H * V), rows=N, K=H, columns=V, **native._addresses(**read), **written
+    )
+    return LossGradients(found, d_x, d_w if wanted[1] else None, d_b if wanted[2] else None)
 
 
 def rows_at_a_time(N: int, V: int) -> int:

@@ -78,7 +78,7 @@ static void answer(int64_t status) {
         struct NAME task;                                                                                              \
         TAKE(ARGUMENTS)                                                                                                \
         const size_t outside = ids_outside(task.ids, task.tokens, task.vocabulary);                                    \
-        if (outside == task.tokens) ids_##NAME(&task, threads);                                                        \
+        if (outside == task.tokens && backend->NAME(&task, threads)) return 6;                                         \
         answer((int64_t)outside);                                                                                      \
         continue;                                                                                                      \
     }
@@ -100,6 +100,7 @@ int main(int arguments, char **argument) {
         SERVE(weight_grad, WEIGHT_GRAD_ARGUMENTS)
         SERVE(linear, LINEAR_ARGUMENTS)
         SERVE(cross_entropy, CROSS_ENTROPY_ARGUMENTS)
+        SERVE(linear_cross_entropy, LINEAR_CROSS_ENTROPY_ARGUMENTS)
         SERVE(matvec, MATVEC_ARGUMENTS)
         SERVE(step_in_place, STEP_IN_PLACE_ARGUMENTS)
         SERVE_BF16(forward, FORWARD_ARGUMENTS)

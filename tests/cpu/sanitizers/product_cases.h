@@ -109,25 +109,21 @@ static void matvec_case(const struct backend *backend, size_t rows, size_t colum
 }
 
 static int run_gather(const void *kernel, const void *task, int threads) {
-    (void)kernel;
-    ids_gather(task, threads);
-    return 0;
+    return ((const struct backend *)kernel)->gather(task, threads);
 }
 static int run_scatter(const void *kernel, const void *task, int threads) {
-    (void)kernel;
-    ids_scatter(task, threads);
-    return 0;
+    return ((const struct backend *)kernel)->scatter(task, threads);
 }
 
-static void ids_case(size_t tokens, size_t rows, size_t vocabulary) {
+static void ids_case(const struct backend *backend, size_t tokens, size_t rows, size_t vocabulary) {
     int64_t *ids = bytes(tokens * sizeof *ids);
     for (size_t i = 0; i < tokens; i++) ids[i] = (int64_t)below(vocabulary);
     struct gather task = {.tokens = tokens, .rows = rows, .vocabulary = vocabulary, .ids = ids};
     task.w = floats(rows * vocabulary, 1.0), task.b = below(2) ? floats(rows, 1.0) : NULL;
-    snprintf(where, sizeof where, "ids, %zu tokens, %zu rows, %zu words", tokens, rows, vocabulary);
+    snprintf(where, sizeof where, "%s, ids, %zu tokens, %zu rows, %zu words", backend->name, tokens, rows, vocabulary);
     if (ids_outside(ids, tokens, vocabulary) != tokens) FAIL("an id is said to be outside");
     struct output gathered[] = {{"out", &task.out, tokens * rows}};
-    run_threads(gathered, 1, run_gather, NULL, &task);
+    run_threads(gathered, 1, run_gather, backend, &task);
     for (size_t i = 0; i < tokens * rows; i++) {
         const size_t row = i % rows;
         double expected = (double)task.w[row * vocabulary + (size_t)ids[i / rows]];
@@ -138,7 +134,7 @@ static void ids_case(size_t tokens, size_t rows, size_t vocabulary) {
     struct scatter adjoint = {.tokens = tokens, .rows = rows, .vocabulary = vocabulary, .ids = ids};
     adjoint.d = floats(tokens * rows, 1.0);
     struct output scattered[] = {{"d_w", &adjoint.d_w, rows * vocabulary}, {"d_b", &adjoint.d_b, rows}};
-    run_threads(scattered, 2, run_scatter, NULL, &adjoint);
+    run_threads(scattered, 2, run_scatter, backend, &adjoint);
     double *out = doubles(rows * vocabulary), *sums = doubles(rows);
     memset(out, 0, rows * vocabulary * sizeof *out), memset(sums, 0, rows * sizeof *sums);
     for (size_t i = 0; i < tokens * rows; i++) {
