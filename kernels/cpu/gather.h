@@ -7,9 +7,9 @@
 #include "arguments.h"
 #include "grid.h"
 
-enum { GATHERED = 64 }; /* rows of W at a time: some lines of a token's projection, and no more pages than a core knows */
-enum { TOKENS_AHEAD = 8 };  /* a token's lines lie in a page of their own, and are asked for early */
-enum { BLOCKS_AHEAD = 2 };  /* and those of W */
+enum { GATHERED = 128 };    /* rows of W at a time: some lines of a token's projection, and not too many pages */
+enum { TOKENS_AHEAD = 16 }; /* a token's lines lie in a page of their own, and are asked for early */
+enum { BLOCKS_AHEAD = 4 };  /* of ids: and so are those of W */
 enum { SUMMANDS = 16 };     /* of a long sum at a time, so that rounding errors stay small */
 
 /* The positions of tokens, those of one block of LANES ids after another, and where each block's end. */
@@ -46,10 +46,11 @@ struct scatter_job {
 
 typedef float turned_t[LANES][GATHERED] __attribute__((aligned(64))); /* a row for each id */
 
-/* A member's rows of W. */
+/* A member's rows of W: whole lines of a token's projection. */
 static struct range own_rows(size_t rows, int member, int members) {
-    const struct range blocks = part_of(ceil_div(rows, GATHERED), (size_t)member, (size_t)members);
-    return (struct range){blocks.first * GATHERED, min_size(blocks.end * GATHERED, rows)};
+    enum { LINE = CACHE_LINE / sizeof(float) };
+    const struct range lines = part_of(ceil_div(rows, LINE), (size_t)member, (size_t)members);
+    return (struct range){lines.first * LINE, min_size(lines.end * LINE, rows)};
 }
 
 /* The columns of LANES ids. w: at their first one. */
@@ -82,6 +83,9 @@ static void turn_back(const turned_t from, float *w, size_t step, size_t lanes, 
     }
 }
 
+static void prefetch_column(const float *p, size_t step, size_t rows) {
+    for (size_t r = 0; r < rows; r++) __builtin_prefetch(p + r * step);
+}
 static void prefetch_row(const float *p, size_t floats, int write) {
     for (size_t i = 0; i < floats; i += CACHE_LINE / sizeof *p) {
         if (write)
@@ -104,6 +108,7 @@ static void gather_member(void *argument, int member, int members) {
             if (at == end) continue;
             turned_t turned;
             const float *w = task->w + row * V + first;
+            if (first + BLOCKS_AHEAD * LANES < V) prefetch_column(w + BLOCKS_AHEAD * LANES, V, rows);
             turn_columns(turned, w, V, lanes_at(V, first), task->b ? task->b + row : NULL, rows);
             for (; at < end; at++) {
                 const size_t token = sorted->token[at];
@@ -129,6 +134,8 @@ static void scatter_member(void *argument, int member, int members) {
         for (size_t block = 0, at = 0; block < sorted->blocks; block++) {
             const size_t first = block * LANES, end = sorted->end[block];
             turned_t turned = {{0}};
+            float *w = task->d_w + row * V + first;
+            if (first + BLOCKS_AHEAD * LANES < V) prefetch_column(w + BLOCKS_AHEAD * LANES, V, rows);
             for (; at < end; at++) {
                 const size_t token = sorted->token[at];
                 const float *d = task->d + token * task->rows + row;
@@ -144,7 +151,7 @@ static void scatter_member(void *argument, int member, int members) {
                 for (size_t r = 0; r < rows; r += LANES) store(sums + r, load(sums + r) + load(few + r));
                 memset(few, 0, sizeof few);
             }
-            turn_back(turned, task->d_w + row * V + first, V, lanes_at(V, first), rows);
+            turn_back(turned, w, V, lanes_at(V, first), rows);
         }
         memcpy(task->d_b + row, sums, rows * sizeof *sums);
     }

@@ -44,7 +44,14 @@ def in_place(
     read = native._addresses(targets=targets, smoothing=smoothing, d_loss=d_losses)
     written = checks.written(("x", x, (N, V)), ("loss", losses, (N,)))
     native._cpu.cross_entropy(
-        native._instructions, native._few_threads(x), rows=N, columns=V, x_stride=V, gradient=gradient, **read, **written
+        native._instructions,
+        native._few_threads(x),
+        rows=N,
+        columns=V,
+        x_stride=V,
+        gradient=gradient,
+        **read,
+        **written,
     )
 
 
