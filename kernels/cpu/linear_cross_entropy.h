@@ -14,6 +14,7 @@ struct loss_job {
     float *weights[2]; /* packed for x W^T, and for the gradient of x */
     float *scores;     /* [rows at a time][step], then their gradients */
     size_t rows, step;
+    float scale;       /* of the gradients */
     struct weight_grad_job gradients;
     struct barrier *barrier;
 };
@@ -37,10 +38,10 @@ static void loss_rows(const struct loss_job *job, size_t first, size_t rows, str
     struct share share = {own.first, own.end - own.first, 0, linear_tiles(&scores)};
     linear_rows(&(struct linear_job){.task = &scores, .panels = job->weights[0]}, &share);
     const struct cross_entropy losses = {.rows = rows, .columns = f->columns, .x_stride = job->step,
-                                         .gradient = f->d_x || f->d_w, .targets = f->targets + first,
+                                         .ignored = f->ignored, .gradient = f->d_x || f->d_w, .targets = f->targets + first,
                                          .smoothing = f->smoothing, .d_loss = f->d_loss ? f->d_loss + first : NULL,
                                          .x = job->scores, .loss = f->loss + first};
-    for (size_t row = own.first; row < own.end; row++) cross_entropy_row(&losses, row);
+    for (size_t row = own.first; row < own.end; row++) cross_entropy_row(&losses, row, job->scale);
     if (!f->d_x) return;
     const struct linear d_x = d_x_of(job, first, rows);
     share.tiles = linear_tiles(&d_x);
@@ -77,12 +78,27 @@ static size_t loss_rows_at_a_time(size_t step, int threads) {
     return TOKENS * ceil_div(SCORES * (size_t)threads, TOKENS * step);
 }
 
+static size_t rows_that_count(const struct linear_cross_entropy *f) {
+    size_t count = 0;
+    for (size_t row = 0; row < f->rows; row++) count += f->targets[row] != f->ignored;
+    return count;
+}
+
+static void add_losses(const struct linear_cross_entropy *f, size_t count) {
+    double sum = 0.0;
+    for (size_t row = 0; row < f->rows; row++) sum += (double)f->loss[row];
+    *f->sum = (float)(f->mean ? sum / (double)count : sum);
+}
+
+/* All targets have to be columns, or ignored. */
 static int linear_cross_entropy(const struct linear_cross_entropy *task, int threads) {
     const size_t step = ceil_div(task->columns, LANES) * LANES;
     const size_t rows = min_size(loss_rows_at_a_time(step, threads), task->rows);
     const size_t forward = linear_panels(task->columns, task->K), backward = linear_panels(task->K, task->columns);
     const size_t tokens = task->d_w ? weight_grad_panels(task->K) : 0;
+    const size_t count = rows_that_count(task);
     struct loss_job job = {.task = task, .rows = rows, .step = step};
+    job.scale = task->mean && count ? 1.0f / (float)count : 1.0f;
     job.weights[0] = scratch(&job.barrier, 2, forward + (task->d_x ? backward : 0) + 2 * tokens + rows * step);
     if (!job.weights[0]) return -1;
     job.weights[1] = job.weights[0] + forward;
@@ -92,6 +108,7 @@ static int linear_cross_entropy(const struct linear_cross_entropy *task, int thr
     job.scores = job.gradients.panels[1] + tokens;
     team_run(threads, loss_member, &job);
     free(job.barrier);
+    add_losses(task, count);
     return 0;
 }
 

@@ -108,7 +108,6 @@ FLOAT_KERNEL(defined_backward, DEFINED_BACKWARD_ARGUMENTS, 0)
 FLOAT_KERNEL(weight_grad, WEIGHT_GRAD_ARGUMENTS, 0)
 FLOAT_KERNEL(linear, LINEAR_ARGUMENTS, 0)
 FLOAT_KERNEL(cross_entropy, CROSS_ENTROPY_ARGUMENTS, 0)
-FLOAT_KERNEL(linear_cross_entropy, LINEAR_CROSS_ENTROPY_ARGUMENTS, 0)
 FLOAT_KERNEL(matvec, MATVEC_ARGUMENTS, 0)
 FLOAT_KERNEL(step_in_place, STEP_IN_PLACE_ARGUMENTS, (size_t)task.cell)
 KERNEL(forward_bf16, forward, bf16_backend, forward, FORWARD_ARGUMENTS, (size_t)task.cell)
@@ -116,8 +115,8 @@ KERNEL(backward_bf16, backward, bf16_backend, backward, BACKWARD_ARGUMENTS, (siz
 KERNEL(weight_grad_bf16, weight_grad, bf16_backend, weight_grad, WEIGHT_GRAD_ARGUMENTS, 0)
 KERNEL(linear_bf16, linear, bf16_backend, linear, LINEAR_ARGUMENTS, 0)
 
-/* py_NAME(backend, threads, the arguments) -> position of an id outside the vocabulary, or the number of tokens. */
-#define IDS_KERNEL(NAME, ARGUMENTS)                                                                                    \
+/* py_NAME(backend, threads, the arguments) -> position of an id outside the vocabulary, or how many there are. */
+#define IDS_KERNEL(NAME, ARGUMENTS, IDS, COUNT, VOCABULARY, BESIDES)                                                                                  \
     static PyObject *py_##NAME(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {             \
         (void)self;                                                                                                    \
         struct NAME task;                                                                                              \
@@ -129,14 +128,15 @@ KERNEL(linear_bf16, linear, bf16_backend, linear, LINEAR_ARGUMENTS, 0)
         size_t outside;                                                                                                \
         int status = 0;                                                                                                \
         Py_BEGIN_ALLOW_THREADS;                                                                                        \
-        outside = ids_outside(task.ids, task.tokens, task.vocabulary);                                                 \
-        if (outside == task.tokens) status = chosen->NAME(&task, (int)threads);                                        \
+        outside = ids_outside(IDS, COUNT, VOCABULARY, BESIDES);                                                        \
+        if (outside == COUNT) status = chosen->NAME(&task, (int)threads);                                        \
         Py_END_ALLOW_THREADS;                                                                                          \
         if (status) return PyErr_NoMemory();                                                                           \
         return PyLong_FromSize_t(outside);                                                                             \
     }
-IDS_KERNEL(gather, GATHER_ARGUMENTS)
-IDS_KERNEL(scatter, SCATTER_ARGUMENTS)
+IDS_KERNEL(gather, GATHER_ARGUMENTS, task.ids, task.tokens, task.vocabulary, NULL)
+IDS_KERNEL(scatter, SCATTER_ARGUMENTS, task.ids, task.tokens, task.vocabulary, NULL)
+IDS_KERNEL(linear_cross_entropy, LINEAR_CROSS_ENTROPY_ARGUMENTS, task.targets, task.rows, task.columns, &task.ignored)
 
 static PyObject *py_layer_panels(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
@@ -233,7 +233,7 @@ static PyObject *py_team(PyObject *self, PyObject *ignored) {
     METHOD(NAME##_bf16, METH_FASTCALL | METH_KEYWORDS, #NAME ", of tensors in bfloat16")
 #define IDS_METHOD(NAME)                                                                                               \
     METHOD(NAME, METH_FASTCALL | METH_KEYWORDS, #NAME "(backend, threads, *arguments()[" #NAME                         \
-                                                      "]) -> position of an id outside, or tokens")
+                                                      "]) -> position of an id outside, or their number")
 
 static PyMethodDef methods[] = {
     KERNEL_METHOD(forward),
@@ -244,7 +244,6 @@ static PyMethodDef methods[] = {
     KERNEL_METHOD(weight_grad),
     KERNEL_METHOD(linear),
     KERNEL_METHOD(cross_entropy),
-    KERNEL_METHOD(linear_cross_entropy),
     KERNEL_METHOD(matvec),
     KERNEL_METHOD(step_in_place),
     BF16_METHOD(forward),
@@ -253,6 +252,7 @@ static PyMethodDef methods[] = {
     BF16_METHOD(linear),
     IDS_METHOD(gather),
     IDS_METHOD(scatter),
+    IDS_METHOD(linear_cross_entropy),
     METHOD(layer_panels, METH_FASTCALL,
            "layer_panels(backend, threads, cell, B, H, I) -> (vectors, floats): of layer's argument `panels`"),
     METHOD(activations, METH_FASTCALL, "activations(backend, x, sigmoid, tanh, n)"),

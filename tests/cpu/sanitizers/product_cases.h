@@ -73,7 +73,8 @@ static void cross_entropy_case(const struct backend *backend, size_t rows, size_
     int64_t *targets = bytes(rows * sizeof *targets);
     for (size_t r = 0; r < rows; r++) targets[r] = (int64_t)below(columns + 1) - 1; /* some rows do not count */
     const float all = below(2) ? 0.1f / (float)columns : 0.0f, smoothing[] = {1.0f - all * (float)columns, all};
-    struct cross_entropy c = {.rows = rows, .columns = columns, .gradient = (int)below(2)};
+    struct cross_entropy c = {.rows = rows, .columns = columns, .x_stride = columns, .gradient = (int)below(2)};
+    c.ignored = -1;
     c.targets = targets, c.smoothing = smoothing, c.d_loss = below(2) ? floats(rows, 1.0) : NULL;
     const float *x = floats(rows * columns, 9.0);
     snprintf(where, sizeof where, "%s, cross-entropy, %zu rows, %zu columns", backend->name, rows, columns);
@@ -121,7 +122,7 @@ static void ids_case(const struct backend *backend, size_t tokens, size_t rows, 
     struct gather task = {.tokens = tokens, .rows = rows, .vocabulary = vocabulary, .ids = ids};
     task.w = floats(rows * vocabulary, 1.0), task.b = below(2) ? floats(rows, 1.0) : NULL;
     snprintf(where, sizeof where, "%s, ids, %zu tokens, %zu rows, %zu words", backend->name, tokens, rows, vocabulary);
-    if (ids_outside(ids, tokens, vocabulary) != tokens) FAIL("an id is said to be outside");
+    if (ids_outside(ids, tokens, vocabulary, NULL) != tokens) FAIL("an id is said to be outside");
     struct output gathered[] = {{"out", &task.out, tokens * rows}};
     run_threads(gathered, 1, run_gather, backend, &task);
     for (size_t i = 0; i < tokens * rows; i++) {
@@ -148,7 +149,7 @@ static void ids_case(const struct backend *backend, size_t tokens, size_t rows, 
     const size_t at = below(tokens);
     const int64_t outside[] = {-1, (int64_t)vocabulary, INT64_MIN, INT64_MAX};
     ids[at] = outside[below(4)];
-    if (ids_outside(ids, tokens, vocabulary) != at) FAIL("id %lld is not found outside", (long long)ids[at]);
+    if (ids_outside(ids, tokens, vocabulary, NULL) != at) FAIL("id %lld is not found outside", (long long)ids[at]);
 }
 
 #endif
