@@ -122,17 +122,14 @@ class _Task:
         counts = target != self.ignore_index
         if d_losses is None and any(wanted) and self.scales_ahead(hidden):
             d_losses = counts.sum().clamp(min=1).to(hidden.dtype).reciprocal().expand(len(hidden))
-        target = torch.where(counts, target, 0)
-        found = self._losses(hidden, weight, bias, target, counts, self.smoothing, wanted, d_losses)
-        return found._replace(losses=self.reduce(found.losses, counts))
-
-    def _losses(self, hidden: Tensor, weight: Tensor, *others: Any) -> LossGradients:
-        """Of each row."""
+        everything = hidden, weight, bias, torch.where(counts, target, 0), counts, self.smoothing, wanted, d_losses
         if len(hidden) >= MANY_ROWS and uses_cpu_kernel(self.impl, hidden, weight):
-            return in_c.losses(hidden, weight, *others)
-        c_may = self.impl in ("auto", "cpu") and native.obstacle() is None and hidden.device.type == "cpu"
-        rows = in_c.of_scores if c_may and hidden.dtype != torch.float64 else in_torch.of_scores
-        return in_torch.losses(hidden, weight, *others, of_scores=rows)
+            found = in_c.losses(*everything)
+        else:
+            c_may = self.impl in ("auto", "cpu") and native.obstacle() is None and hidden.device.type == "cpu"
+            rows = in_c.of_scores if c_may and hidden.dtype != torch.float64 else in_torch.of_scores
+            found = in_torch.losses(*everything, of_scores=rows)
+        return found._replace(losses=self.reduce(found.losses, counts))
 
     def scales_ahead(self, hidden: Tensor) -> bool:
         """Whether a mean's gradients are divided by the number of rows in the forward: not where they may vanish."""
