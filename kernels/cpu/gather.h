@@ -1,6 +1,6 @@
 /* The input projection of token ids: the product of a one-hot vector with W^T is a column of W, and its gradient is
-   added to that column. Tokens are taken in the order of their ids, so that LANES neighbours in the vocabulary are read
-   or written at a time, and turned in registers. */
+   added to that column. Tokens are taken in the order of their ids. LANES neighbours in the vocabulary are a block, which
+   is read or written as whole vectors and turned in registers; where few columns are named, they are taken one by one. */
 #ifndef FASTCELLS_GATHER_H
 #define FASTCELLS_GATHER_H
 
@@ -8,19 +8,22 @@
 #include "grid.h"
 
 enum { GATHERED = 128 };    /* rows of W at a time: some lines of a token's projection, and not too many pages */
+enum { FEW_TOKENS = 2 };    /* for each block: with fewer, columns are taken one by one */
 enum { TOKENS_AHEAD = 16 }; /* a token's lines lie in a page of their own, and are asked for early */
-enum { BLOCKS_AHEAD = 4 };  /* of ids: and so are those of W */
+enum { BLOCKS_AHEAD = 4 };  /* and so are those of W; columns, where they are taken one by one */
 enum { SUMMANDS = 16 };     /* of a long sum at a time, so that rounding errors stay small */
 
 /* The positions of tokens, those of one block of LANES ids after another, and where each block's end. */
 struct by_id {
     size_t blocks;
+    int turns; /* whether blocks are turned */
     size_t *end, *token;
 };
 
 /* free(sorted->end) ends it. */
 static int sort_by_id(struct by_id *sorted, const int64_t *ids, size_t tokens, size_t vocabulary) {
     sorted->blocks = ceil_div(vocabulary, LANES);
+    sorted->turns = tokens >= FEW_TOKENS * sorted->blocks;
     sorted->end = calloc(sorted->blocks + tokens + 1, sizeof(size_t));
     if (!sorted->end) return -1;
     sorted->token = sorted->end + sorted->blocks;
@@ -95,6 +98,18 @@ static void prefetch_row(const float *p, size_t floats, int write) {
     }
 }
 
+static void gather_columns(const struct gather_job *job, size_t row, size_t rows) {
+    const struct gather *task = job->task;
+    const size_t V = task->vocabulary, *token = job->sorted.token;
+    const float *w = task->w + row * V;
+    for (size_t at = 0; at < task->tokens; at++) {
+        const float *column = w + task->ids[token[at]];
+        float *out = task->out + token[at] * task->rows + row;
+        if (at + BLOCKS_AHEAD < task->tokens) prefetch_column(w + task->ids[token[at + BLOCKS_AHEAD]], V, rows);
+        for (size_t r = 0; r < rows; r++) out[r] = column[r * V] + (task->b ? task->b[row + r] : 0.0f);
+    }
+}
+
 static void gather_member(void *argument, int member, int members) {
     const struct gather_job *job = argument;
     const struct gather *task = job->task;
@@ -103,6 +118,10 @@ static void gather_member(void *argument, int member, int members) {
     const struct range own = own_rows(task->rows, member, members);
     for (size_t row = own.first, rows; row < own.end; row += rows) {
         rows = min_size(own.end - row, GATHERED);
+        if (!sorted->turns) {
+            gather_columns(job, row, rows);
+            continue;
+        }
         for (size_t block = 0, at = 0; block < sorted->blocks; block++) {
             const size_t first = block * LANES, end = sorted->end[block];
             if (at == end) continue;
@@ -122,6 +141,23 @@ static void gather_member(void *argument, int member, int members) {
     }
 }
 
+static void scatter_columns(const struct scatter_job *job, size_t row, size_t rows) {
+    const struct scatter *task = job->task;
+    const size_t V = task->vocabulary, *token = job->sorted.token;
+    float *w = task->d_w + row * V, sums[GATHERED] = {0}, few[GATHERED] = {0};
+    memset(w, 0, rows * V * sizeof *w);
+    for (size_t at = 0; at < task->tokens; at++) {
+        const float *d = task->d + token[at] * task->rows + row;
+        float *column = w + task->ids[token[at]];
+        if (at + BLOCKS_AHEAD < task->tokens) prefetch_column(w + task->ids[token[at + BLOCKS_AHEAD]], V, rows);
+        for (size_t r = 0; r < rows; r++) column[r * V] += d[r], few[r] += d[r];
+        if (at % SUMMANDS < SUMMANDS - 1 && at + 1 < task->tokens) continue;
+        for (size_t r = 0; r < rows; r++) sums[r] += few[r];
+        memset(few, 0, sizeof few);
+    }
+    memcpy(task->d_b + row, sums, rows * sizeof *sums);
+}
+
 static void scatter_member(void *argument, int member, int members) {
     const struct scatter_job *job = argument;
     const struct scatter *task = job->task;
@@ -130,6 +166,10 @@ static void scatter_member(void *argument, int member, int members) {
     const struct range own = own_rows(task->rows, member, members);
     for (size_t row = own.first, rows; row < own.end; row += rows) {
         rows = min_size(own.end - row, GATHERED);
+        if (!sorted->turns) {
+            scatter_columns(job, row, rows);
+            continue;
+        }
         float sums[GATHERED] = {0}, few[GATHERED] = {0};
         for (size_t block = 0, at = 0; block < sorted->blocks; block++) {
             const size_t first = block * LANES, end = sorted->end[block];
