@@ -37,24 +37,15 @@ static int sort_by_id(struct by_id *sorted, const int64_t *ids, size_t tokens, s
     return 0;
 }
 
-struct gather_job {
-    const struct gather *task;
+/* A gather or a scatter. part: what is done with some rows of W. */
+struct ids_job {
+    const void *task;
     struct by_id sorted;
-};
-
-struct scatter_job {
-    const struct scatter *task;
-    struct by_id sorted;
+    size_t rows; /* in all */
+    void (*part)(const void *task, const struct by_id *sorted, size_t row, size_t rows);
 };
 
 typedef float turned_t[LANES][GATHERED] __attribute__((aligned(64))); /* a row for each id */
-
-/* A member's rows of W: whole lines of a token's projection. */
-static struct range own_rows(size_t rows, int member, int members) {
-    enum { LINE = CACHE_LINE / sizeof(float) };
-    const struct range lines = part_of(ceil_div(rows, LINE), (size_t)member, (size_t)members);
-    return (struct range){lines.first * LINE, min_size(lines.end * LINE, rows)};
-}
 
 /* The columns of LANES ids. w: at their first one. */
 static void turn_columns(turned_t to, const float *w, size_t step, size_t lanes, const float *b, size_t rows) {
@@ -98,9 +89,9 @@ static void prefetch_row(const float *p, size_t floats, int write) {
     }
 }
 
-static void gather_columns(const struct gather_job *job, size_t row, size_t rows) {
-    const struct gather *task = job->task;
-    const size_t V = task->vocabulary, *token = job->sorted.token;
+static void gather_columns(const void *argument, const struct by_id *sorted, size_t row, size_t rows) {
+    const struct gather *task = argument;
+    const size_t V = task->vocabulary, *token = sorted->token;
     const float *w = task->w + row * V;
     for (size_t at = 0; at < task->tokens; at++) {
         const float *column = w + task->ids[token[at]];
@@ -110,40 +101,30 @@ static void gather_columns(const struct gather_job *job, size_t row, size_t rows
     }
 }
 
-static void gather_member(void *argument, int member, int members) {
-    const struct gather_job *job = argument;
-    const struct gather *task = job->task;
-    const struct by_id *sorted = &job->sorted;
+static void gather_blocks(const void *argument, const struct by_id *sorted, size_t row, size_t rows) {
+    const struct gather *task = argument;
     const size_t V = task->vocabulary;
-    const struct range own = own_rows(task->rows, member, members);
-    for (size_t row = own.first, rows; row < own.end; row += rows) {
-        rows = min_size(own.end - row, GATHERED);
-        if (!sorted->turns) {
-            gather_columns(job, row, rows);
-            continue;
-        }
-        for (size_t block = 0, at = 0; block < sorted->blocks; block++) {
-            const size_t first = block * LANES, end = sorted->end[block];
-            if (at == end) continue;
-            turned_t turned;
-            const float *w = task->w + row * V + first;
-            if (first + BLOCKS_AHEAD * LANES < V) prefetch_column(w + BLOCKS_AHEAD * LANES, V, rows);
-            turn_columns(turned, w, V, lanes_at(V, first), task->b ? task->b + row : NULL, rows);
-            for (; at < end; at++) {
-                const size_t token = sorted->token[at];
-                float *out = task->out + token * task->rows + row;
-                if (at + TOKENS_AHEAD < task->tokens)
-                    prefetch_row(task->out + sorted->token[at + TOKENS_AHEAD] * task->rows + row, rows, 1);
-                const float *from = turned[(size_t)task->ids[token] - first];
-                for (size_t r = 0; r < rows; r += LANES) store_n(out + r, load(from + r), lanes_at(rows, r));
-            }
+    for (size_t block = 0, at = 0; block < sorted->blocks; block++) {
+        const size_t first = block * LANES, end = sorted->end[block];
+        if (at == end) continue;
+        turned_t turned;
+        const float *w = task->w + row * V + first;
+        if (first + BLOCKS_AHEAD * LANES < V) prefetch_column(w + BLOCKS_AHEAD * LANES, V, rows);
+        turn_columns(turned, w, V, lanes_at(V, first), task->b ? task->b + row : NULL, rows);
+        for (; at < end; at++) {
+            const size_t token = sorted->token[at];
+            float *out = task->out + token * task->rows + row;
+            if (at + TOKENS_AHEAD < task->tokens)
+                prefetch_row(task->out + sorted->token[at + TOKENS_AHEAD] * task->rows + row, rows, 1);
+            const float *from = turned[(size_t)task->ids[token] - first];
+            for (size_t r = 0; r < rows; r += LANES) store_n(out + r, load(from + r), lanes_at(rows, r));
         }
     }
 }
 
-static void scatter_columns(const struct scatter_job *job, size_t row, size_t rows) {
-    const struct scatter *task = job->task;
-    const size_t V = task->vocabulary, *token = job->sorted.token;
+static void scatter_columns(const void *argument, const struct by_id *sorted, size_t row, size_t rows) {
+    const struct scatter *task = argument;
+    const size_t V = task->vocabulary, *token = sorted->token;
     float *w = task->d_w + row * V, sums[GATHERED] = {0}, few[GATHERED] = {0};
     memset(w, 0, rows * V * sizeof *w);
     for (size_t at = 0; at < task->tokens; at++) {
@@ -158,59 +139,63 @@ static void scatter_columns(const struct scatter_job *job, size_t row, size_t ro
     memcpy(task->d_b + row, sums, rows * sizeof *sums);
 }
 
-static void scatter_member(void *argument, int member, int members) {
-    const struct scatter_job *job = argument;
-    const struct scatter *task = job->task;
-    const struct by_id *sorted = &job->sorted;
+static void scatter_blocks(const void *argument, const struct by_id *sorted, size_t row, size_t rows) {
+    const struct scatter *task = argument;
     const size_t V = task->vocabulary;
-    const struct range own = own_rows(task->rows, member, members);
-    for (size_t row = own.first, rows; row < own.end; row += rows) {
-        rows = min_size(own.end - row, GATHERED);
-        if (!sorted->turns) {
-            scatter_columns(job, row, rows);
-            continue;
-        }
-        float sums[GATHERED] = {0}, few[GATHERED] = {0};
-        for (size_t block = 0, at = 0; block < sorted->blocks; block++) {
-            const size_t first = block * LANES, end = sorted->end[block];
-            turned_t turned = {{0}};
-            float *w = task->d_w + row * V + first;
-            if (first + BLOCKS_AHEAD * LANES < V) prefetch_column(w + BLOCKS_AHEAD * LANES, V, rows);
-            for (; at < end; at++) {
-                const size_t token = sorted->token[at];
-                const float *d = task->d + token * task->rows + row;
-                if (at + TOKENS_AHEAD < task->tokens)
-                    prefetch_row(task->d + sorted->token[at + TOKENS_AHEAD] * task->rows + row, rows, 0);
-                float *to = turned[(size_t)task->ids[token] - first];
-                for (size_t r = 0; r < rows; r += LANES) {
-                    const vec v = load_n(d + r, lanes_at(rows, r));
-                    store(to + r, load(to + r) + v);
-                    store(few + r, load(few + r) + v);
-                }
-                if (at % SUMMANDS < SUMMANDS - 1 && at + 1 < task->tokens) continue;
-                for (size_t r = 0; r < rows; r += LANES) store(sums + r, load(sums + r) + load(few + r));
-                memset(few, 0, sizeof few);
+    float sums[GATHERED] = {0}, few[GATHERED] = {0};
+    for (size_t block = 0, at = 0; block < sorted->blocks; block++) {
+        const size_t first = block * LANES, end = sorted->end[block];
+        turned_t turned = {{0}};
+        float *w = task->d_w + row * V + first;
+        if (first + BLOCKS_AHEAD * LANES < V) prefetch_column(w + BLOCKS_AHEAD * LANES, V, rows);
+        for (; at < end; at++) {
+            const size_t token = sorted->token[at];
+            const float *d = task->d + token * task->rows + row;
+            if (at + TOKENS_AHEAD < task->tokens)
+                prefetch_row(task->d + sorted->token[at + TOKENS_AHEAD] * task->rows + row, rows, 0);
+            float *to = turned[(size_t)task->ids[token] - first];
+            for (size_t r = 0; r < rows; r += LANES) {
+                const vec v = load_n(d + r, lanes_at(rows, r));
+                store(to + r, load(to + r) + v);
+                store(few + r, load(few + r) + v);
             }
-            turn_back(turned, w, V, lanes_at(V, first), rows);
+            if (at % SUMMANDS < SUMMANDS - 1 && at + 1 < task->tokens) continue;
+            for (size_t r = 0; r < rows; r += LANES) store(sums + r, load(sums + r) + load(few + r));
+            memset(few, 0, sizeof few);
         }
-        memcpy(task->d_b + row, sums, rows * sizeof *sums);
+        turn_back(turned, w, V, lanes_at(V, first), rows);
+    }
+    memcpy(task->d_b + row, sums, rows * sizeof *sums);
+}
+
+/* A member's rows of W: whole lines of a token's projection. */
+static void ids_member(void *argument, int member, int members) {
+    enum { LINE = CACHE_LINE / sizeof(float) };
+    const struct ids_job *job = argument;
+    const struct range lines = part_of(ceil_div(job->rows, LINE), (size_t)member, (size_t)members);
+    const size_t end = min_size(lines.end * LINE, job->rows);
+    for (size_t row = lines.first * LINE, rows; row < end; row += rows) {
+        rows = min_size(end - row, GATHERED);
+        job->part(job->task, &job->sorted, row, rows);
     }
 }
 
 /* All ids have to be inside the vocabulary (ids.h). */
 static int gather(const struct gather *task, int threads) {
-    struct gather_job job = {.task = task};
+    struct ids_job job = {.task = task, .rows = task->rows};
     if (sort_by_id(&job.sorted, task->ids, task->tokens, task->vocabulary)) return -1;
-    team_run(threads, gather_member, &job);
+    job.part = job.sorted.turns ? gather_blocks : gather_columns;
+    team_run(threads, ids_member, &job);
     free(job.sorted.end);
     return 0;
 }
 
 /* The adjoint. The sums go in the order of the tokens, that of the bias's gradient in the order of their ids. */
 static int scatter(const struct scatter *task, int threads) {
-    struct scatter_job job = {.task = task};
+    struct ids_job job = {.task = task, .rows = task->rows};
     if (sort_by_id(&job.sorted, task->ids, task->tokens, task->vocabulary)) return -1;
-    team_run(threads, scatter_member, &job);
+    job.part = job.sorted.turns ? scatter_blocks : scatter_columns;
+    team_run(threads, ids_member, &job);
     free(job.sorted.end);
     return 0;
 }
