@@ -25,45 +25,44 @@ struct update {
     float *z;
 };
 
-/* What an update has come to when but one activation is missing, which waits for the others: of some rows at a time
-   these chains of operations run beside each other. */
-struct begun {
-    vec argument, factor; /* of that activation, and what it is multiplied by or mixed with */
-};
-
 /* product: h W^T + b of the phase's gates. */
-INLINE struct begun begin_update(enum cell cell, size_t phase, const struct update *at, const vec product[MAX_GATES]) {
+INLINE void update_vector(enum cell cell, size_t phase, const struct update *at, const vec product[MAX_GATES]) {
     const size_t H = at->H, lanes = at->lanes;
     const element *x = at->x;
     element *saved = at->saved;
+    vec old = at->starts_episode ? splat(0.0f) : load_n(at->h_prev, lanes), new;
     switch (cell) {
-    case RNN_TANH:
-    case RNN_RELU: return (struct begun){.argument = read_n(x, lanes) + product[0]};
+    case RNN_TANH: new = tanh_of(read_n(x, lanes) + product[0]); break;
+    case RNN_RELU: new = relu(read_n(x, lanes) + product[0]); break;
     case GRU_RESET_AFTER: {
         vec r = sigmoid(read_n(x, lanes) + product[0]);
         vec z = sigmoid(read_n(x + H, lanes) + product[1]);
+        vec n = tanh_of(read_n(x + 2 * H, lanes) + r * product[2]);
+        new = n + z * (old - n);
         if (saved) {
             write_n(saved, r, lanes);
             write_n(saved + H, z, lanes);
+            write_n(saved + 2 * H, n, lanes);
             write_n(saved + 3 * H, product[2], lanes);
         }
-        return (struct begun){.argument = read_n(x + 2 * H, lanes) + r * product[2], .factor = z};
+        break;
     }
     case GRU_RESET_BEFORE: {
-        if (phase > 0) {
-            const vec n = read_n(x + 2 * H, lanes) + product[0];
-            return (struct begun){.argument = n, .factor = load_n(at->z, lanes)};
+        if (phase == 0) {
+            vec r = sigmoid(read_n(x, lanes) + product[0]);
+            vec z = sigmoid(read_n(x + H, lanes) + product[1]);
+            write_n(at->reset_hidden, r * old, lanes);
+            store_n(at->z, z, lanes);
+            if (saved) {
+                write_n(saved, r, lanes);
+                write_n(saved + H, z, lanes);
+            }
+            return; /* h follows when r * h has gone through its weights */
         }
-        vec old = at->starts_episode ? splat(0.0f) : load_n(at->h_prev, lanes);
-        vec r = sigmoid(read_n(x, lanes) + product[0]);
-        vec z = sigmoid(read_n(x + H, lanes) + product[1]);
-        write_n(at->reset_hidden, r * old, lanes);
-        store_n(at->z, z, lanes);
-        if (saved) {
-            write_n(saved, r, lanes);
-            write_n(saved + H, z, lanes);
-        }
-        return (struct begun){.factor = z}; /* h follows when r * h has gone through its weights */
+        vec n = tanh_of(read_n(x + 2 * H, lanes) + product[0]);
+        new = n + load_n(at->z, lanes) * (old - n);
+        if (saved) write_n(saved + 2 * H, n, lanes);
+        break;
     }
     default: { /* LSTM */
         vec i = sigmoid(read_n(x, lanes) + product[0]);
@@ -71,38 +70,21 @@ INLINE struct begun begin_update(enum cell cell, size_t phase, const struct upda
         vec g = tanh_of(read_n(x + 2 * H, lanes) + product[2]);
         vec o = sigmoid(read_n(x + 3 * H, lanes) + product[3]);
         vec c_old = at->starts_episode ? splat(0.0f) : load_n(at->c, lanes), c_new = f * c_old + i * g;
-        vec c = at->active ? c_new : c_old;
-        store_n(at->c, c, lanes);
+        new = o * tanh_of(c_new);
+        if (!at->active) c_new = c_old;
+        store_n(at->c, c_new, lanes);
         if (saved) {
             write_n(saved, i, lanes);
             write_n(saved + H, f, lanes);
             write_n(saved + 2 * H, g, lanes);
             write_n(saved + 3 * H, o, lanes);
-            write_n(at->cells, c, lanes);
+            write_n(at->cells, c_new, lanes);
         }
-        return (struct begun){.argument = c_new, .factor = o};
     }
-    }
-}
-
-INLINE void end_update(enum cell cell, size_t phase, const struct update *at, struct begun half) {
-    const size_t H = at->H, lanes = at->lanes;
-    vec old = at->starts_episode ? splat(0.0f) : load_n(at->h_prev, lanes), new;
-    if (cell == GRU_RESET_BEFORE && phase == 0) return;
-    new = cell == RNN_RELU ? relu(half.argument) : tanh_of(half.argument);
-    if (cell == GRU_RESET_AFTER || cell == GRU_RESET_BEFORE) {
-        if (at->saved) write_n(at->saved + 2 * H, new, lanes);
-        new = new + half.factor * (old - new);
-    } else if (cell == LSTM) {
-        new = half.factor * new;
     }
     store_n(at->h, at->active ? new : old, lanes);
     if (STATES_CARRIED) write_n(at->hidden, at->active ? new : old, lanes);
     if (at->out) write_n(at->out, at->active ? new : splat(0.0f), lanes);
-}
-
-INLINE void update_vector(enum cell cell, size_t phase, const struct update *at, const vec product[MAX_GATES]) {
-    end_update(cell, phase, at, begin_update(cell, phase, at, product));
 }
 
 /* The same for the backward. */

@@ -24,23 +24,15 @@ static float sum_of(vec v) {
     return sum;
 }
 
-INLINE vec larger(vec a, vec b) { return where(a > b, a, b); }
-
-/* The largest of a row; NaN is passed over, and found by who subtracts this from it. In several parts, each of which
-   would wait for its last comparison. */
+/* The largest of a row; NaN is passed over, and found by who subtracts this from it. */
 static float largest_of(const float *x, size_t columns) {
-    enum { PARTS = 4 };
-    vec most[PARTS];
-    size_t column = 0;
-    for (size_t i = 0; i < PARTS; i++) most[i] = splat(-INFINITY);
-    for (; column + PARTS * LANES <= columns; column += PARTS * LANES) {
-        UNROLL for (size_t i = 0; i < PARTS; i++) most[i] = larger(load(x + column + i * LANES), most[i]);
+    vec most = splat(-INFINITY);
+    for (size_t column = 0; column < columns; column += LANES) {
+        const vec v = load_or(x + column, lanes_at(columns, column), -INFINITY);
+        most = where(v > most, v, most);
     }
-    for (; column < columns; column += LANES)
-        most[0] = larger(load_or(x + column, lanes_at(columns, column), -INFINITY), most[0]);
-    for (size_t i = 1; i < PARTS; i++) most[0] = larger(most[i], most[0]);
     float largest = -INFINITY;
-    for (size_t lane = 0; lane < LANES; lane++) largest = most[0][lane] > largest ? most[0][lane] : largest;
+    for (size_t lane = 0; lane < LANES; lane++) largest = most[lane] > largest ? most[lane] : largest;
     return largest;
 }
 
