@@ -69,13 +69,18 @@ def linear_cross_entropy(
         if traced() or transformed() or not plain or not rows * classes * H:
             loss = task.by_torch(flat, *given)
         else:
-            _check_range(flat, target.shape, classes, ignore_index)
-            counts = flat != ignore_index
-            flat = torch.where(counts, flat, 0)
-            if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-                loss = _LinearCrossEntropy.apply(task, flat, counts, *given)
-            else:
-                loss = task.reduce(task.losses(flat, counts, given).losses, counts)
+            in_one_call = task.in_one_call(*given[:2])
+            if not in_one_call:
+                _check_range(flat, target.shape, classes, ignore_index)
+            try:
+                if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+                    loss = _LinearCrossEntropy.apply(task, flat, *given)
+                else:
+                    loss = task.loss(flat, given).losses
+            except IndexError:
+                if in_one_call:
+                    _check_range(flat, target.shape, classes, ignore_index)  # raises, with the position in `target`
+                raise
     return loss.view(target.shape).to(dtype) if reduction == "none" else loss.to(dtype)
 
 
@@ -93,22 +98,38 @@ class _Task:
         options: dict[str, Any] = {"ignore_index": self.ignore_index, "label_smoothing": self.smoothing}
         return F.cross_entropy(scores, target, reduction=self.reduction, **options)
 
-    def losses(
+    def in_one_call(self, hidden: Tensor, weight: Tensor) -> bool:
+        """Whether one call of C does everything, the look at the targets included."""
+        return len(hidden) >= MANY_ROWS and uses_cpu_kernel(self.impl, hidden, weight) and in_c.packs_all(weight)
+
+    def loss(
         self,
         target: Tensor,
-        counts: Tensor,
         given: tuple[Tensor, Tensor, Tensor | None],
         wanted: tuple[bool, bool, bool] = NONE,
         d_losses: Tensor | None = None,
     ) -> LossGradients:
-        """Of each row. target: 0 where a row does not count. given: hidden, weight, bias."""
-        hidden, weight, bias = given[0].detach(), given[1].detach(), None if given[2] is None else given[2].detach()
-        everything = hidden, weight, bias, target, counts, self.smoothing, wanted, d_losses
+        """The loss as `reduction` has it, and the gradients of the losses' sum.
+
+        given: hidden, weight, bias. d_losses: what each is multiplied by in that sum; of a mean that `scales_ahead` it
+        is the mean's.
+        """
+        hidden, weight, bias = given
+        if self.in_one_call(hidden, weight):
+            own = self.ignore_index, self.smoothing, self.reduction
+            return in_c.reduced(hidden, weight, bias, target, *own, wanted, d_losses)
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+        counts = target != self.ignore_index
+        if d_losses is None and any(wanted) and self.scales_ahead(hidden):
+            d_losses = counts.sum().clamp(min=1).to(hidden.dtype).reciprocal().expand(len(hidden))
+        everything = hidden, weight, bias, torch.where(counts, target, 0), counts, self.smoothing, wanted, d_losses
         if len(hidden) >= MANY_ROWS and uses_cpu_kernel(self.impl, hidden, weight):
-            return in_c.losses(*everything)
-        c_may = self.impl in ("auto", "cpu") and native.obstacle() is None and hidden.device.type == "cpu"
-        rows = in_c.of_scores if c_may and hidden.dtype != torch.float64 else in_torch.of_scores
-        return in_torch.losses(*everything, of_scores=rows)
+            found = in_c.losses(*everything)
+        else:
+            c_may = self.impl in ("auto", "cpu") and native.obstacle() is None and hidden.device.type == "cpu"
+            rows = in_c.of_scores if c_may and hidden.dtype != torch.float64 else in_torch.of_scores
+            found = in_torch.losses(*everything, of_scores=rows)
+        return found._replace(losses=self.reduce(found.losses, counts))
 
     def scales_ahead(self, hidden: Tensor) -> bool:
         """Whether a mean's gradients are divided by the number of rows in the forward: not where they may vanish."""
@@ -122,37 +143,32 @@ class _Task:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, task: _Task, target: Tensor, counts: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, task: _Task, target: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.task = task
-        wanted, share = NONE if task.reduction == "none" else ctx.needs_input_grad[3:], None
-        if task.scales_ahead(hidden):
-            share = counts.sum().clamp(min=1).to(hidden.dtype).reciprocal().expand(len(hidden))
-        found = task.losses(target, counts, (hidden, weight, bias), wanted, share)
-        ctx.save_for_backward(target, counts, hidden, weight, bias, found.hidden, found.weight, found.bias)
-        return task.reduce(found.losses, counts)
+        wanted = NONE if task.reduction == "none" else ctx.needs_input_grad[2:]
+        found = task.loss(target, (hidden, weight, bias), wanted)
+        ctx.save_for_backward(target, hidden, weight, bias, found.hidden, found.weight, found.bias)
+        return found.losses
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         task: _Task = ctx.task
-        target, counts, hidden, weight, bias, *found = ctx.saved_tensors
+        target, hidden, weight, bias, *found = ctx.saved_tensors
         given = (hidden, weight, bias)
         if torch.is_grad_enabled() or any_batched(d_loss):  # create_graph=True, is_grads_batched=True
-            known = torch.where(counts, target, task.ignore_index)
             with no_autocast(hidden):
-                gradients = differentiable_backward(lambda *args: (task.by_torch(known, *args),), given, (d_loss,))
-            return None, None, None, *gradients
+                gradients = differentiable_backward(lambda *args: (task.by_torch(target, *args),), given, (d_loss,))
+            return None, None, *gradients
         with no_autocast(hidden):
             if task.reduction == "none":
-                _, *found = task.losses(target, counts, given, ctx.needs_input_grad[3:], d_loss)
+                _, *found = task.loss(target, given, ctx.needs_input_grad[2:], d_loss)
             else:
                 late = task.reduction == "mean" and not task.scales_ahead(hidden)
-                scale = d_loss / counts.sum().clamp(min=1) if late else d_loss
+                scale = d_loss / (target != task.ignore_index).sum().clamp(min=1) if late else d_loss
                 # What a graph that is kept has saved stays its own. And a look waits for another device.
-                if _keeps_graph() or scale.device.type != "cpu" or scale != 1:
+                if _keeps_graph() or scale.device.type != "cpu" or scale.item() != 1:
                     found = [None if g is None else g * scale for g in found]
-            return None, None, None, *(None if g is None else g.to(weight.dtype) for g in found)
+            return None, None, *(None if g is None else g.to(weight.dtype) for g in found)
 
 
 def _keeps_graph() -> bool:

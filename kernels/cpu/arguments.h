@@ -182,12 +182,33 @@
 #define CROSS_ENTROPY_ARGUMENTS(NUMBER, READ, WRITE, KEEP)                                                             \
     NUMBER(size_t, rows)                                                                                               \
     NUMBER(size_t, columns)                                                                                            \
+    NUMBER(size_t, x_stride)                /* from a row of x to the next */                                          \
+    NUMBER(int64_t, ignored)                /* the target of a row that does not count */                              \
     NUMBER(int, gradient)                   /* whether it is asked for */                                              \
-    READ(int64_t, targets, "rows", "")      /* a column, or below 0 for a row that does not count */                   \
+    READ(int64_t, targets, "rows", "")      /* columns, but for those of rows that do not count */                     \
     READ(float, smoothing, "2", "")         /* what the target gets, and what every column gets: columns times, 1 */   \
     READ(float, d_loss, "rows", "optional") /* 1 where NULL */                                                         \
     WRITE(x, "rows columns", "")            /* the scores before */                                                    \
     WRITE(loss, "rows", "")
+
+/* Cross-entropy of a linear layer's scores, x W^T + b, and the gradients of the losses' sum, as far as they are wanted. */
+#define LINEAR_CROSS_ENTROPY_ARGUMENTS(NUMBER, READ, WRITE, KEEP)                                                      \
+    NUMBER(size_t, rows)                                                                                               \
+    NUMBER(size_t, K)                                                                                                  \
+    NUMBER(size_t, columns)                                                                                            \
+    NUMBER(int64_t, ignored)                                                                                           \
+    NUMBER(int, mean)                       /* of the rows that count, instead of the sum */                           \
+    READ(float, x, "rows K", "")                                                                                       \
+    READ(float, w, "columns K", "")                                                                                    \
+    READ(float, b, "columns", "optional")                                                                              \
+    READ(int64_t, targets, "rows", "")                                                                                 \
+    READ(float, smoothing, "2", "")                                                                                    \
+    READ(float, d_loss, "rows", "optional") /* without a mean */                                                       \
+    WRITE(loss, "rows", "")                                                                                            \
+    WRITE(sum, "", "")                      /* or the mean, NaN where no row counts */                                 \
+    WRITE(d_x, "rows K", "optional")                                                                                   \
+    WRITE(d_w, "columns K", "optional")     /* and d_b; both or none */                                                \
+    WRITE(d_b, "columns", "optional")
 
 /* out = w x + b */
 #define MATVEC_ARGUMENTS(NUMBER, READ, WRITE, KEEP)                                                                    \
@@ -250,6 +271,7 @@ struct defined_backward { FIELDS(DEFINED_BACKWARD_ARGUMENTS) };
 struct weight_grad { FIELDS(WEIGHT_GRAD_ARGUMENTS) };
 struct linear { FIELDS(LINEAR_ARGUMENTS) };
 struct cross_entropy { FIELDS(CROSS_ENTROPY_ARGUMENTS) };
+struct linear_cross_entropy { FIELDS(LINEAR_CROSS_ENTROPY_ARGUMENTS) };
 struct matvec { FIELDS(MATVEC_ARGUMENTS) };
 struct step_in_place { FIELDS(STEP_IN_PLACE_ARGUMENTS) };
 struct gather { FIELDS(GATHER_ARGUMENTS) };

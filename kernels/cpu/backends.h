@@ -17,8 +17,11 @@ struct backend {
     int (*weight_grad)(const struct weight_grad *, int threads);
     int (*linear)(const struct linear *, int threads);
     int (*cross_entropy)(const struct cross_entropy *, int threads);
+    int (*linear_cross_entropy)(const struct linear_cross_entropy *, int threads);
     int (*step_in_place)(const struct step_in_place *, int threads);
     int (*matvec)(const struct matvec *, int threads);
+    int (*gather)(const struct gather *, int threads); /* and scatter: of ids inside the vocabulary (ids.h) */
+    int (*scatter)(const struct scatter *, int threads);
     void (*activations)(const float *x, float *sigmoid, float *tanh, size_t n); /* for tests of their accuracy */
 };
 

@@ -64,13 +64,13 @@ static float below_largest(const float *x, size_t columns, float largest) {
     return sum_of(sum);
 }
 
-/* One row. With q the smoothed target: loss = -sum q log p = log(sum exp(x - largest)) - sum q (x - largest). */
-static void cross_entropy_row(const struct cross_entropy *task, size_t row) {
+/* One row, whose gradient is `scale` times as large. With q the smoothed target: loss = -sum q log p = log(sum exp(x - largest)) - sum q (x - largest). */
+static void cross_entropy_row(const struct cross_entropy *task, size_t row, float scale) {
     const size_t columns = task->columns;
     const float on = task->smoothing[0], all = task->smoothing[1];
-    float *x = task->x + row * columns;
+    float *x = task->x + row * task->x_stride;
     const int64_t target = task->targets[row];
-    if (target < 0) {
+    if (target == task->ignored) {
         task->loss[row] = 0.0f;
         if (task->gradient) memset(x, 0, columns * sizeof(float));
         return;
@@ -81,10 +81,10 @@ static void cross_entropy_row(const struct cross_entropy *task, size_t row) {
     const float sum = exponentials(x, columns, largest, task->gradient);
     task->loss[row] = logf(sum) - expected;
     if (!task->gradient) return;
-    const float d = task->d_loss ? task->d_loss[row] : 1.0f, scale = d / sum;
+    const float d = task->d_loss ? task->d_loss[row] * scale : scale, share = d / sum;
     for (size_t column = 0; column < columns; column += LANES) {
         const size_t lanes = lanes_at(columns, column);
-        store_n(x + column, load_n(x + column, lanes) * scale - d * all, lanes);
+        store_n(x + column, load_n(x + column, lanes) * share - d * all, lanes);
     }
     x[target] -= d * on;
 }
@@ -92,7 +92,7 @@ static void cross_entropy_row(const struct cross_entropy *task, size_t row) {
 static void cross_entropy_member(void *argument, int member, int members) {
     const struct cross_entropy *task = argument;
     const struct range own = part_of(task->rows, (size_t)member, (size_t)members);
-    for (size_t row = own.first; row < own.end; row++) cross_entropy_row(task, row);
+    for (size_t row = own.first; row < own.end; row++) cross_entropy_row(task, row, 1.0f);
 }
 
 static int cross_entropy(const struct cross_entropy *task, int threads) {

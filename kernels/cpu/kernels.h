@@ -9,8 +9,10 @@
 #include "defined_backward.h"
 #include "defined_forward.h"
 #include "forward.h"
+#include "gather.h"
 #include "layer.h"
 #include "linear.h"
+#include "linear_cross_entropy.h"
 #include "step_in_place.h"
 #include "weight_grad.h"
 
@@ -28,7 +30,7 @@ static void activations(const float *x, float *s, float *t, size_t n) {
 #define STRUCT_OF(name) backend_##name
 #define STRUCT(name) STRUCT_OF(name)
 const struct backend STRUCT(BACKEND) = {TEXT(BACKEND),    supported,   forward, backward,      layer,         layer_panels,
-                                        defined_forward,  defined_backward, weight_grad, linear, cross_entropy, step_in_place,
-                                        matvec,           activations};
+                                        defined_forward,  defined_backward, weight_grad, linear, cross_entropy,
+                                        linear_cross_entropy, step_in_place, matvec, gather, scatter, activations};
 
 #endif

@@ -96,25 +96,37 @@ static struct grid linear_grid(const linear_task *task, size_t team) {
     return best;
 }
 
-static void linear_member(void *argument, int member, int members) {
-    const struct linear_job *job = argument;
+static void pack_weights(const struct linear_job *job, int member, int members) {
     const linear_task *task = job->task;
-    const size_t tiles = linear_tiles(task), me = (size_t)member, team = (size_t)members;
-    const struct range packed = part_of(tiles, me, team);
-    for (size_t tile = packed.first; !job->filled && tile < packed.end; tile++) {
+    const struct range packed = part_of(linear_tiles(task), (size_t)member, (size_t)members);
+    for (size_t tile = packed.first; tile < packed.end; tile++) {
         const size_t vector = linear_vector(task, tile), width = linear_vector(task, tile + 1) - vector;
         float *panel = job->panels + vector * terms_of(task->K) * LANES;
         for (size_t v = 0; v < width; v++) pack_columns(task, panel + v * LANES, (vector + v) * LANES, width);
     }
-    if (!job->filled) barrier_wait(job->barrier, (unsigned)members);
-    const struct grid grid = linear_grid(task, team);
+}
+
+/* Some rows in blocks, times the panels of some tiles. */
+static void linear_rows(const struct linear_job *job, const struct share *share) {
+    const size_t fitting = BLOCK / min_size(job->task->K, LONGEST), most = fitting > 48 ? fitting : 48;
+    for (size_t done = 0, rows; done < share->rows; done += rows) {
+        rows = height(share->rows, done, most);
+        linear_block(job, share->first_row + done, rows, share->first_tile, share->first_tile + share->tiles);
+    }
+}
+
+static void linear_member(void *argument, int member, int members) {
+    const struct linear_job *job = argument;
+    const linear_task *task = job->task;
+    const size_t tiles = linear_tiles(task), me = (size_t)member;
+    if (!job->filled) {
+        pack_weights(job, member, members);
+        barrier_wait(job->barrier, (unsigned)members);
+    }
+    const struct grid grid = linear_grid(task, (size_t)members);
     if (me >= grid.row_groups * grid.members) return;
     const struct share share = share_of(grid, me, task->rows, tiles);
-    const size_t fitting = BLOCK / min_size(task->K, LONGEST), most = fitting > 48 ? fitting : 48;
-    for (size_t done = 0, rows; done < share.rows; done += rows) {
-        rows = height(share.rows, done, most);
-        linear_block(job, share.first_row + done, rows, share.first_tile, share.first_tile + share.tiles);
-    }
+    linear_rows(job, &share);
 }
 
 static size_t linear_panels(size_t columns, size_t K) { return ceil_div(columns, LANES) * LANES * terms_of(K); }

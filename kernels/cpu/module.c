@@ -32,6 +32,7 @@ TABLE(defined_backward, DEFINED_BACKWARD_ARGUMENTS);
 TABLE(weight_grad, WEIGHT_GRAD_ARGUMENTS);
 TABLE(linear, LINEAR_ARGUMENTS);
 TABLE(cross_entropy, CROSS_ENTROPY_ARGUMENTS);
+TABLE(linear_cross_entropy, LINEAR_CROSS_ENTROPY_ARGUMENTS);
 TABLE(matvec, MATVEC_ARGUMENTS);
 TABLE(step_in_place, STEP_IN_PLACE_ARGUMENTS);
 TABLE(gather, GATHER_ARGUMENTS);
@@ -114,24 +115,28 @@ KERNEL(backward_bf16, backward, bf16_backend, backward, BACKWARD_ARGUMENTS, (siz
 KERNEL(weight_grad_bf16, weight_grad, bf16_backend, weight_grad, WEIGHT_GRAD_ARGUMENTS, 0)
 KERNEL(linear_bf16, linear, bf16_backend, linear, LINEAR_ARGUMENTS, 0)
 
-/* py_NAME(threads, the arguments) -> position of an id outside the vocabulary, or the number of tokens. */
-#define IDS_KERNEL(NAME, ARGUMENTS)                                                                                    \
+/* py_NAME(backend, threads, the arguments) -> position of an id outside the vocabulary, or how many there are. */
+#define IDS_KERNEL(NAME, ARGUMENTS, IDS, COUNT, VOCABULARY, BESIDES)                                                                                  \
     static PyObject *py_##NAME(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {             \
         (void)self;                                                                                                    \
         struct NAME task;                                                                                              \
-        if (!complete(NAME##_arguments, count - 1, names)) return NULL;                                                \
-        const size_t threads = number(&args);                                                                          \
+        if (!complete(NAME##_arguments, count - 2, names)) return NULL;                                                \
+        const size_t backend = number(&args), threads = number(&args);                                                 \
         ARGUMENTS(READ_NUMBER, READ_ADDRESS, READ_OUTPUT, READ_OUTPUT)                                                 \
-        if (!backend_at((size_t)backend_count - 1, 0, threads)) return NULL;                                           \
+        const struct backend *chosen = backend_at(backend, 0, threads);                                                \
+        if (!chosen) return NULL;                                                                                      \
         size_t outside;                                                                                                \
+        int status = 0;                                                                                                \
         Py_BEGIN_ALLOW_THREADS;                                                                                        \
-        outside = ids_outside(task.ids, task.tokens, task.vocabulary);                                                 \
-        if (outside == task.tokens) ids_##NAME(&task, (int)threads);                                                   \
+        outside = ids_outside(IDS, COUNT, VOCABULARY, BESIDES);                                                        \
+        if (outside == COUNT) status = chosen->NAME(&task, (int)threads);                                        \
         Py_END_ALLOW_THREADS;                                                                                          \
+        if (status) return PyErr_NoMemory();                                                                           \
         return PyLong_FromSize_t(outside);                                                                             \
     }
-IDS_KERNEL(gather, GATHER_ARGUMENTS)
-IDS_KERNEL(scatter, SCATTER_ARGUMENTS)
+IDS_KERNEL(gather, GATHER_ARGUMENTS, task.ids, task.tokens, task.vocabulary, NULL)
+IDS_KERNEL(scatter, SCATTER_ARGUMENTS, task.ids, task.tokens, task.vocabulary, NULL)
+IDS_KERNEL(linear_cross_entropy, LINEAR_CROSS_ENTROPY_ARGUMENTS, task.targets, task.rows, task.columns, &task.ignored)
 
 static PyObject *py_layer_panels(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
@@ -197,7 +202,7 @@ static PyObject *py_arguments(PyObject *self, PyObject *ignored) {
         const struct argument *arguments;
     } tables[] = {ENTRY(forward),          ENTRY(backward),    ENTRY(layer),  ENTRY(defined_forward),
                   ENTRY(defined_backward), ENTRY(weight_grad), ENTRY(linear), ENTRY(cross_entropy),
-                  ENTRY(matvec),           ENTRY(step_in_place), ENTRY(gather), ENTRY(scatter)};
+                  ENTRY(linear_cross_entropy), ENTRY(matvec),           ENTRY(step_in_place), ENTRY(gather), ENTRY(scatter)};
     PyObject *found = PyDict_New();
     for (size_t i = 0; found && i < sizeof tables / sizeof *tables; i++) {
         PyObject *list = PyList_New(0);
@@ -227,8 +232,8 @@ static PyObject *py_team(PyObject *self, PyObject *ignored) {
 #define BF16_METHOD(NAME)                                                                                              \
     METHOD(NAME##_bf16, METH_FASTCALL | METH_KEYWORDS, #NAME ", of tensors in bfloat16")
 #define IDS_METHOD(NAME)                                                                                               \
-    METHOD(NAME, METH_FASTCALL | METH_KEYWORDS, #NAME "(threads, *arguments()[" #NAME                                  \
-                                                      "]) -> position of an id outside, or tokens")
+    METHOD(NAME, METH_FASTCALL | METH_KEYWORDS, #NAME "(backend, threads, *arguments()[" #NAME                         \
+                                                      "]) -> position of an id outside, or their number")
 
 static PyMethodDef methods[] = {
     KERNEL_METHOD(forward),
@@ -247,6 +252,7 @@ static PyMethodDef methods[] = {
     BF16_METHOD(linear),
     IDS_METHOD(gather),
     IDS_METHOD(scatter),
+    IDS_METHOD(linear_cross_entropy),
     METHOD(layer_panels, METH_FASTCALL,
            "layer_panels(backend, threads, cell, B, H, I) -> (vectors, floats): of layer's argument `panels`"),
     METHOD(activations, METH_FASTCALL, "activations(backend, x, sigmoid, tanh, n)"),

@@ -99,17 +99,30 @@ INLINE void add_sum(const weight_grad_task *task, float *sums, element *result, 
         store_n(sums, v, lanes);
 }
 
-static void add_tile(const struct weight_grad_job *job, tile_t products, size_t row, size_t rows, size_t vector,
-                     size_t count, size_t token) {
+INLINE void add_rows(const struct weight_grad_job *job, tile_t products, size_t row, size_t rows, size_t vector,
+                     size_t count, size_t token, int whole) {
     const weight_grad_task *task = job->task;
+    const int last = token + job->tokens >= task->tokens;
     for (size_t r = 0; r < rows; r++) {
-        for (size_t v = 0; v < count; v++) {
-            const size_t column = (vector + v) * LANES, at = (row + r) * task->columns + column;
-            float *sums = CARRIED(job->d_w, task->d_w) + at;
-            add_sum(task, sums, task->d_w + at, load(products[r][v]), lanes_at(task->columns, column), token,
-                    token + job->tokens >= task->tokens);
+        const size_t at = (row + r) * task->columns + vector * LANES;
+        float *sums = CARRIED(job->d_w, task->d_w) + at;
+        UNROLL for (size_t v = 0; v < count; v++) {
+            const size_t lanes = whole ? LANES : lanes_at(task->columns, (vector + v) * LANES);
+            add_sum(task, sums + v * LANES, task->d_w + at + v * LANES, load(products[r][v]), lanes, token, last);
         }
     }
+}
+
+/* Whole vectors, which most are, are loops that a compiler unrolls. */
+static void add_tile(const struct weight_grad_job *job, tile_t products, size_t row, size_t rows, size_t vector,
+                     size_t count, size_t token) {
+    const int whole = (vector + count) * LANES <= job->task->columns;
+    if (whole && count == WIDE)
+        add_rows(job, products, row, rows, vector, WIDE, token, 1);
+    else if (whole && count == WIDE - 1)
+        add_rows(job, products, row, rows, vector, WIDE - 1, token, 1);
+    else
+        add_rows(job, products, row, rows, vector, count, token, 0);
 }
 
 static void weight_grad_member(void *argument, int member, int members) {
@@ -163,8 +176,10 @@ static void weight_grad_member(void *argument, int member, int members) {
     }
 }
 
+static size_t weight_grad_panels(size_t columns) { return ceil_div(columns, LANES) * LANES * terms_of(TOKENS); }
+
 static int weight_grad(const weight_grad_task *task, int threads) {
-    const size_t panels = ceil_div(task->columns, LANES) * LANES * terms_of(TOKENS);
+    const size_t panels = weight_grad_panels(task->columns);
     const size_t sums = STATES_CARRIED && task->tokens > TOKENS ? task->rows * (task->columns + 1) : 0;
     struct weight_grad_job job = {.task = task, .tokens = tokens_at_a_time(task->tokens)};
     job.panels[0] = scratch(&job.barrier, 1, 2 * panels + sums);

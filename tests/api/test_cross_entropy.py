@@ -194,7 +194,8 @@ def test_errors_are_of_the_same_type(bad: dict[str, Any], message: str) -> None:
 
 
 def test_a_target_outside_is_found_among_many() -> None:
-    hidden, target = torch.randn(2, 9, 4), torch.zeros(2, 9, dtype=torch.long)
+    hidden, target = torch.randn(2, 9, 4, requires_grad=True), torch.zeros(2, 9, dtype=torch.long)
     target[0, 0], target[1, 3] = -100, 9
-    with pytest.raises(IndexError, match=r"Target 9 at \[1, 3\] of shape \[2, 9\]"):
-        linear_cross_entropy(hidden, torch.randn(7, 4), None, target)
+    for leaf in (hidden, hidden.detach()):  # with a graph and without, by C's one call
+        with pytest.raises(IndexError, match=r"Target 9 at \[1, 3\] of shape \[2, 9\]"):
+            linear_cross_entropy(leaf, torch.randn(7, 4), None, target)

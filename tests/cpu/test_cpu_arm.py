@@ -20,6 +20,7 @@ from tests.cpu import (
     test_cpu_bf16,
     test_cpu_cross_entropy,
     test_cpu_defined,
+    test_cpu_ids,
     test_cpu_linear,
     test_cpu_programs,
 )
@@ -70,6 +71,9 @@ test_defined_cells = test_cpu_defined.test_accuracy
 test_functions = test_cpu_programs.test_functions
 test_operations = test_cpu_programs.test_operations
 test_cross_entropy = test_cpu_cross_entropy.test_accuracy
+test_linear_cross_entropy = test_cpu_cross_entropy.test_a_linear_layer_and_its_loss_in_one_call
+test_gather = test_cpu_ids.test_gather
+test_scatter = test_cpu_ids.test_scatter
 test_products_that_add = test_cpu_cross_entropy.test_products_that_add
 any_threads = test_cpu_linear.any_threads
 test_linear = test_cpu_linear.test_accuracy_and_the_same_bits_with_any_number_of_threads

@@ -77,6 +77,44 @@ def test_the_same_bits_with_any_number_of_threads(instructions: str, monkeypatch
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 2), (130, 33, 300), (300, 7, 17), (290, 20, 1027)], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_linear_layer_and_its_loss_in_one_call(
+    shape: tuple[int, int, int], reduction: str, instructions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside float64, several parts of rows, the same bits with any number of threads."""
+    N, H, V = shape
+    leaves, targets = [torch.randn(N, H), torch.randn(V, H), torch.randn(V)], torch.randint(V, (N,))
+    targets[0], targets[1::7] = 0, (ignored := V // 2)
+    d = torch.randn(N) if reduction == "none" else None
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        own = [leaf.to(dtype).requires_grad_() for leaf in leaves]
+        options = {"label_smoothing": 0.1, "ignore_index": ignored, "reduction": reduction}
+        loss = F.cross_entropy(F.linear(*own), targets, **options)
+        results.append([loss.detach(), *torch.autograd.grad(loss, own, None if d is None else d.to(dtype))])
+    first = None
+    for threads in (1, 2, 3, 5):
+        monkeypatch.setattr(native, "_threads", lambda multiplications, threads=threads: threads)
+        found = cross_entropy.reduced(*leaves, targets, ignored, 0.1, reduction, (True, True, True), d)
+        assert first is None or all(map(torch.equal, found, first)), f"{threads} threads"
+        first = found
+        if not loss.isnan().any():
+            for name, ours, exact, plain in zip(
+                ("loss", "d_hidden", "d_weight", "d_bias"), found, *results, strict=True
+            ):
+                assert rms_error(ours, exact) <= 2 * rms_error(plain, exact) + EPS, name
+
+
+def test_a_target_outside_is_refused_by_the_one_call() -> None:
+    given = torch.randn(150, 5), torch.randn(9, 5), None, torch.randint(9, (150,))
+    for outside in (-1, 9, 2**62):
+        given[3][77] = outside
+        with pytest.raises(IndexError, match=f"target {outside} at 77 is outside"):
+            cross_entropy.reduced(*given, -100, 0.0, "mean", (True, True, True), None)
+        cross_entropy.reduced(*given, outside, 0.0, "mean", (True, True, True), None)
+
+
 def test_products_that_add(instructions: str, threads: int) -> None:
     """Into rows that lie apart, and on top of what is there."""
     x, w, b = torch.randn(23, 70), torch.randn(40, 70), torch.randn(40)

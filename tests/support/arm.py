@@ -29,6 +29,7 @@ STRIDES = {
     ("weight_grad", "d_rest"): ("rest_stride",),
     ("linear", "x"): ("x_stride",),
     ("linear", "out"): ("out_stride",),
+    ("cross_entropy", "x"): ("x_stride",),
     ("layer", "x"): ("x_time", "x_row"),
     ("layer", "out"): ("out_time", "out_row"),
 }
@@ -86,10 +87,9 @@ class Server:
             return getattr(c_module, kernel)  # what it knows of cells and arguments
 
         def call(*given: int, **named: int) -> int | None:
-            ids = kernel in ("gather", "scatter")  # which no instructions are chosen for
-            threads, arguments = given[1 - ids], given[2 - ids :]
+            _, threads, *arguments = given
             status = self._call(kernel, threads, [*arguments, *named.values()])
-            if ids:
+            if kernel in ("gather", "scatter", "linear_cross_entropy"):
                 return status
             if status > 0:
                 raise ValueError(f"word {status - 1} of the program is not valid")
@@ -114,7 +114,7 @@ class Server:
         message, written = [struct.pack(f"<{NAME_BYTES}sQ", kernel.encode(), threads)], []
         for argument, value in zip(table, values, strict=True):
             if argument.kind == "number":
-                message.append(struct.pack("<q", int(value)))
+                message.append(struct.pack("<Q", int(value)))
                 continue
             size = extent(kernel, argument, known) if value else 0
             message += [struct.pack("<Q", size), ctypes.string_at(value, size) if size else b""]

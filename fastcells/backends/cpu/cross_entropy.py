@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -17,10 +19,9 @@ def of_scores(
     scores: Tensor, targets: Tensor, counts: Tensor, smoothing: float, gradient: bool, d_losses: Tensor | None
 ) -> Tensor:
     """Cross-entropy, as fastcells.backends.torch.cross_entropy.of_scores, for contiguous float32 on a CPU."""
-    share = torch.tensor([1 - smoothing, smoothing / scores.shape[1]], dtype=torch.float32, device="cpu")
     found = scores.new_empty(len(scores))
     targets = torch.where(counts, targets, -1)
-    in_place(scores, targets, share, found, gradient=gradient, d_losses=d_losses)
+    in_place(scores, targets, _shares(smoothing, scores.shape[1]), found, gradient=gradient, d_losses=d_losses)
     return found
 
 
@@ -29,7 +30,7 @@ def in_place(
 ) -> None:
     """Cross-entropy of scores x [N, V], row by row, to `losses` [N]; with `gradient`, its gradient takes x's place.
 
-    targets: integers [N] below V; below 0 where a row does not count. smoothing: [2], what the target's probability is
+    targets: integers [N] below V; -1 where a row does not count. smoothing: [2], what the target's probability is
     to be, and what is added to that of each column. d_losses: [N], of the losses, or None for 1. All else float32.
 
     Raises:
@@ -37,15 +38,73 @@ def in_place(
     """
     N, V = checks.matrix("x", x)
     targets = checks.ids(targets)
-    if len(targets) != N or (N and int(targets.max()) >= V):
-        raise IndexError(f"there must be {N} targets below {V}, got {len(targets)} up to {targets.max()}")
+    if len(targets) != N or (N and (int(targets.max()) >= V or int(targets.min()) < -1)):
+        raise IndexError(f"there must be {N} targets below {V}, got {len(targets)}: {targets}")
     smoothing = checks.float32("smoothing", smoothing, (2,))
     d_losses = None if d_losses is None else checks.float32("d_losses", d_losses, (N,))
+    sizes = {"rows": N, "columns": V, "x_stride": V, "ignored": _unsigned(-1), "gradient": gradient}
     read = native._addresses(targets=targets, smoothing=smoothing, d_loss=d_losses)
     written = checks.written(("x", x, (N, V)), ("loss", losses, (N,)))
-    native._cpu.cross_entropy(
-        native._instructions, native._few_threads(x), rows=N, columns=V, gradient=gradient, **read, **written
+    native._cpu.cross_entropy(native._instructions, native._few_threads(x), **sizes, **read, **written)
+
+
+def packs_all(weight: Tensor) -> bool:
+    """Whether weights are few enough to be packed at once: then `reduced` computes all in one call."""
+    return weight.numel() <= WEIGHTS
+
+
+def reduced(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    smoothing: float,
+    reduction: str,
+    wanted: tuple[bool, bool, bool],
+    d_losses: Tensor | None,
+) -> LossGradients:
+    """Cross-entropy of `F.linear(hidden, weight, bias)`, reduced as `F.cross_entropy` does, in one call.
+
+    targets: int64 [N], in [0, V) or `ignore_index`. d_losses: as in `losses`; None with a mean.
+
+    Raises:
+        IndexError: a target that is no class.
+    """
+    (N, H), V = hidden.shape, len(weight)
+    read = {
+        "x": checks.float32("hidden", hidden, (N, H)),
+        "w": checks.float32("weight", weight, (V, H)),
+        "b": None if bias is None else checks.float32("bias", bias, (V,)),
+        "targets": checks.ids(targets),
+        "smoothing": _shares(smoothing, V),
+        "d_loss": None if d_losses is None else checks.float32("d_losses", d_losses, (N,)),
+    }
+    found, total = hidden.new_empty(N), hidden.new_empty(())
+    d_x = hidden.new_empty(N, H) if wanted[0] else None
+    d_w, d_b = (weight.new_empty(V, H), weight.new_empty(V)) if wanted[1] or wanted[2] else (None, None)
+    sizes = {"rows": N, "K": H, "columns": V, "ignored": _unsigned(ignore_index), "mean": reduction == "mean"}
+    written = checks.written(
+        ("loss", found, (N,)), ("sum", total, ()), ("d_x", d_x, (N, H)), ("d_w", d_w, (V, H)), ("d_b", d_b, (V,))
     )
+    outside = native._cpu.linear_cross_entropy(
+        native._instructions, native._threads(N * H * V), **sizes, **native._addresses(**read), **written
+    )
+    if outside < N:
+        raise IndexError(f"target {int(targets[outside])} at {outside} is outside [0, {V})")
+    loss = found if reduction == "none" else total
+    return LossGradients(loss, d_x, d_w if wanted[1] else None, d_b if wanted[2] else None)
+
+
+def _unsigned(number: int) -> int:
+    """The same 64 bits."""
+    return number & ((1 << 64) - 1)
+
+
+@cache
+def _shares(smoothing: float, V: int) -> Tensor:
+    """What the target's probability is to be, and what is added to that of each column."""
+    return torch.tensor([1 - smoothing, smoothing / V], dtype=torch.float32, device="cpu")
 
 
 def losses(

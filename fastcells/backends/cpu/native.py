@@ -294,7 +294,7 @@ def gather(ids: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     out = buffers.empty(len(ids), G)  # an input projection, which no user gets to see
     sizes = {"tokens": len(ids), "rows": G, "vocabulary": V}
     read, written = _addresses(ids=ids, w=w, b=b), check.written(("out", out, (len(ids), G)))
-    check.inside(ids, V, _cpu.gather(_few_threads(out), **sizes, **read, **written))
+    check.inside(ids, V, _cpu.gather(_instructions, _few_threads(out), **sizes, **read, **written))
     return out
 
 
@@ -309,7 +309,7 @@ def scatter(ids: Tensor, d: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
     d_w, d_b = d.new_empty(G, vocabulary), d.new_empty(G)
     sizes, read = {"tokens": N, "rows": G, "vocabulary": vocabulary}, _addresses(ids=ids, d=d)
     written = check.written(("d_w", d_w, (G, vocabulary)), ("d_b", d_b, (G,)))
-    check.inside(ids, vocabulary, _cpu.scatter(_few_threads(d), **sizes, **read, **written))
+    check.inside(ids, vocabulary, _cpu.scatter(_instructions, _few_threads(d), **sizes, **read, **written))
     return d_w, d_b
 
 

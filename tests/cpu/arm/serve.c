@@ -73,12 +73,12 @@ static void answer(int64_t status) {
         answer(bf16_backend->NAME(&task, threads));                                                                    \
         continue;                                                                                                      \
     }
-#define SERVE_IDS(NAME, ARGUMENTS)                                                                                     \
+#define SERVE_IDS(NAME, ARGUMENTS, IDS, COUNT, VOCABULARY, BESIDES)                                                    \
     if (!strcmp(name, #NAME)) {                                                                                        \
         struct NAME task;                                                                                              \
         TAKE(ARGUMENTS)                                                                                                \
-        const size_t outside = ids_outside(task.ids, task.tokens, task.vocabulary);                                    \
-        if (outside == task.tokens) ids_##NAME(&task, threads);                                                        \
+        const size_t outside = ids_outside(IDS, COUNT, VOCABULARY, BESIDES);                                           \
+        if (outside == COUNT && backend->NAME(&task, threads)) return 6;                                               \
         answer((int64_t)outside);                                                                                      \
         continue;                                                                                                      \
     }
@@ -106,8 +106,9 @@ int main(int arguments, char **argument) {
         SERVE_BF16(backward, BACKWARD_ARGUMENTS)
         SERVE_BF16(weight_grad, WEIGHT_GRAD_ARGUMENTS)
         SERVE_BF16(linear, LINEAR_ARGUMENTS)
-        SERVE_IDS(gather, GATHER_ARGUMENTS)
-        SERVE_IDS(scatter, SCATTER_ARGUMENTS)
+        SERVE_IDS(gather, GATHER_ARGUMENTS, task.ids, task.tokens, task.vocabulary, NULL)
+        SERVE_IDS(scatter, SCATTER_ARGUMENTS, task.ids, task.tokens, task.vocabulary, NULL)
+        SERVE_IDS(linear_cross_entropy, LINEAR_CROSS_ENTROPY_ARGUMENTS, task.targets, task.rows, task.columns, &task.ignored)
         if (strcmp(name, "activations")) return 5;
         const float *x = take_tensor(0);
         float *sigmoid = take_tensor(1), *tanh = take_tensor(1);

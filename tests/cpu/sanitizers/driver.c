@@ -56,7 +56,11 @@ static void run_all(const struct backend *backend) {
         linear_case(backend, 1 + below(100), 1 + below(80), 1 + below(90));
     linear_case(backend, 5, 2070, 3), release(0); /* a sum in several parts, two of them through memory */
     for (size_t i = 0; i < 6 * RANDOM_SHAPES; i++, release(0)) cross_entropy_case(backend, 1 + below(9), 1 + below(600));
+    for (size_t i = 0; i < 2 * RANDOM_SHAPES; i++, release(0))
+        linear_cross_entropy_case(backend, 1 + below(300), 1 + below(30), 1 + below(90));
     for (size_t i = 0; i < RANDOM_SHAPES; i++, release(0)) matvec_case(backend, 1 + below(50), 1 + below(90));
+    for (size_t i = 0; i < 6 * RANDOM_SHAPES; i++, release(0))
+        ids_case(backend, 1 + below(60), 1 + below(150), 1 + below(80));
     for (size_t n = 1; n < 70; n++, release(0)) activations_case(backend, n);
 }
 
@@ -90,7 +94,6 @@ int main(int count, char **arguments) {
         printf("%s\n", bf16_backend->name);
         runs++;
     }
-    for (size_t i = 0; i < 6 * RANDOM_SHAPES; i++, release(0)) ids_case(1 + below(60), 1 + below(50), 1 + below(40));
     if (!runs) FAIL("no such instructions here");
     return 0;
 }

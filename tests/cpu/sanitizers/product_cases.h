@@ -76,7 +76,8 @@ static void cross_entropy_case(const struct backend *backend, size_t rows, size_
     int64_t *targets = bytes(rows * sizeof *targets);
     for (size_t r = 0; r < rows; r++) targets[r] = (int64_t)below(columns + 1) - 1; /* some rows do not count */
     const float all = below(2) ? 0.1f / (float)columns : 0.0f, smoothing[] = {1.0f - all * (float)columns, all};
-    struct cross_entropy c = {.rows = rows, .columns = columns, .gradient = (int)below(2)};
+    struct cross_entropy c = {.rows = rows, .columns = columns, .x_stride = columns, .gradient = (int)below(2)};
+    c.ignored = -1;
     c.targets = targets, c.smoothing = smoothing, c.d_loss = below(2) ? floats(rows, 1.0) : NULL;
     const float *x = floats(rows * columns, 9.0);
     snprintf(where, sizeof where, "%s, cross-entropy, %zu rows, %zu columns", backend->name, rows, columns);
@@ -96,6 +97,48 @@ static void cross_entropy_case(const struct backend *backend, size_t rows, size_
     }
 }
 
+static int run_linear_cross_entropy(const void *kernel, const void *task, int threads) {
+    return ((const struct backend *)kernel)->linear_cross_entropy(task, threads);
+}
+
+/* The loss, and d_b, into which all of its gradient goes; the products are those of the cases above. */
+static void linear_cross_entropy_case(const struct backend *backend, size_t rows, size_t K, size_t columns) {
+    struct linear_cross_entropy c = {.rows = rows, .K = K, .columns = columns, .mean = (int)below(2)};
+    int64_t *targets = bytes(rows * sizeof *targets);
+    const float smoothing[] = {1.0f, 0.0f};
+    size_t counting = 0;
+    c.ignored = (int64_t)below(columns + 1) - 1;
+    for (size_t r = 0; r < rows; r++) targets[r] = (int64_t)below(columns);
+    targets[0] = c.ignored ? 0 : (int64_t)columns - 1;
+    for (size_t r = 0; r < rows; r++) counting += targets[r] != c.ignored;
+    c.x = floats(rows * K, 1.0), c.w = floats(K * columns, 1.0), c.b = below(2) ? floats(columns, 1.0) : NULL;
+    c.targets = targets, c.smoothing = smoothing;
+    snprintf(where, sizeof where, "%s, linear cross-entropy, %zu rows, %zu terms, %zu columns", backend->name, rows, K,
+             columns);
+    struct output outputs[] = {{"loss", &c.loss, rows, NULL},         {"sum", &c.sum, 1, NULL},
+                               {"d_x", &c.d_x, rows * K, NULL},       {"d_w", &c.d_w, columns * K, NULL},
+                               {"d_b", &c.d_b, columns, NULL}};
+    run_threads(outputs, 5, run_linear_cross_entropy, backend, &c);
+    double *scores = doubles(columns), *d_b = doubles(columns), all = 0.0;
+    memset(d_b, 0, columns * sizeof *d_b);
+    const double scale = sqrt((double)K), share = c.mean && counting ? 1.0 / (double)counting : 1.0;
+    for (size_t r = 0; r < rows; r++) {
+        double sum = 0.0;
+        for (size_t j = 0; j < columns; j++) {
+            scores[j] = c.b ? (double)c.b[j] : 0.0;
+            for (size_t k = 0; k < K; k++) scores[j] += (double)c.x[r * K + k] * (double)c.w[j * K + k];
+            sum += exp(scores[j]);
+        }
+        const double loss = targets[r] == c.ignored ? 0.0 : log(sum) - scores[targets[r]];
+        check("loss", r, (double)c.loss[r], loss, scale * 4.0);
+        all += loss * share;
+        for (size_t j = 0; j < columns && targets[r] != c.ignored; j++)
+            d_b[j] += (exp(scores[j]) / sum - ((int64_t)j == targets[r])) * share;
+    }
+    if (counting) check("sum", 0, (double)*c.sum, all, scale * 4.0 * (c.mean ? 1.0 : (double)rows));
+    for (size_t j = 0; j < columns; j++) check("d_b", j, (double)c.d_b[j], d_b[j], scale * sqrt((double)rows));
+}
+
 static void matvec_case(const struct backend *backend, size_t rows, size_t columns) {
     struct matvec m = {.rows = rows, .columns = columns, .w = floats(rows * columns, 1.0), .x = floats(columns, 1.0)};
     m.b = below(2) ? floats(rows, 1.0) : NULL;
@@ -112,25 +155,21 @@ static void matvec_case(const struct backend *backend, size_t rows, size_t colum
 }
 
 static int run_gather(const void *kernel, const void *task, int threads) {
-    (void)kernel;
-    ids_gather(task, threads);
-    return 0;
+    return ((const struct backend *)kernel)->gather(task, threads);
 }
 static int run_scatter(const void *kernel, const void *task, int threads) {
-    (void)kernel;
-    ids_scatter(task, threads);
-    return 0;
+    return ((const struct backend *)kernel)->scatter(task, threads);
 }
 
-static void ids_case(size_t tokens, size_t rows, size_t vocabulary) {
+static void ids_case(const struct backend *backend, size_t tokens, size_t rows, size_t vocabulary) {
     int64_t *ids = bytes(tokens * sizeof *ids);
     for (size_t i = 0; i < tokens; i++) ids[i] = (int64_t)below(vocabulary);
     struct gather task = {.tokens = tokens, .rows = rows, .vocabulary = vocabulary, .ids = ids};
     task.w = floats(rows * vocabulary, 1.0), task.b = below(2) ? floats(rows, 1.0) : NULL;
-    snprintf(where, sizeof where, "ids, %zu tokens, %zu rows, %zu words", tokens, rows, vocabulary);
-    if (ids_outside(ids, tokens, vocabulary) != tokens) FAIL("an id is said to be outside");
+    snprintf(where, sizeof where, "%s, ids, %zu tokens, %zu rows, %zu words", backend->name, tokens, rows, vocabulary);
+    if (ids_outside(ids, tokens, vocabulary, NULL) != tokens) FAIL("an id is said to be outside");
     struct output gathered[] = {{"out", &task.out, tokens * rows}};
-    run_threads(gathered, 1, run_gather, NULL, &task);
+    run_threads(gathered, 1, run_gather, backend, &task);
     for (size_t i = 0; i < tokens * rows; i++) {
         const size_t row = i % rows;
         double expected = (double)task.w[row * vocabulary + (size_t)ids[i / rows]];
@@ -141,7 +180,7 @@ static void ids_case(size_t tokens, size_t rows, size_t vocabulary) {
     struct scatter adjoint = {.tokens = tokens, .rows = rows, .vocabulary = vocabulary, .ids = ids};
     adjoint.d = floats(tokens * rows, 1.0);
     struct output scattered[] = {{"d_w", &adjoint.d_w, rows * vocabulary}, {"d_b", &adjoint.d_b, rows}};
-    run_threads(scattered, 2, run_scatter, NULL, &adjoint);
+    run_threads(scattered, 2, run_scatter, backend, &adjoint);
     double *out = doubles(rows * vocabulary), *sums = doubles(rows);
     memset(out, 0, rows * vocabulary * sizeof *out), memset(sums, 0, rows * sizeof *sums);
     for (size_t i = 0; i < tokens * rows; i++) {
@@ -155,7 +194,7 @@ static void ids_case(size_t tokens, size_t rows, size_t vocabulary) {
     const size_t at = below(tokens);
     const int64_t outside[] = {-1, (int64_t)vocabulary, INT64_MIN, INT64_MAX};
     ids[at] = outside[below(4)];
-    if (ids_outside(ids, tokens, vocabulary) != at) FAIL("id %lld is not found outside", (long long)ids[at]);
+    if (ids_outside(ids, tokens, vocabulary, NULL) != at) FAIL("id %lld is not found outside", (long long)ids[at]);
 }
 
 #endif
