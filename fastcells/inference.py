@@ -8,19 +8,22 @@ what there is to be raised.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch._C import _are_functorch_transforms_active as _transforms_active
+from torch._C import _is_any_autocast_enabled as _autocast
+from torch._C import _is_tracing as _tracing
+from torch._C import _len_torch_dispatch_stack as _dispatch_modes
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from fastcells import dispatch
 from fastcells.backends.base import Call
 from fastcells.backends.cpu import native
-from fastcells.backends.cpu.layer_call import FLOAT, Plan, place, readable
+from fastcells.backends.cpu.layer_call import FLOAT, Plan, shapes
 from fastcells.backends.cpu.policy import FEW_ROWS
-from fastcells.modes import traced, transformed
 from fastcells.spec import CellSpec, State
 from fastcells.tuning import verdicts
 
@@ -31,22 +34,42 @@ if TYPE_CHECKING:
 SHORT: set[type] = set()  # classes whose methods are this package's own; what is derived from them goes the long way
 MOST_KEPT = 4096
 
+CELL_WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+
 _plans: dict[tuple[object, ...], Plans | None] = {}  # None: another way than C is chosen
 
 
 class Plans:
     """Of a stack of layers, or a cell: the plan of the first layer and of those above it."""
 
-    __slots__ = ("first", "shape", "states", "upper")
+    __slots__ = ("first", "shape", "states", "upper", "weights", "with_state")
 
-    def __init__(self, spec: CellSpec, T: int, B: int, I: int, H: int, rows: int, D: int) -> None:  # noqa: E741
-        self.first, self.upper = Plan(spec.name, T, B, I, H), Plan(spec.name, T, B, D * H, H)
-        self.states, self.shape = spec.num_states, (rows, B, H)
+    def __init__(self, spec: CellSpec, T: int, B: int, I: int, H: int, L: int, D: int, bias: bool) -> None:  # noqa: E741
+        self.first, self.upper = Plan(spec.name, T, B, I, H, bias), Plan(spec.name, T, B, D * H, H, bias)
+        self.states, self.shape = spec.num_states, (L * D, B, H)
+        self.weights = self.first.shapes * D + self.upper.shapes * (L * D - D)
+        # And behind them the initial state of a stack, of an unbatched one, of a cell, and of that.
+        each = {(True, 3): self.shape, (True, 2): (L * D, H), (False, 2): (B, H), (False, 1): (H,)}
+        self.with_state = {key: self.weights + shapes(*[shape] * self.states) for key, shape in each.items()}
+
+    def addresses(self, graph: bool, weights: list[Any], hx: Any, layer: bool, dims: int) -> tuple[int, ...] | None:
+        """Of the weights, and of h and c behind them, 0 where none is given; None where C cannot read a tensor.
+
+        layer: or a cell. dims: of its input.
+        """
+        if hx is None:
+            found = native._cpu.readable(graph, weights, self.weights)
+            return None if found is None else (*found, 0, 0)
+        tensors = [*weights, *hx] if isinstance(hx, tuple) else [*weights, hx]
+        if len(tensors) != len(weights) + self.states:
+            return None
+        found = native._cpu.readable(graph, tensors, self.with_state[layer, dims])
+        return found if found is None or self.states == 2 else (*found, 0)
 
 
 def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, Any] | None:
     """`forward` without options; None where the long way has to be gone. hx: a tensor, of an LSTM two, or None."""
-    if type(module) not in SHORT or not _is_float(x):
+    if type(module) not in SHORT:
         return None
     own, graph = module._parameters, torch.is_grad_enabled()
     try:
@@ -55,83 +78,69 @@ def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, A
         return None
     if (graph and weights[0] is not None and weights[0].requires_grad) or _watched() or not _is_simple(module):
         return None
-    batched, time = x.dim() == 3, 1 if module.batch_first else 0
-    sizes = x.shape
-    if batched:
-        T, B, I = sizes[time], sizes[1 - time], sizes[2]  # noqa: E741
-        source = place(x, time, graph)
-    elif len(sizes) == 2:
-        T, B, I = sizes[0], 1, sizes[1]  # noqa: E741
-        source = place(x.unsqueeze(1), 0, graph)
-    else:
+    batch_first = module.batch_first
+    place = native._cpu.place(graph, x, batch_first)
+    if place is None or isinstance(x, PackedSequence):
         return None
-    if source is None or module.input_size != I:
+    address, dims, T, B, I, x_time, x_row = place  # noqa: E741
+    H, L, D = module.hidden_size, module.num_layers, 2 if module.bidirectional else 1
+    if dims < 2 or module.input_size != I:
         return None
-    L, D = module.num_layers, 2 if module.bidirectional else 1
-    plans = _plans_of(module.impl, module._spec(), T, B, I, module.hidden_size, L, D, weights)
-    if plans is None:
+    plans = _plans_of(module.impl, module._spec(), T, B, I, H, L, D, weights)
+    each = None if plans is None else plans.addresses(graph, weights, hx, True, dims)
+    if plans is None or each is None:
         return None
-    shape = plans.shape if batched else (L * D, module.hidden_size)
-    start = _addresses(hx, shape, plans.states, graph)
-    each = _weights(weights, plans, L, D, graph)
-    if start is None or each is None:
-        return None
-    keeper = module._keeper
-    packed = None if keeper is None else keeper.current(weights, each)  # type: ignore[arg-type]
-    last = [x.new_empty(shape) for _ in range(plans.states)]
-    h0, c0 = start
-    h_n, c_n = last[0].data_ptr(), 0 if plans.states == 1 else last[1].data_ptr()
-    plan, width, row, out = plans.first, D * plans.first.H, plans.first.row, x
+    batched, keeper = dims == 3, module._keeper
+    packed = None if keeper is None else keeper.current(weights, each[: len(weights)], L * D)  # type: ignore[arg-type]
+    # Sizes one by one: of a tuple torch makes half a microsecond more.
+    sizes = plans.shape if batched else (L * D, H)
+    h = x.new_empty(*sizes)
+    c = None if plans.states == 1 else x.new_empty(*sizes)
+    h0, c0, h_n, c_n = each[-2], each[-1], h.data_ptr(), 0 if c is None else c.data_ptr()
+    plan, width, row, source, out = plans.first, D * H, plans.first.row, (address, x_time, x_row), x
     for i in range(L):
         below = out  # keeps the memory that is read
-        if i < L - 1 or not batched or time == 0:
+        if i < L - 1 or not batched or not batch_first:
             out = x.new_empty(T, B, width) if batched or i < L - 1 else x.new_empty(T, width)
-            steps = B * width, width
+            to = out.data_ptr(), B * width, width
         else:
             out = x.new_empty(B, T, width)
-            steps = width, T * width
-        to = out.data_ptr()
-        plan.call(False, source, h0, c0, each[i * D], (to, steps[0], steps[1]), h_n, c_n, packed, i * D)
+            to = out.data_ptr(), width, T * width
+        plan.call(i * D, False, source, h0, c0, each, to, h_n, c_n, packed)
         if D == 2:
             h0, c0, h_n, c_n = h0 and h0 + row, c0 and c0 + row, h_n + row, c_n and c_n + row
-            other = to + width * FLOAT // 2, steps[0], steps[1]
-            plan.call(True, source, h0, c0, each[2 * i + 1], other, h_n, c_n, packed, 2 * i + 1)
+            other = to[0] + H * FLOAT, to[1], to[2]
+            plan.call(2 * i + 1, True, source, h0, c0, each, other, h_n, c_n, packed)
         if i < L - 1:
             h0, c0, h_n, c_n = h0 and h0 + row, c0 and c0 + row, h_n + row, c_n and c_n + row
-            plan, source = plans.upper, (to, steps[0], steps[1])
+            plan, source = plans.upper, to
     del below
-    return out, last[0] if len(last) == 1 else tuple(last)
+    return out, h if c is None else (h, c)
 
 
 def cell(module: Cell, x: Tensor, hx: State | None) -> State | None:
     """A cell's step; None where the long way has to be gone."""
-    if type(module) not in SHORT or not _is_float(x) or module.impl not in ("auto", "cpu"):
+    if type(module) not in SHORT or module.impl not in ("auto", "cpu"):
         return None
     own, graph = module._parameters, torch.is_grad_enabled()
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if module.bias else ("weight_ih", "weight_hh")
-    weights = [own.get(name) for name in names]
+    weights = [own.get(name) for name in (CELL_WEIGHTS if module.bias else CELL_WEIGHTS[:2])]
     if weights[0] is None or (graph and weights[0].requires_grad) or _watched():
         return None
-    sizes, H = x.shape, module.hidden_size
-    if len(sizes) == 2:
-        B, I = sizes  # noqa: E741
-        shape: tuple[int, ...] = B, H
-    elif len(sizes) == 1:
-        B, I = 1, sizes[0]  # noqa: E741
-        shape = (H,)
-    else:
+    place = native._cpu.place(graph, x, False)
+    if place is None:
         return None
-    address = readable(x, sizes, graph)
-    if not address or module.input_size != I:
+    address, dims, B, _, I, x_row, _ = place  # noqa: E741
+    H = module.hidden_size
+    if dims > 2 or module.input_size != I:
         return None
     plans = _plans_of(module.impl, module._spec(), 1, B, I, H, 1, 1, weights)
-    if plans is None:
+    each = None if plans is None else plans.addresses(graph, weights, hx, False, dims)
+    if plans is None or each is None:
         return None
-    start, w = _addresses(hx, shape, plans.states, graph), plans.first.weights(weights, graph)
-    if start is None or w is None:
-        return None
-    h, c = x.new_empty(shape), None if plans.states == 1 else x.new_empty(shape)
-    plans.first.call(False, (address, 0, I), *start, w, (h.data_ptr(), 0, H), 0, 0 if c is None else c.data_ptr())
+    h = x.new_empty(B, H) if dims == 2 else x.new_empty(H)
+    c = None if plans.states == 1 else torch.empty_like(h)
+    ends = h.data_ptr(), 0 if c is None else c.data_ptr()
+    plans.first.call(0, False, (address, 0, x_row), each[-2], each[-1], each, (ends[0], 0, H), 0, ends[1])
     return (h,) if c is None else (h, c)
 
 
@@ -142,11 +151,6 @@ def keeps(module: Layer) -> bool:
     return module.packed and there and _is_simple(module)
 
 
-def _is_float(x: object) -> TypeGuard[Tensor]:
-    kind = type(x)
-    return (kind is Tensor or kind is Parameter) and x.dtype is torch.float32  # type: ignore[attr-defined]
-
-
 def _is_simple(module: Layer) -> bool:
     """Whether a layer does nothing beside its recurrences."""
     if module.training and (module._regularised or (module.dropout and module.num_layers > 1)):
@@ -155,8 +159,16 @@ def _is_simple(module: Layer) -> bool:
 
 
 def _watched() -> bool:
-    """Whether something looks through torch's operators, or changes what they compute in."""
-    return traced() or transformed() or torch._C._is_any_autocast_enabled() or native._cpu is None
+    """Whether something looks through torch's operators, or changes what they compute in: as `fastcells.modes` asks."""
+    return (
+        torch.compiler.is_compiling()
+        or _dispatch_modes() > 0
+        or _tracing()
+        or _transforms_active()
+        or forward_ad._current_level >= 0
+        or _autocast()
+        or native._cpu is None
+    )
 
 
 def _plans_of(
@@ -171,14 +183,15 @@ def _plans_of(
     weights: Sequence[Tensor | None],
 ) -> Plans | None:
     """Plans where one call of C for each layer and direction is what `dispatch.choose` has chosen, or chooses now."""
-    key = (impl, spec.name, T, B, I, H, L, D, torch.get_num_threads(), native._instructions, verdicts.changes())
+    tensors, threads = len(weights), torch.get_num_threads()
+    key = (impl, spec.name, T, B, I, H, L, D, tensors, threads, native._instructions, verdicts.changes())
     try:
         return _plans[key]
     except KeyError:
         pass
     if not (T and B and I and H) or B > FEW_ROWS:
         return None
-    found, count = True, len(weights) // (L * D)
+    found, count = True, tensors // (L * D)
     for i in (0,) if L == 1 else (0, D):
         w_ih, w_hh = weights[i * count : i * count + 2]
         if w_ih is None or w_hh is None or w_ih.dim() != 2 or w_hh.dim() != 2:
@@ -187,31 +200,5 @@ def _plans_of(
     if len(_plans) >= MOST_KEPT:
         _plans.clear()
     known = (*key[:-1], verdicts.changes())  # asked again: a trial may have been made
-    _plans[known] = Plans(spec, T, B, I, H, L * D, D) if found else None
+    _plans[known] = Plans(spec, T, B, I, H, L, D, bias=count == 4) if found else None
     return _plans[known]
-
-
-def _weights(
-    weights: Sequence[Tensor | None], plans: Plans, L: int, D: int, graph: bool
-) -> list[tuple[int, ...]] | None:
-    """The addresses of each layer's and direction's; None where C cannot read one."""
-    if L == D == 1:
-        w = plans.first.weights(weights, graph)
-        return None if w is None else [w]
-    count, found = len(weights) // (L * D), []
-    for i in range(L * D):
-        w = (plans.first if i < D else plans.upper).weights(weights[i * count : (i + 1) * count], graph)
-        if w is None:
-            return None
-        found.append(w)
-    return found
-
-
-def _addresses(hx: Any, shape: tuple[int, ...], states: int, graph: bool) -> tuple[int, int] | None:
-    """Of h and c; 0 where none is given, None where C cannot read one."""
-    if hx is None:
-        return 0, 0
-    given = [readable(s, shape, graph) for s in (hx if isinstance(hx, tuple) else (hx,))]
-    if len(given) != states or not all(given):
-        return None
-    return given[0], given[1] if states == 2 else 0

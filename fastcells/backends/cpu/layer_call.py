@@ -6,6 +6,7 @@ copy it or say what is wrong.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,50 +25,66 @@ FLOAT = 4  # bytes
 LARGE = 1 << 14  # floats of memory that malloc might not keep from one call to the next
 Place = tuple[int, int, int]  # address, and how far a step and a row lie apart, in floats
 
+if native._cpu is not None:
+    native._cpu.read_with(Tensor, Parameter, torch.empty(0, device="cpu").is_neg)
+
+
+def shapes(*each: tuple[int, ...]) -> bytes:
+    """Of tensors, as `_cpu.readable` compares them."""
+    numbers = [number for shape in each for number in (len(shape), *shape)]
+    return struct.pack(f"{len(numbers)}q", *numbers)
+
 
 class Plan:
     """Calls of one size: what does not depend on the tensors is found out once."""
 
-    __slots__ = ("B", "H", "I", "T", "bias", "kept", "most", "numbers", "packed", "projected", "row", "rows")
+    __slots__ = (
+        "B",
+        "H",
+        "I",
+        "T",
+        "cell",
+        "kept",
+        "large",
+        "most",
+        "packed",
+        "projected",
+        "row",
+        "rows",
+        "shapes",
+        "tensors",
+    )
 
-    def __init__(self, cell: str, T: int, B: int, I: int, H: int) -> None:  # noqa: E741
-        self.T, self.B, self.I, self.H = T, B, I, H
-        self.rows = len(SPECS[cell].gates) * H
-        self.bias, self.row = (self.rows,), B * H * FLOAT
-        self.packed, self.projected = packs(T, B, H), T * B * self.rows
-        self.numbers = native._NUMBERS[cell], T, B, H
-        self.most = native.layer_threads(self.packed, T, B, I, self.rows, H)
+    def __init__(self, cell: str, T: int, B: int, I: int, H: int, bias: bool) -> None:  # noqa: E741
+        self.cell, self.T, self.B, self.I, self.H = native._NUMBERS[cell], T, B, I, H
+        self.rows = rows = len(SPECS[cell].gates) * H
+        self.row, self.packed, self.projected = B * H * FLOAT, packs(T, B, H), T * B * rows
+        self.most = native.layer_threads(self.packed, T, B, I, rows, H)
         self.kept: Kept | None = None
-
-    def weights(self, given: Sequence[Tensor | None], graph: bool) -> tuple[int, ...] | None:
-        """The addresses of w_ih, w_hh, and b_ih and b_hh where they are there; None where C cannot read one.
-
-        graph: whether gradients are recorded.
-        """
-        w_ih, w_hh = readable(given[0], (self.rows, self.I), graph), readable(given[1], (self.rows, self.H), graph)
-        if len(given) == 2:
-            return (w_ih, w_hh, 0, 0) if w_ih and w_hh else None
-        b_ih, b_hh = readable(given[2], self.bias, graph), readable(given[3], self.bias, graph)
-        return (w_ih, w_hh, b_ih, b_hh) if w_ih and w_hh and b_ih and b_hh else None
+        self.shapes = shapes((rows, I), (rows, H), *([(rows,)] * 2 if bias else []))
+        self.tensors = 4 if bias else 2
 
     def call(
         self,
+        index: int,
         reverse: bool,
         x: Place,
         h0: int,
         c0: int,
-        w: tuple[int, ...],
+        weights: Sequence[int],
         out: Place,
         h_n: int,
         c_n: int,
         packed: Packed | None = None,
-        index: int = 0,
     ) -> None:
         """h0, c0, h_n, c_n: the addresses of states, 0 where there is none.
 
-        packed: where weights are kept, packed now if they are not there. index: of the layer and direction.
+        weights: those of w_ih, w_hh, and b_ih and b_hh where they are there, of layer and direction `index` after those
+        before it. packed: where weights are kept, packed now if they are not there.
         """
         address, x_time, x_row = x
+        first = index * self.tensors
+        b_ih, b_hh = (weights[first + 2], weights[first + 3]) if self.tensors == 4 else (0, 0)
         memory = buffers.empty(self.projected) if self.projected >= LARGE else None
         to, out_time, out_row = out
         most, packs, filled, vectors, panels = self.most, self.packed, False, 0, None
@@ -79,10 +96,13 @@ class Plan:
             filled = panels is not None
             if panels is None:
                 panels = torch.empty(kept.floats, dtype=torch.float32, device="cpu")
-        native._cpu.layer(
+        native._cpu.layer(  # by position, without *: what is unpacked costs more than the rest of the call
             native._instructions,
-            most if most == 1 else native.no_more_than(most),
-            *self.numbers,
+            1 if most == 1 else native.no_more_than(most),
+            self.cell,
+            self.T,
+            self.B,
+            self.H,
             reverse,
             self.I,
             packs,
@@ -95,7 +115,10 @@ class Plan:
             address,
             h0,
             c0,
-            *w,
+            weights[first],
+            weights[first + 1],
+            b_ih,
+            b_hh,
             to,
             h_n,
             c_n,
@@ -113,37 +136,8 @@ class Kept:
 
     def __init__(self, plan: Plan) -> None:
         self.most = native.layer_threads(True, plan.T, plan.B, plan.I, plan.rows, plan.H)
-        sizes = plan.numbers[0], plan.B, plan.H, plan.I
+        sizes = plan.cell, plan.B, plan.H, plan.I
         self.vectors, self.floats = native._cpu.layer_panels(native._instructions, self.most, *sizes)
-
-
-def readable(t: Tensor | None, shape: tuple[int, ...], graph: bool) -> int:
-    """The address of a tensor that C can read where it lies, or 0."""
-    kind = type(t)
-    if (
-        (kind is Parameter or kind is Tensor)
-        and t.dtype is torch.float32  # type: ignore[union-attr]
-        and t.is_cpu  # type: ignore[union-attr]
-        and t.shape == shape  # type: ignore[union-attr]
-        and t.is_contiguous()  # type: ignore[union-attr]
-        and not (graph and t.requires_grad)  # type: ignore[union-attr]
-        and not t.is_neg()  # type: ignore[union-attr]
-    ):
-        address = t.data_ptr()  # type: ignore[union-attr]  # 0 where there is no memory
-        return 0 if address & (FLOAT - 1) else address
-    return 0
-
-
-def place(x: Tensor, time: int, graph: bool) -> Place | None:
-    """Where an input [T, B, I] or, with time 1, [B, T, I] lies, of which only features have to be side by side."""
-    kind = type(x)
-    if (kind is not Tensor and kind is not Parameter) or x.dtype is not torch.float32 or not x.is_cpu:
-        return None
-    strides = x.stride()
-    if (strides[2] != 1 and x.size(2) != 1) or (graph and x.requires_grad) or x.is_neg():
-        return None
-    address = x.data_ptr()
-    return None if address == 0 or address & (FLOAT - 1) else (address, strides[time], strides[1 - time])
 
 
 def one_direction(
@@ -153,13 +147,12 @@ def one_direction(
     (T, B, I), H = x.shape, given[1].shape[1]  # noqa: E741
     if not (T and B and I and H):
         return None
-    plan = Plan(cell, T, B, I, H)
-    w, own = plan.weights(given, graph), place(x, 0, graph)
-    start = [readable(s, (B, H), graph) for s in state]
-    if w is None or own is None or not all(start):
+    plan, count = Plan(cell, T, B, I, H, len(given) == 4), len(given)
+    own = native._cpu.place(graph, x, 0)
+    found = native._cpu.readable(graph, [*given, *state], plan.shapes + shapes(*[(B, H)] * len(state)))
+    if own is None or found is None:
         return None
-    out, last = x.new_empty(T, B, H), tuple([x.new_empty(B, H) for _ in start])
-    ends = [s.data_ptr() for s in last]
-    (h0, c0), (h_n, c_n) = ((*each, 0)[:2] for each in (start, ends))
-    plan.call(reverse, own, h0, c0, w, (out.data_ptr(), B * H, H), h_n, c_n)
+    out, last = x.new_empty(T, B, H), tuple([x.new_empty(B, H) for _ in state])
+    (h0, c0), (h_n, c_n) = ((*each, 0)[:2] for each in (found[count:], [s.data_ptr() for s in last]))
+    plan.call(0, reverse, (own[0], *own[5:]), h0, c0, found, (out.data_ptr(), B * H, H), h_n, c_n)
     return out, last
