@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastcells import dispatch
 from fastcells.backends.base import Call
 from fastcells.backends.cpu import native
-from fastcells.backends.cpu.layer_call import FLOAT, Plan, shapes
+from fastcells.backends.cpu.layer_call import FLOAT, Plan, dense, empty_of, shapes
 from fastcells.backends.cpu.policy import FEW_ROWS
 from fastcells.spec import CellSpec, State
 from fastcells.tuning import verdicts
@@ -39,31 +39,45 @@ CELL_WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 _plans: dict[tuple[object, ...], Plans | None] = {}  # None: another way than C is chosen
 
 
+class Form:
+    """What a call returns: the sizes and strides of its output and of each state; steps and rows of the output.
+
+    shapes: of the weights and the initial states, for `_cpu.readable`.
+    """
+
+    __slots__ = ("last", "out", "row", "shapes", "time")
+
+    def __init__(self, out: tuple[int, ...], time: int, row: int, last: tuple[int, ...], shapes: bytes) -> None:
+        self.out, self.time, self.row = dense(out), time, row
+        self.last, self.shapes = dense(last), shapes
+
+
 class Plans:
     """Of a stack of layers, or a cell: the plan of the first layer and of those above it."""
 
-    __slots__ = ("first", "shape", "states", "upper", "weights", "with_state")
+    __slots__ = ("between", "cell", "first", "layer", "states", "upper", "weights")
 
     def __init__(self, spec: CellSpec, T: int, B: int, I: int, H: int, L: int, D: int, bias: bool) -> None:  # noqa: E741
         self.first, self.upper = Plan(spec.name, T, B, I, H, bias), Plan(spec.name, T, B, D * H, H, bias)
-        self.states, self.shape = spec.num_states, (L * D, B, H)
-        self.weights = self.first.shapes * D + self.upper.shapes * (L * D - D)
-        # And behind them the initial state of a stack, of an unbatched one, of a cell, and of that.
-        each = {(True, 3): self.shape, (True, 2): (L * D, H), (False, 2): (B, H), (False, 1): (H,)}
-        self.with_state = {key: self.weights + shapes(*[shape] * self.states) for key, shape in each.items()}
+        self.states = n = spec.num_states
+        self.weights = weights = self.first.shapes * D + self.upper.shapes * (L * D - D)
+        width, last, one = D * H, (L * D, B, H), (L * D, H)
+        self.between = time_first = Form((T, B, width), B * width, width, last, weights + shapes(*[last] * n))
+        batch_first = Form((B, T, width), width, T * width, last, time_first.shapes)
+        unbatched = Form((T, width), width, width, one, weights + shapes(*[one] * n))
+        # By the number of the input's dimensions, of a layer with time or batch first.
+        self.layer = {(3, False): time_first, (3, True): batch_first, (2, False): unbatched, (2, True): unbatched}
+        self.cell = [Form(own, 0, H, own, weights + shapes(*[own] * n)) for own in ((H,), (B, H))]
 
-    def addresses(self, graph: bool, weights: list[Any], hx: Any, layer: bool, dims: int) -> tuple[int, ...] | None:
-        """Of the weights, and of h and c behind them, 0 where none is given; None where C cannot read a tensor.
-
-        layer: or a cell. dims: of its input.
-        """
+    def addresses(self, graph: bool, weights: list[Any], hx: Any, form: Form) -> tuple[int, ...] | None:
+        """Of the weights, and of h and c behind them, 0 where none is given; None where C cannot read a tensor."""
         if hx is None:
             found = native._cpu.readable(graph, weights, self.weights)
             return None if found is None else (*found, 0, 0)
         tensors = [*weights, *hx] if isinstance(hx, tuple) else [*weights, hx]
         if len(tensors) != len(weights) + self.states:
             return None
-        found = native._cpu.readable(graph, tensors, self.with_state[layer, dims])
+        found = native._cpu.readable(graph, tensors, form.shapes)
         return found if found is None or self.states == 2 else (*found, 0)
 
 
@@ -78,38 +92,36 @@ def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, A
         return None
     if (graph and weights[0] is not None and weights[0].requires_grad) or _watched() or not _is_simple(module):
         return None
-    batch_first = module.batch_first
+    batch_first = bool(module.batch_first)
     place = native._cpu.place(graph, x, batch_first)
-    if place is None or isinstance(x, PackedSequence):
+    if place is None:
         return None
     address, dims, T, B, I, x_time, x_row = place  # noqa: E741
-    H, L, D = module.hidden_size, module.num_layers, 2 if module.bidirectional else 1
+    L, D = module.num_layers, 2 if module.bidirectional else 1
     if dims < 2 or module.input_size != I:
         return None
-    plans = _plans_of(module.impl, module._spec(), T, B, I, H, L, D, weights)
-    each = None if plans is None else plans.addresses(graph, weights, hx, True, dims)
-    if plans is None or each is None:
+    plans = _plans_of(module.impl, module._spec(), T, B, I, module.hidden_size, L, D, weights)
+    if plans is None:
         return None
-    batched, keeper = dims == 3, module._keeper
+    form, keeper, new = plans.layer[dims, batch_first], module._keeper, empty_of()
+    each = plans.addresses(graph, weights, hx, form)
+    if each is None:
+        return None
     packed = None if keeper is None else keeper.current(weights, each[: len(weights)], L * D)  # type: ignore[arg-type]
-    # Sizes one by one: of a tuple torch makes half a microsecond more.
-    sizes = plans.shape if batched else (L * D, H)
-    h = x.new_empty(*sizes)
-    c = None if plans.states == 1 else x.new_empty(*sizes)
+    sizes, strides = form.last
+    h, c = new(sizes, strides, torch.float32), None if plans.states == 1 else new(sizes, strides, torch.float32)
     h0, c0, h_n, c_n = each[-2], each[-1], h.data_ptr(), 0 if c is None else c.data_ptr()
-    plan, width, row, source, out = plans.first, D * H, plans.first.row, (address, x_time, x_row), x
+    plan, row, source, out = plans.first, plans.first.row, (address, x_time, x_row), h
     for i in range(L):
         below = out  # keeps the memory that is read
-        if i < L - 1 or not batched or not batch_first:
-            out = x.new_empty(T, B, width) if batched or i < L - 1 else x.new_empty(T, width)
-            to = out.data_ptr(), B * width, width
-        else:
-            out = x.new_empty(B, T, width)
-            to = out.data_ptr(), width, T * width
+        at = form if i == L - 1 else plans.between
+        sizes, strides = at.out
+        out = new(sizes, strides, torch.float32)
+        to = out.data_ptr(), at.time, at.row
         plan.call(i * D, False, source, h0, c0, each, to, h_n, c_n, packed)
         if D == 2:
             h0, c0, h_n, c_n = h0 and h0 + row, c0 and c0 + row, h_n + row, c_n and c_n + row
-            other = to[0] + H * FLOAT, to[1], to[2]
+            other = to[0] + plan.H * FLOAT, to[1], to[2]
             plan.call(2 * i + 1, True, source, h0, c0, each, other, h_n, c_n, packed)
         if i < L - 1:
             h0, c0, h_n, c_n = h0 and h0 + row, c0 and c0 + row, h_n + row, c_n and c_n + row
@@ -130,17 +142,19 @@ def cell(module: Cell, x: Tensor, hx: State | None) -> State | None:
     if place is None:
         return None
     address, dims, B, _, I, x_row, _ = place  # noqa: E741
-    H = module.hidden_size
     if dims > 2 or module.input_size != I:
         return None
-    plans = _plans_of(module.impl, module._spec(), 1, B, I, H, 1, 1, weights)
-    each = None if plans is None else plans.addresses(graph, weights, hx, False, dims)
-    if plans is None or each is None:
+    plans = _plans_of(module.impl, module._spec(), 1, B, I, module.hidden_size, 1, 1, weights)
+    if plans is None:
         return None
-    h = x.new_empty(B, H) if dims == 2 else x.new_empty(H)
-    c = None if plans.states == 1 else torch.empty_like(h)
-    ends = h.data_ptr(), 0 if c is None else c.data_ptr()
-    plans.first.call(0, False, (address, 0, x_row), each[-2], each[-1], each, (ends[0], 0, H), 0, ends[1])
+    form, new = plans.cell[dims - 1], empty_of()
+    each = plans.addresses(graph, weights, hx, form)
+    if each is None:
+        return None
+    sizes, strides = form.out
+    h, c = new(sizes, strides, torch.float32), None if plans.states == 1 else new(sizes, strides, torch.float32)
+    to, c_n = (h.data_ptr(), 0, form.row), 0 if c is None else c.data_ptr()
+    plans.first.call(0, False, (address, 0, x_row), each[-2], each[-1], each, to, 0, c_n)
     return (h,) if c is None else (h, c)
 
 

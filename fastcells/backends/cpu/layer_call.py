@@ -7,7 +7,7 @@ copy it or say what is wrong.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +33,27 @@ def shapes(*each: tuple[int, ...]) -> bytes:
     """Of tensors, as `_cpu.readable` compares them."""
     numbers = [number for shape in each for number in (len(shape), *shape)]
     return struct.pack(f"{len(numbers)}q", *numbers)
+
+
+def dense(sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sizes and strides of a new tensor."""
+    strides = [1]
+    for size in sizes[:0:-1]:
+        strides.insert(0, strides[0] * size)
+    return sizes, tuple(strides)
+
+
+def empty_of() -> Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]:
+    """What makes a tensor on the CPU of sizes, strides and dtype: as torch's compiler does, in half of the time."""
+    return _filled if _fast_empty is None or torch.are_deterministic_algorithms_enabled() else _fast_empty
+
+
+def _filled(sizes: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """As a deterministic process wants it."""
+    return torch.empty(sizes, dtype=dtype, device="cpu")
+
+
+_fast_empty = getattr(torch._C._dynamo.guards, "_empty_strided_cpu", None)
 
 
 class Plan:
