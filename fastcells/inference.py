@@ -17,12 +17,13 @@ from torch._C import _is_any_autocast_enabled as _autocast
 from torch._C import _is_tracing as _tracing
 from torch._C import _len_torch_dispatch_stack as _dispatch_modes
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from fastcells import dispatch
 from fastcells.backends.base import Call
 from fastcells.backends.cpu import native
-from fastcells.backends.cpu.layer_call import FLOAT, Plan, dense, empty_of, shapes
+from fastcells.backends.cpu.layer_call import FLOAT, Form, Plan, empty_of, shapes
 from fastcells.backends.cpu.policy import FEW_ROWS
 from fastcells.spec import CellSpec, State
 from fastcells.tuning import verdicts
@@ -36,31 +37,18 @@ MOST_KEPT = 4096
 
 CELL_WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 
-_plans: dict[tuple[object, ...], Plans | None] = {}  # None: another way than C is chosen
-
-
-class Form:
-    """What a call returns: the sizes and strides of its output and of each state; steps and rows of the output.
-
-    shapes: of the weights and the initial states, for `_cpu.readable`.
-    """
-
-    __slots__ = ("last", "out", "row", "shapes", "time")
-
-    def __init__(self, out: tuple[int, ...], time: int, row: int, last: tuple[int, ...], shapes: bytes) -> None:
-        self.out, self.time, self.row = dense(out), time, row
-        self.last, self.shapes = dense(last), shapes
+_plans: dict[tuple[object, ...], Any] = {}  # None: another way than C is chosen; what `small_layer` takes, by its key
 
 
 class Plans:
     """Of a stack of layers, or a cell: the plan of the first layer and of those above it."""
 
-    __slots__ = ("between", "cell", "first", "layer", "states", "upper", "weights")
+    __slots__ = ("between", "cell", "first", "layer", "states", "tensors", "upper")
 
     def __init__(self, spec: CellSpec, T: int, B: int, I: int, H: int, L: int, D: int, bias: bool) -> None:  # noqa: E741
         self.first, self.upper = Plan(spec.name, T, B, I, H, bias), Plan(spec.name, T, B, D * H, H, bias)
         self.states = n = spec.num_states
-        self.weights = weights = self.first.shapes * D + self.upper.shapes * (L * D - D)
+        self.tensors, weights = self.first.tensors * L * D, self.first.shapes * D + self.upper.shapes * (L * D - D)
         width, last, one = D * H, (L * D, B, H), (L * D, H)
         self.between = time_first = Form((T, B, width), B * width, width, last, weights + shapes(*[last] * n))
         batch_first = Form((B, T, width), width, T * width, last, time_first.shapes)
@@ -69,16 +57,12 @@ class Plans:
         self.layer = {(3, False): time_first, (3, True): batch_first, (2, False): unbatched, (2, True): unbatched}
         self.cell = [Form(own, 0, H, own, weights + shapes(*[own] * n)) for own in ((H,), (B, H))]
 
-    def addresses(self, graph: bool, weights: list[Any], hx: Any, form: Form) -> tuple[int, ...] | None:
+    def addresses(self, graph: bool, tensors: list[Any], given: bool, form: Form) -> tuple[int, ...] | None:
         """Of the weights, and of h and c behind them, 0 where none is given; None where C cannot read a tensor."""
-        if hx is None:
-            found = native._cpu.readable(graph, weights, self.weights)
-            return None if found is None else (*found, 0, 0)
-        tensors = [*weights, *hx] if isinstance(hx, tuple) else [*weights, hx]
-        if len(tensors) != len(weights) + self.states:
+        if given and len(tensors) != self.tensors + self.states:
             return None
         found = native._cpu.readable(graph, tensors, form.shapes)
-        return found if found is None or self.states == 2 else (*found, 0)
+        return found if found is None or (given and self.states == 2) else (*found, 0) if given else (*found, 0, 0)
 
 
 def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, Any] | None:
@@ -92,7 +76,18 @@ def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, A
         return None
     if (graph and weights[0] is not None and weights[0].requires_grad) or _watched() or not _is_simple(module):
         return None
-    batch_first = bool(module.batch_first)
+    tensors, batch_first = _with_state(weights, hx), bool(module.batch_first)
+    shape = x.shape if type(x) is Tensor or type(x) is Parameter else ()
+    key = (
+        *(shape, batch_first, module.impl, module.mode, module.reset_after, module.input_size, module.hidden_size),
+        *(module.num_layers, module.bidirectional, len(weights), torch.get_num_threads(), native._instructions),
+        *(verdicts.changes(), torch.are_deterministic_algorithms_enabled()),
+    )
+    small, keeper = _plans.get(key), module._keeper
+    if small is not None and keeper is None:
+        found: tuple[Tensor, Any] | None = native._cpu.small_layer(small, graph, x, tensors)
+        if found is not None:
+            return found
     place = native._cpu.place(graph, x, batch_first)
     if place is None:
         return None
@@ -103,10 +98,12 @@ def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, A
     plans = _plans_of(module.impl, module._spec(), T, B, I, module.hidden_size, L, D, weights)
     if plans is None:
         return None
-    form, keeper, new = plans.layer[dims, batch_first], module._keeper, empty_of()
-    each = plans.addresses(graph, weights, hx, form)
+    form, new = plans.layer[dims, batch_first], empty_of()
+    each = plans.addresses(graph, tensors, hx is not None, form)
     if each is None:
         return None
+    if small is None and L * D == 1:
+        _plans[key] = plans.first.small(plans.states, batch_first, form)
     packed = None if keeper is None else keeper.current(weights, each[: len(weights)], L * D)  # type: ignore[arg-type]
     sizes, strides = form.last
     h, c = new(sizes, strides, torch.float32), None if plans.states == 1 else new(sizes, strides, torch.float32)
@@ -148,7 +145,7 @@ def cell(module: Cell, x: Tensor, hx: State | None) -> State | None:
     if plans is None:
         return None
     form, new = plans.cell[dims - 1], empty_of()
-    each = plans.addresses(graph, weights, hx, form)
+    each = plans.addresses(graph, _with_state(weights, hx), hx is not None, form)
     if each is None:
         return None
     sizes, strides = form.out
@@ -156,6 +153,11 @@ def cell(module: Cell, x: Tensor, hx: State | None) -> State | None:
     to, c_n = (h.data_ptr(), 0, form.row), 0 if c is None else c.data_ptr()
     plans.first.call(0, False, (address, 0, x_row), each[-2], each[-1], each, to, 0, c_n)
     return (h,) if c is None else (h, c)
+
+
+def _with_state(weights: list[Any], hx: Any) -> list[Any]:
+    """The tensors that a call reads, beside its input."""
+    return weights if hx is None else [*weights, *hx] if isinstance(hx, tuple) and hx else [*weights, hx]
 
 
 def keeps(module: Layer) -> bool:

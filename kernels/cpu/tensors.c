@@ -4,6 +4,7 @@
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
 
+#include "backends.h"
 #include "tensors.h"
 
 #include <stdint.h>
@@ -83,31 +84,65 @@ static int is_contiguous(const struct dl_tensor *t) {
     return 1;
 }
 
+/* The shapes of some tensors, one after another: of each its number of dimensions and its sizes. */
+struct shapes {
+    const int64_t *at, *end;
+};
+
+/* Whether the kernels can read a tensor of the next shape. */
+static int read_next(PyObject *object, int graph, struct shapes *shapes, struct dl_tensor *found) {
+    const int64_t *shape = shapes->at;
+    if (shape == shapes->end || !read_tensor(object, graph, found) || found->dims != *shape ||
+        found->dims >= shapes->end - shape ||
+        memcmp(found->shape, shape + 1, (size_t)found->dims * sizeof *shape) != 0 || !is_contiguous(found))
+        return 0;
+    shapes->at += 1 + found->dims;
+    return 1;
+}
+
+/* Bytes of int64; NULL with an error for anything else. */
+static const int64_t *numbers_of(PyObject *bytes, Py_ssize_t *count) {
+    char *found;
+    if (PyBytes_AsStringAndSize(bytes, &found, count)) return NULL;
+    *count /= (Py_ssize_t)sizeof(int64_t);
+    return (const int64_t *)(void *)found;
+}
+
 /* readable(graph, tensors, shapes) -> their addresses, or None if one of them cannot be read where it lies. graph:
-   whether gradients are recorded. tensors: a list. shapes: of each its number of dimensions and its sizes, as bytes of
-   int64; more of them may follow. */
+   whether gradients are recorded. tensors: a list. shapes: as above, in bytes of int64; more of them may follow. */
 PyObject *py_readable(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
     if (count != 3) return PyErr_Format(PyExc_TypeError, "expected 3 arguments, got %zd", count);
-    const int graph = args[0] == Py_True;
-    char *bytes;
     Py_ssize_t size;
-    if (PyBytes_AsStringAndSize(args[2], &bytes, &size)) return NULL;
-    const Py_ssize_t tensors = PyList_Size(args[1]);
-    const int64_t *shape = (const int64_t *)(void *)bytes, *end = shape + size / (Py_ssize_t)sizeof *shape;
+    const int64_t *first = numbers_of(args[2], &size);
+    const Py_ssize_t tensors = first ? PyList_Size(args[1]) : -1;
+    struct shapes shapes = {first, first + (tensors < 0 ? 0 : size)};
     PyObject *addresses = tensors < 0 ? NULL : PyTuple_New(tensors);
     for (Py_ssize_t i = 0; addresses && i < tensors; i++) {
         struct dl_tensor t;
-        if (shape == end || !read_tensor(PyList_GetItem(args[1], i), graph, &t) || t.dims != *shape ||
-            t.dims >= end - shape || memcmp(t.shape, shape + 1, (size_t)t.dims * sizeof *shape) || !is_contiguous(&t)) {
+        if (!read_next(PyList_GetItem(args[1], i), args[0] == Py_True, &shapes, &t)) {
             Py_DECREF(addresses);
             Py_RETURN_NONE;
         }
-        shape += 1 + t.dims;
         PyObject *address = PyLong_FromVoidPtr(t.data);
         if (!address || PyTuple_SetItem(addresses, i, address)) Py_CLEAR(addresses);
     }
     return addresses;
+}
+
+/* Where an input of one to three dimensions lies; returns whether its features are side by side. */
+struct input {
+    int64_t T, B, I, time, row; /* the last two: how far steps and rows lie apart, in floats */
+};
+static int lies(const struct dl_tensor *t, int batch_first, struct input *at) {
+    if (t->dims < 1 || t->dims > 3) return 0;
+    const int features = t->dims - 1, time = t->dims == 3 && batch_first, row = 1 - time;
+    *at = (struct input){.T = t->dims > 1 ? t->shape[time] : 1,
+                         .B = t->dims > 2 ? t->shape[row] : 1,
+                         .I = t->shape[features],
+                         .time = t->dims > 1 ? t->strides[time] : 0,
+                         .row = t->dims > 2 ? t->strides[row] : 0};
+    return t->strides[features] == 1 || t->shape[features] == 1;
 }
 
 /* place(graph, x, time) -> (address, dimensions, T, B, I, and how far a step and a row lie apart, in floats) of an input
@@ -117,11 +152,75 @@ PyObject *py_place(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
     if (count != 3) return PyErr_Format(PyExc_TypeError, "expected 3 arguments, got %zd", count);
     struct dl_tensor t;
-    if (!read_tensor(args[1], args[0] == Py_True, &t) || t.dims < 1 || t.dims > 3) Py_RETURN_NONE;
-    const int features = t.dims - 1, time = t.dims == 3 && PyObject_IsTrue(args[2]), row = 1 - time;
-    if (t.strides[features] != 1 && t.shape[features] != 1) Py_RETURN_NONE;
-    const Py_ssize_t T = t.dims > 1 ? t.shape[time] : 1, x_time = t.dims > 1 ? t.strides[time] : 0;
-    const Py_ssize_t B = t.dims > 2 ? t.shape[row] : 1, x_row = t.dims > 2 ? t.strides[row] : 0;
-    return Py_BuildValue("(Ninnnnn)", PyLong_FromVoidPtr(t.data), t.dims, T, B, (Py_ssize_t)t.shape[features], x_time,
-                         x_row);
+    struct input at;
+    if (!read_tensor(args[1], args[0] == Py_True, &t) || !lies(&t, PyObject_IsTrue(args[2]), &at)) Py_RETURN_NONE;
+    return Py_BuildValue("(Ninnnnn)", PyLong_FromVoidPtr(t.data), t.dims, (Py_ssize_t)at.T, (Py_ssize_t)at.B,
+                         (Py_ssize_t)at.I, (Py_ssize_t)at.time, (Py_ssize_t)at.row);
+}
+
+/* What does not depend on the tensors of a call, in the order of fastcells/backends/cpu/layer_call.py. */
+struct sizes {
+    int64_t backend, cell, T, B, H, I, packed, weights, states, batch_first, out_time, out_row;
+};
+
+/* A new tensor: new(*sizes), and where it lies. */
+static PyObject *new_tensor(PyObject *new, PyObject *sizes, float **data) {
+    struct dl_tensor t;
+    PyObject *made = PyObject_Call(new, sizes, NULL);
+    if (made && !read_tensor(made, 0, &t)) {
+        Py_CLEAR(made);
+        PyErr_SetString(PyExc_RuntimeError, "a new tensor cannot be written");
+    }
+    if (made) *data = t.data;
+    return made;
+}
+
+/* small_layer(call, graph, x, tensors) -> (out, h) or (out, (h, c)) of a layer of one direction by one thread, without
+   anything asked in Python; None where a tensor is not as the call has it. call: (`struct sizes` and shapes, both in
+   bytes of int64; what makes a tensor, and of which arguments out and a state). tensors: the weights, and the states
+   that are given. */
+PyObject *py_small_layer(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
+    if (count != 4) return PyErr_Format(PyExc_TypeError, "expected 4 arguments, got %zd", count);
+    PyObject *part[5];
+    for (Py_ssize_t i = 0; i < 5; i++) {
+        if (!(part[i] = PyTuple_GetItem(args[0], i))) return NULL;
+    }
+    Py_ssize_t sizes, numbers;
+    const struct sizes *s = (const void *)numbers_of(part[0], &numbers);
+    const int64_t *first = s ? numbers_of(part[1], &sizes) : NULL;
+    const Py_ssize_t tensors = first ? PyList_Size(args[3]) : -1;
+    if (tensors < 0) return NULL;
+    if (numbers != sizeof *s / sizeof(int64_t) || s->backend >= backend_count || !backends[s->backend]->supported())
+        return PyErr_Format(PyExc_ValueError, "%zd numbers, or no such backend", numbers);
+    const int graph = args[1] == Py_True;
+    struct shapes shapes = {first, first + sizes};
+    struct dl_tensor t;
+    struct input at;
+    if (!read_tensor(args[2], graph, &t) || !lies(&t, (int)s->batch_first, &at) || at.T != s->T || at.B != s->B ||
+        at.I != s->I || (tensors != s->weights && tensors != s->weights + s->states))
+        Py_RETURN_NONE;
+    struct layer task = {.cell = (enum cell)s->cell, .T = (size_t)s->T, .B = (size_t)s->B, .H = (size_t)s->H,
+                         .I = (size_t)s->I, .packed = (int)s->packed, .x_time = (size_t)at.time,
+                         .x_row = (size_t)at.row, .out_time = (size_t)s->out_time, .out_row = (size_t)s->out_row,
+                         .x = t.data};
+    const float *read[6] = {0};
+    for (Py_ssize_t i = 0; i < tensors; i++) {
+        if (!read_next(PyList_GetItem(args[3], i), graph, &shapes, &t)) Py_RETURN_NONE;
+        read[i < s->weights ? i : 4 + i - s->weights] = t.data;
+    }
+    task.w_ih = read[0], task.w = read[1], task.b_ih = read[2], task.b = read[3], task.h0 = read[4], task.c0 = read[5];
+    PyObject *out = new_tensor(part[2], part[3], &task.out), *h = NULL, *c = NULL;
+    if (out) h = new_tensor(part[2], part[4], &task.h_n);
+    if (h && s->states == 2) c = new_tensor(part[2], part[4], &task.c_n);
+    int status = -1;
+    if (h && (c || s->states == 1)) {
+        Py_BEGIN_ALLOW_THREADS;
+        status = backends[s->backend]->layer(&task, 1);
+        Py_END_ALLOW_THREADS;
+        if (status) PyErr_NoMemory();
+    }
+    if (!status) return c ? Py_BuildValue("(N(NN))", out, h, c) : Py_BuildValue("(NN)", out, h);
+    Py_XDECREF(out), Py_XDECREF(h), Py_XDECREF(c);
+    return NULL;
 }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FLOAT = 4  # bytes
 LARGE = 1 << 14  # floats of memory that malloc might not keep from one call to the next
+Small = tuple[bytes, bytes, Callable[..., Tensor], tuple[object, ...], tuple[object, ...]]
 Place = tuple[int, int, int]  # address, and how far a step and a row lie apart, in floats
 
 if native._cpu is not None:
@@ -56,6 +57,19 @@ def _filled(sizes: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype
 _fast_empty = getattr(torch._C._dynamo.guards, "_empty_strided_cpu", None)
 
 
+class Form:
+    """What a call returns: the sizes and strides of its output and of each state; steps and rows of the output.
+
+    shapes: of the weights and the initial states, for `_cpu.readable`.
+    """
+
+    __slots__ = ("last", "out", "row", "shapes", "time")
+
+    def __init__(self, out: tuple[int, ...], time: int, row: int, last: tuple[int, ...], shapes: bytes) -> None:
+        self.out, self.time, self.row = dense(out), time, row
+        self.last, self.shapes = dense(last), shapes
+
+
 class Plan:
     """Calls of one size: what does not depend on the tensors is found out once."""
 
@@ -84,6 +98,15 @@ class Plan:
         self.kept: Kept | None = None
         self.shapes = shapes((rows, I), (rows, H), *([(rows,)] * 2 if bias else []))
         self.tensors = 4 if bias else 2
+
+    def small(self, states: int, batch_first: bool, form: Form) -> Small | None:
+        """As `_cpu.small_layer` takes it, or None for calls that are worth a thought about threads and memory."""
+        if self.most > 1 or self.projected >= LARGE:
+            return None
+        sizes = native._instructions, self.cell, self.T, self.B, self.H, self.I, self.packed
+        numbers = struct.pack("12q", *sizes, self.tensors, states, batch_first, form.time, form.row)
+        out, last = ((*each, torch.float32) for each in (form.out, form.last))
+        return numbers, form.shapes, empty_of(), out, last
 
     def call(
         self,

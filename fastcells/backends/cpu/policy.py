@@ -27,7 +27,7 @@ def packs(steps: int, batch: int, H: int) -> bool:
     """Whether such a call packs the weights.
 
     Measured with B 1, 2, 4, 8, H 64 to 1024 and 4 to 64 tokens (AMD EPYC of family 26, one thread): from 8 to 13 tokens
-    on that has paid with H 64, from 14 to 17 with H 128, 20 to 28 with H 256, about 40 with H 512, 60 to 80 with H 1024.
+    on that has paid with H 64, from 14 to 17 with H 128, 20 to 28 with H 256, 40 with H 512, 60 to 80 with H 1024.
     """
     return steps * batch >= 4 + batch // 2 + H // 14
 
