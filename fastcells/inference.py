@@ -84,8 +84,10 @@ def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, A
         *(verdicts.changes(), torch.are_deterministic_algorithms_enabled()),
     )
     small, keeper = _plans.get(key), module._keeper
-    if small is not None and keeper is None:
-        found: tuple[Tensor, Any] | None = native._cpu.small_layer(small, graph, x, tensors)
+    packed = None if keeper is None else keeper.packed  # held for as long as C compares addresses with its own
+    kept = None if packed is None else packed.small.get(key)
+    if small is not None and (keeper is None or kept is not None):
+        found: tuple[Tensor, Any] | None = native._cpu.small_layer(small, graph, x, tensors, kept)
         if found is not None:
             return found
     place = native._cpu.place(graph, x, batch_first)
@@ -124,6 +126,8 @@ def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, A
             h0, c0, h_n, c_n = h0 and h0 + row, c0 and c0 + row, h_n + row, c_n and c_n + row
             plan, source = plans.upper, to
     del below
+    if packed is not None and L * D == 1 and (layout := plan.small_layout()) is not None:
+        packed.remember(key, layout)
     return out, h if c is None else (h, c)
 
 

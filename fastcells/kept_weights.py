@@ -15,6 +15,7 @@ from fastcells import inference
 from fastcells.errors import CannotRun
 
 MOST_LAYOUTS = 4  # of each layer and direction: for a row alone, for two, for more; for a team of another size
+MOST_CALLS = 64  # of different sizes, of which it is remembered which panels serve them
 
 Addresses = tuple[int, ...]
 P = TypeVar("P", bound="KeepsWeights")
@@ -23,7 +24,7 @@ P = TypeVar("P", bound="KeepsWeights")
 class Packed:
     """Copies of a layer's weights as they were at one time. Whoever runs may add some, and nobody changes one."""
 
-    __slots__ = ("__weakref__", "addresses", "most", "panels", "storages", "versions", "weights")
+    __slots__ = ("__weakref__", "addresses", "most", "panels", "small", "storages", "versions", "weights")
 
     def __init__(self, weights: list[Tensor], versions: list[int], addresses: Addresses, directions: int) -> None:
         self.weights, self.versions, self.addresses = weights, versions, addresses
@@ -31,12 +32,25 @@ class Packed:
         # Held, so that no other storage is ever found at the same address.
         self.storages = [w.untyped_storage() for w in weights]
         self.panels: dict[tuple[int, ...], Tensor] = {}
+        self.small: dict[tuple[object, ...], tuple[object, ...]] = {}
 
     def add(self, key: tuple[int, ...], panels: Tensor) -> None:
         """key: which layer and direction, counted through the stack, and the layout."""
         if len(self.panels) >= self.most:
             self.panels.clear()
+            self.small.clear()
         self.panels[key] = panels
+
+    def remember(self, call: tuple[object, ...], key: tuple[int, ...]) -> None:
+        """For `_cpu.small_layer`: what it has to find as it is here, and the panels for such calls, if they are here.
+
+        call: whatever tells such calls from others. key: of `add`.
+        """
+        panels = self.panels.get(key)
+        if len(self.small) >= MOST_CALLS:
+            self.small.clear()
+        if panels is not None:
+            self.small[call] = self.weights, self.versions, self.addresses, panels, panels.data_ptr(), key[1]
 
 
 class Keeper:

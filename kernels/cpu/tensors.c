@@ -29,7 +29,7 @@ struct dl_exchange {
 enum { CPU_DEVICE = 1, FLOAT_CODE = 2 };
 
 static PyObject *tensor, *parameter;                 /* the classes whose tensors are read; NULL: none */
-static PyObject *requires_grad;                      /* the name of an attribute */
+static PyObject *requires_grad, *version_name;       /* names of attributes */
 static PyCFunction is_neg;                           /* a method without arguments */
 static int (*from_object)(void *, struct dl_tensor *);
 
@@ -44,7 +44,8 @@ PyObject *py_read_with(PyObject *self, PyObject *const *args, Py_ssize_t count) 
     PyErr_Clear();
     if (!table || table->major != 1 || !table->from_object || flags != METH_NOARGS) Py_RETURN_FALSE;
     requires_grad = PyUnicode_InternFromString("requires_grad");
-    if (!requires_grad) return NULL;
+    version_name = PyUnicode_InternFromString("_version");
+    if (!requires_grad || !version_name) return NULL;
     from_object = table->from_object, is_neg = PyCFunction_GetFunction(args[2]);
     Py_INCREF(args[0]), Py_INCREF(args[1]); /* for good */
     tensor = args[0], parameter = args[1];
@@ -175,14 +176,30 @@ static PyObject *new_tensor(PyObject *new, PyObject *sizes, float **data) {
     return made;
 }
 
-/* small_layer(call, graph, x, tensors) -> (out, h) or (out, (h, c)) of a layer of one direction by one thread, without
+/* Whether a tensor is the one that was packed, where it was then, with the numbers of then as far as torch counts
+   changes. */
+static int is_still(PyObject *object, const struct dl_tensor *t, PyObject *kept[3], Py_ssize_t i) {
+    PyObject *version = PyObject_GetAttr(object, version_name);
+    const int same = version && PyList_GetItem(kept[0], i) == object &&
+                     PyObject_RichCompareBool(version, PyList_GetItem(kept[1], i), Py_EQ) == 1 &&
+                     PyLong_AsVoidPtr(PyTuple_GetItem(kept[2], i)) == t->data;
+    Py_XDECREF(version);
+    PyErr_Clear(); /* of an inference tensor, whose changes nobody counts, among others */
+    return same;
+}
+
+/* small_layer(call, graph, x, tensors, kept) -> (out, h) or (out, (h, c)) of a layer of one direction by one thread, without
    anything asked in Python; None where a tensor is not as the call has it. call: (`struct sizes` and shapes, both in
    bytes of int64; what makes a tensor, and of which arguments out and a state). tensors: the weights, and the states
-   that are given. */
+   that are given. kept: None, or what has been packed of the weights: (they, their versions and addresses; panels, their
+   address and the vectors of a tile). */
 PyObject *py_small_layer(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
-    if (count != 4) return PyErr_Format(PyExc_TypeError, "expected 4 arguments, got %zd", count);
-    PyObject *part[5];
+    if (count != 5) return PyErr_Format(PyExc_TypeError, "expected 5 arguments, got %zd", count);
+    PyObject *part[5], *kept[6] = {NULL};
+    for (Py_ssize_t i = 0; args[4] != Py_None && i < 6; i++) {
+        if (!(kept[i] = PyTuple_GetItem(args[4], i))) return NULL;
+    }
     for (Py_ssize_t i = 0; i < 5; i++) {
         if (!(part[i] = PyTuple_GetItem(args[0], i))) return NULL;
     }
@@ -206,10 +223,17 @@ PyObject *py_small_layer(PyObject *self, PyObject *const *args, Py_ssize_t count
                          .x = t.data};
     const float *read[6] = {0};
     for (Py_ssize_t i = 0; i < tensors; i++) {
-        if (!read_next(PyList_GetItem(args[3], i), graph, &shapes, &t)) Py_RETURN_NONE;
+        PyObject *object = PyList_GetItem(args[3], i);
+        if (!read_next(object, graph, &shapes, &t)) Py_RETURN_NONE;
+        if (kept[0] && i < s->weights && !is_still(object, &t, kept, i)) Py_RETURN_NONE;
         read[i < s->weights ? i : 4 + i - s->weights] = t.data;
     }
     task.w_ih = read[0], task.w = read[1], task.b_ih = read[2], task.b = read[3], task.h0 = read[4], task.c0 = read[5];
+    if (kept[0]) {
+        task.packed = task.kept = 1;
+        task.panels = PyLong_AsVoidPtr(kept[4]), task.vectors = PyLong_AsSize_t(kept[5]);
+        if (PyErr_Occurred()) return NULL;
+    }
     PyObject *out = new_tensor(part[2], part[3], &task.out), *h = NULL, *c = NULL;
     if (out) h = new_tensor(part[2], part[4], &task.h_n);
     if (h && s->states == 2) c = new_tensor(part[2], part[4], &task.c_n);

@@ -30,7 +30,9 @@ class Watched:
     def small_layer(self, *arguments: Any) -> Any:
         found = self.real.small_layer(*arguments)
         if found is not None:
-            self.ways.append(PACKED if struct.unpack("12q", arguments[0][0])[6] else READ)
+            self.ways.append(
+                KEPT if arguments[4] is not None else PACKED if struct.unpack("12q", arguments[0][0])[6] else READ
+            )
         return found
 
     def taken(self) -> list[str]:

@@ -108,6 +108,12 @@ class Plan:
         out, last = ((*each, torch.float32) for each in (form.out, form.last))
         return numbers, form.shapes, empty_of(), out, last
 
+    def small_layout(self) -> tuple[int, ...] | None:
+        """The key of the panels that a packed layer of one direction reads, where one thread reads them."""
+        if self.kept is None or self.kept.most > 1 or self.projected >= LARGE:
+            return None
+        return 0, self.kept.vectors, native._instructions, self.cell
+
     def call(
         self,
         index: int,
@@ -135,7 +141,7 @@ class Plan:
         if packed is not None:
             kept = self.kept = self.kept or Kept(self)
             most, packs, vectors = kept.most, True, kept.vectors
-            key = index, vectors, native._instructions
+            key = index, vectors, native._instructions, self.cell
             panels = packed.panels.get(key)
             filled = panels is not None
             if panels is None:
