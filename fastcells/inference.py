@@ -139,19 +139,33 @@ def cell(module: Cell, x: Tensor, hx: State | None) -> State | None:
     weights = [own.get(name) for name in (CELL_WEIGHTS if module.bias else CELL_WEIGHTS[:2])]
     if weights[0] is None or (graph and weights[0].requires_grad) or _watched():
         return None
+    spec, tensors = module._spec(), _with_state(weights, hx)
+    shape = x.shape if type(x) is Tensor or type(x) is Parameter else ()
+    key = (
+        *("cell", shape, module.impl, spec.name, module.input_size, module.hidden_size, len(weights)),
+        *(torch.get_num_threads(), native._instructions, verdicts.changes()),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    small = _plans.get(key)
+    if small is not None:
+        found: State | None = native._cpu.small_layer(small, graph, x, tensors, None)
+        if found is not None:
+            return found
     place = native._cpu.place(graph, x, False)
     if place is None:
         return None
     address, dims, B, _, I, x_row, _ = place  # noqa: E741
     if dims > 2 or module.input_size != I:
         return None
-    plans = _plans_of(module.impl, module._spec(), 1, B, I, module.hidden_size, 1, 1, weights)
+    plans = _plans_of(module.impl, spec, 1, B, I, module.hidden_size, 1, 1, weights)
     if plans is None:
         return None
     form, new = plans.cell[dims - 1], empty_of()
-    each = plans.addresses(graph, _with_state(weights, hx), hx is not None, form)
+    each = plans.addresses(graph, tensors, hx is not None, form)
     if each is None:
         return None
+    if small is None:
+        _plans[key] = plans.first.small(plans.states, False, form, cell=True)
     sizes, strides = form.out
     h, c = new(sizes, strides, torch.float32), None if plans.states == 1 else new(sizes, strides, torch.float32)
     to, c_n = (h.data_ptr(), 0, form.row), 0 if c is None else c.data_ptr()

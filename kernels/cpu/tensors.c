@@ -190,7 +190,7 @@ static int is_still(PyObject *object, const struct dl_tensor *t, PyObject *kept[
 
 /* small_layer(call, graph, x, tensors, kept) -> (out, h) or (out, (h, c)) of a layer of one direction by one thread, without
    anything asked in Python; None where a tensor is not as the call has it. call: (`struct sizes` and shapes, both in
-   bytes of int64; what makes a tensor, and of which arguments out and a state). tensors: the weights, and the states
+   bytes of int64; what makes a tensor, and of which arguments out and a state, None for a cell, which returns (h,) or (h, c)). tensors: the weights, and the states
    that are given. kept: None, or what has been packed of the weights: (they, their versions and addresses; panels, their
    address and the vectors of a tile). */
 PyObject *py_small_layer(PyObject *self, PyObject *const *args, Py_ssize_t count) {
@@ -214,7 +214,10 @@ PyObject *py_small_layer(PyObject *self, PyObject *const *args, Py_ssize_t count
     struct shapes shapes = {first, first + sizes};
     struct dl_tensor t;
     struct input at;
-    if (!read_tensor(args[2], graph, &t) || !lies(&t, (int)s->batch_first, &at) || at.T != s->T || at.B != s->B ||
+    const int cell = part[4] == Py_None;
+    if (!read_tensor(args[2], graph, &t) || !lies(&t, (int)s->batch_first, &at)) Py_RETURN_NONE;
+    if (cell) at = (struct input){.T = 1, .B = at.T, .I = at.I, .row = at.time}; /* rows, and no time */
+    if (at.T != s->T || at.B != s->B ||
         at.I != s->I || (tensors != s->weights && tensors != s->weights + s->states))
         Py_RETURN_NONE;
     struct layer task = {.cell = (enum cell)s->cell, .T = (size_t)s->T, .B = (size_t)s->B, .H = (size_t)s->H,
@@ -235,15 +238,16 @@ PyObject *py_small_layer(PyObject *self, PyObject *const *args, Py_ssize_t count
         if (PyErr_Occurred()) return NULL;
     }
     PyObject *out = new_tensor(part[2], part[3], &task.out), *h = NULL, *c = NULL;
-    if (out) h = new_tensor(part[2], part[4], &task.h_n);
-    if (h && s->states == 2) c = new_tensor(part[2], part[4], &task.c_n);
+    if (out && !cell) h = new_tensor(part[2], part[4], &task.h_n);
+    if (out && s->states == 2) c = new_tensor(part[2], cell ? part[3] : part[4], &task.c_n);
     int status = -1;
-    if (h && (c || s->states == 1)) {
+    if (out && (h || cell) && (c || s->states == 1)) {
         Py_BEGIN_ALLOW_THREADS;
         status = backends[s->backend]->layer(&task, 1);
         Py_END_ALLOW_THREADS;
         if (status) PyErr_NoMemory();
     }
+    if (!status && cell) return c ? Py_BuildValue("(NN)", out, c) : Py_BuildValue("(N)", out);
     if (!status) return c ? Py_BuildValue("(N(NN))", out, h, c) : Py_BuildValue("(NN)", out, h);
     Py_XDECREF(out), Py_XDECREF(h), Py_XDECREF(c);
     return NULL;

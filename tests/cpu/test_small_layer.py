@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fastcells
 from fastcells import inference
 from tests.cpu.test_layer_call import CELLS, Counted, close, counted, exact, made, state_of
 from tests.support.packing import flat, same
@@ -127,3 +128,52 @@ def test_results(packed: bool, counted: Counted) -> None:
         assert gru(x)[0].is_inference()
     parameter = nn.Parameter(x, requires_grad=False)
     assert same(gru(parameter), (out, last)) and same(gru(x[0])[0], out[0])
+
+
+CELL_CHANGES: dict[str, Callable[[Any, Tensor], Any]] = {
+    "nothing": lambda cell, x: (x,),
+    "rows-apart": lambda cell, x: (torch.cat([x, x], 1)[:, :6],),
+    "negative": lambda cell, x: (torch._neg_view(-x),),
+    "one-row": lambda cell, x: (x[0],),
+    "three-dimensions": lambda cell, x: (x[None],),
+    "state-of-other-rows": lambda cell, x: (x, state_of(cell, 3, 20)),
+    "unbatched-state": lambda cell, x: (x, state_of(cell, 20)),
+    "transposed-state": lambda cell, x: (x, t.t() if isinstance(t := state_of(cell, 20, 2), Tensor) else t),
+    "input_size": lambda cell, x: setattr(cell, "input_size", 7) or (x,),
+    "hidden_size": lambda cell, x: setattr(cell, "hidden_size", 21) or (x,),
+    "impl": lambda cell, x: setattr(cell, "impl", "torch") or (x,),
+    "weight": lambda cell, x: cell.weight_hh.data.mul_(2) is not None and (x,),
+    "data": lambda cell, x: setattr(cell.weight_ih, "data", torch.randn_like(cell.weight_ih)) or (x,),
+    "double-weights": lambda cell, x: cell.double() and (x,),
+    "gradients": lambda cell, x: (x.clone().requires_grad_(),),
+}
+
+
+@pytest.mark.parametrize("change", CELL_CHANGES.values(), ids=CELL_CHANGES)
+@pytest.mark.parametrize("name", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_cells(
+    name: str, change: Callable[[Any, Tensor], Any], counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(2, 6)
+    cell: Any = getattr(fastcells, name)(6, 20, impl="cpu").requires_grad_(False)
+    cell(x), cell(x[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(inference.Plans, "addresses", lambda *args: pytest.fail("the way before was taken"))
+        for args in ((x,), (x[0],), (x, state_of(cell, 2, 20)), (x[0], state_of(cell, 20))):
+            assert close(flat(cell(*args)), exact(cell, *args))
+    args, found = change(cell, x), list[Any]()
+    for prepared in (True, False):
+        if not prepared:
+            monkeypatch.setattr(counted, "small_layer", lambda *args: None, raising=False)
+        try:
+            with torch.enable_grad():
+                found.append(flat(cell(*args)))
+        except Exception as error:
+            found.append((type(error), str(error)))
+    first, second = found
+    assert type(first) is type(second)
+    if isinstance(first, tuple):
+        assert first == second
+    else:
+        assert [t.requires_grad for t in first] == [t.requires_grad for t in second]
+        assert close([t.detach() for t in first], [t.detach().double() for t in second])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FLOAT = 4  # bytes
 LARGE = 1 << 14  # floats of memory that malloc might not keep from one call to the next
-Small = tuple[bytes, bytes, Callable[..., Tensor], tuple[object, ...], tuple[object, ...]]
+Small = tuple[bytes, bytes, Callable[..., Tensor], tuple[object, ...], tuple[object, ...] | None]
 Place = tuple[int, int, int]  # address, and how far a step and a row lie apart, in floats
 
 if native._cpu is not None:
@@ -99,14 +99,14 @@ class Plan:
         self.shapes = shapes((rows, I), (rows, H), *([(rows,)] * 2 if bias else []))
         self.tensors = 4 if bias else 2
 
-    def small(self, states: int, batch_first: bool, form: Form) -> Small | None:
-        """As `_cpu.small_layer` takes it, or None for calls that are worth a thought about threads and memory."""
+    def small(self, states: int, batch_first: bool, form: Form, cell: bool = False) -> Small | None:
+        """Of a layer or a cell, as `_cpu.small_layer` takes it; None where threads or memory are worth a thought."""
         if self.most > 1 or self.projected >= LARGE:
             return None
         sizes = native._instructions, self.cell, self.T, self.B, self.H, self.I, self.packed
         numbers = struct.pack("12q", *sizes, self.tensors, states, batch_first, form.time, form.row)
         out, last = ((*each, torch.float32) for each in (form.out, form.last))
-        return numbers, form.shapes, empty_of(), out, last
+        return numbers, form.shapes, empty_of(), out, None if cell else last
 
     def small_layout(self) -> tuple[int, ...] | None:
         """The key of the panels that a packed layer of one direction reads, where one thread reads them."""
