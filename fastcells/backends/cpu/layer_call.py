@@ -54,7 +54,10 @@ def _filled(sizes: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype
     return torch.empty(sizes, dtype=dtype, device="cpu")
 
 
-_fast_empty = getattr(torch._C._dynamo.guards, "_empty_strided_cpu", None)
+try:
+    _fast_empty: Callable[..., Tensor] | None = torch._C._dynamo.guards._empty_strided_cpu
+except AttributeError:  # a torch that has moved it
+    _fast_empty = None
 
 
 class Form:
