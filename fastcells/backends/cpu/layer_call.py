@@ -55,7 +55,7 @@ def _filled(sizes: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype
 
 
 try:
-    _fast_empty: Callable[..., Tensor] | None = torch._C._dynamo.guards._empty_strided_cpu
+    _fast_empty: Callable[..., Tensor] | None = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined]
 except AttributeError:  # a torch that has moved it
     _fast_empty = None
 
