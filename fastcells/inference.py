@@ -8,18 +8,22 @@ what there is to be raised.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active as _transforms_active
+from torch._C import _is_any_autocast_enabled as _autocast
+from torch._C import _is_tracing as _tracing
+from torch._C import _len_torch_dispatch_stack as _dispatch_modes
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from fastcells import dispatch
 from fastcells.backends.base import Call
 from fastcells.backends.cpu import native
-from fastcells.backends.cpu.layer_call import FLOAT, Plan, place, readable
-from fastcells.modes import traced, transformed
+from fastcells.backends.cpu.layer_call import FLOAT, Form, Plan, empty_of, shapes
 from fastcells.spec import CellSpec, State
 from fastcells.tuning import verdicts
 
@@ -30,22 +34,39 @@ if TYPE_CHECKING:
 SHORT: set[type] = set()  # classes whose methods are this package's own; what is derived from them goes the long way
 MOST_KEPT = 4096
 
-_plans: dict[tuple[object, ...], Plans | None] = {}  # None: another way than C is chosen
+CELL_WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+
+_plans: dict[tuple[object, ...], Any] = {}  # None: another way than C is chosen; what `small_layer` takes, by its key
 
 
 class Plans:
     """Of a stack of layers, or a cell: the plan of the first layer and of those above it."""
 
-    __slots__ = ("first", "shape", "states", "upper")
+    __slots__ = ("between", "cell", "first", "layer", "states", "tensors", "upper")
 
-    def __init__(self, spec: CellSpec, T: int, B: int, I: int, H: int, rows: int, D: int) -> None:  # noqa: E741
-        self.first, self.upper = Plan(spec.name, T, B, I, H), Plan(spec.name, T, B, D * H, H)
-        self.states, self.shape = spec.num_states, (rows, B, H)
+    def __init__(self, spec: CellSpec, T: int, B: int, I: int, H: int, L: int, D: int, bias: bool) -> None:  # noqa: E741
+        self.first, self.upper = Plan(spec.name, T, B, I, H, bias), Plan(spec.name, T, B, D * H, H, bias)
+        self.states = n = spec.num_states
+        self.tensors, weights = self.first.tensors * L * D, self.first.shapes * D + self.upper.shapes * (L * D - D)
+        width, last, one = D * H, (L * D, B, H), (L * D, H)
+        self.between = time_first = Form((T, B, width), B * width, width, last, weights + shapes(*[last] * n))
+        batch_first = Form((B, T, width), width, T * width, last, time_first.shapes)
+        unbatched = Form((T, width), width, width, one, weights + shapes(*[one] * n))
+        # By the number of the input's dimensions, of a layer with time or batch first.
+        self.layer = {(3, False): time_first, (3, True): batch_first, (2, False): unbatched, (2, True): unbatched}
+        self.cell = [Form(own, 0, H, own, weights + shapes(*[own] * n)) for own in ((H,), (B, H))]
+
+    def addresses(self, graph: bool, tensors: list[Any], given: bool, form: Form) -> tuple[int, ...] | None:
+        """Of the weights, and of h and c behind them, 0 where none is given; None where C cannot read a tensor."""
+        if given and len(tensors) != self.tensors + self.states:
+            return None
+        found = native._cpu.readable(graph, tensors, form.shapes)
+        return found if found is None or (given and self.states == 2) else (*found, 0) if given else (*found, 0, 0)
 
 
 def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, Any] | None:
     """`forward` without options; None where the long way has to be gone. hx: a tensor, of an LSTM two, or None."""
-    if type(module) not in SHORT or not _is_float(x):
+    if type(module) not in SHORT:
         return None
     own, graph = module._parameters, torch.is_grad_enabled()
     try:
@@ -54,84 +75,106 @@ def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, A
         return None
     if (graph and weights[0] is not None and weights[0].requires_grad) or _watched() or not _is_simple(module):
         return None
-    batched, time = x.dim() == 3, 1 if module.batch_first else 0
-    sizes = x.shape
-    if batched:
-        T, B, I = sizes[time], sizes[1 - time], sizes[2]  # noqa: E741
-        source = place(x, time, graph)
-    elif len(sizes) == 2:
-        T, B, I = sizes[0], 1, sizes[1]  # noqa: E741
-        source = place(x.unsqueeze(1), 0, graph)
-    else:
+    tensors, batch_first = _with_state(weights, hx), bool(module.batch_first)
+    shape = x.shape if type(x) is Tensor or type(x) is Parameter else ()
+    key = (
+        *(shape, batch_first, module.impl, module.mode, module.reset_after, module.input_size, module.hidden_size),
+        *(module.num_layers, module.bidirectional, len(weights), torch.get_num_threads(), native._instructions),
+        *(verdicts.changes(), torch.are_deterministic_algorithms_enabled()),
+    )
+    small, keeper = _plans.get(key), module._keeper
+    packed = None if keeper is None else keeper.packed  # held for as long as C compares addresses with its own
+    kept = None if packed is None else packed.small.get(key)
+    if small is not None and (keeper is None or kept is not None):
+        found: tuple[Tensor, Any] | None = native._cpu.small_layer(small, graph, x, tensors, kept)
+        if found is not None:
+            return found
+    place = native._cpu.place(graph, x, batch_first)
+    if place is None:
         return None
-    if source is None or module.input_size != I:
-        return None
+    address, dims, T, B, I, x_time, x_row = place  # noqa: E741
     L, D = module.num_layers, 2 if module.bidirectional else 1
+    if dims < 2 or module.input_size != I:
+        return None
     plans = _plans_of(module.impl, module._spec(), T, B, I, module.hidden_size, L, D, weights)
     if plans is None:
         return None
-    shape = plans.shape if batched else (L * D, module.hidden_size)
-    start = _addresses(hx, shape, plans.states, graph)
-    each = _weights(weights, plans, L, D, graph)
-    if start is None or each is None:
+    form, new = plans.layer[dims, batch_first], empty_of()
+    each = plans.addresses(graph, tensors, hx is not None, form)
+    if each is None:
         return None
-    keeper = module._keeper
-    packed = None if keeper is None else keeper.current(weights, each)  # type: ignore[arg-type]
-    last = [x.new_empty(shape) for _ in range(plans.states)]
-    h0, c0 = start
-    h_n, c_n = last[0].data_ptr(), 0 if plans.states == 1 else last[1].data_ptr()
-    plan, width, row, out = plans.first, D * plans.first.H, plans.first.row, x
+    if small is None and L * D == 1:
+        _plans[key] = plans.first.small(plans.states, batch_first, form)
+    packed = None if keeper is None else keeper.current(weights, each[: len(weights)], L * D)  # type: ignore[arg-type]
+    sizes, strides = form.last
+    h, c = new(sizes, strides, torch.float32), None if plans.states == 1 else new(sizes, strides, torch.float32)
+    h0, c0, h_n, c_n = each[-2], each[-1], h.data_ptr(), 0 if c is None else c.data_ptr()
+    plan, row, source, out = plans.first, plans.first.row, (address, x_time, x_row), h
     for i in range(L):
         below = out  # keeps the memory that is read
-        if i < L - 1 or not batched or time == 0:
-            out = x.new_empty(T, B, width) if batched or i < L - 1 else x.new_empty(T, width)
-            steps = B * width, width
-        else:
-            out = x.new_empty(B, T, width)
-            steps = width, T * width
-        to = out.data_ptr()
-        plan.call(False, source, h0, c0, each[i * D], (to, steps[0], steps[1]), h_n, c_n, packed, i * D)
+        at = form if i == L - 1 else plans.between
+        sizes, strides = at.out
+        out = new(sizes, strides, torch.float32)
+        to = out.data_ptr(), at.time, at.row
+        plan.call(i * D, False, source, h0, c0, each, to, h_n, c_n, packed)
         if D == 2:
             h0, c0, h_n, c_n = h0 and h0 + row, c0 and c0 + row, h_n + row, c_n and c_n + row
-            other = to + width * FLOAT // 2, steps[0], steps[1]
-            plan.call(True, source, h0, c0, each[2 * i + 1], other, h_n, c_n, packed, 2 * i + 1)
+            other = to[0] + plan.H * FLOAT, to[1], to[2]
+            plan.call(2 * i + 1, True, source, h0, c0, each, other, h_n, c_n, packed)
         if i < L - 1:
             h0, c0, h_n, c_n = h0 and h0 + row, c0 and c0 + row, h_n + row, c_n and c_n + row
-            plan, source = plans.upper, (to, steps[0], steps[1])
+            plan, source = plans.upper, to
     del below
-    return out, last[0] if len(last) == 1 else tuple(last)
+    if packed is not None and L * D == 1 and (layout := plan.small_layout()) is not None:
+        packed.remember(key, layout)
+    return out, h if c is None else (h, c)
 
 
 def cell(module: Cell, x: Tensor, hx: State | None) -> State | None:
     """A cell's step; None where the long way has to be gone."""
-    if type(module) not in SHORT or not _is_float(x) or module.impl not in ("auto", "cpu"):
+    if type(module) not in SHORT or module.impl not in ("auto", "cpu"):
         return None
     own, graph = module._parameters, torch.is_grad_enabled()
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if module.bias else ("weight_ih", "weight_hh")
-    weights = [own.get(name) for name in names]
+    weights = [own.get(name) for name in (CELL_WEIGHTS if module.bias else CELL_WEIGHTS[:2])]
     if weights[0] is None or (graph and weights[0].requires_grad) or _watched():
         return None
-    sizes, H = x.shape, module.hidden_size
-    if len(sizes) == 2:
-        B, I = sizes  # noqa: E741
-        shape: tuple[int, ...] = B, H
-    elif len(sizes) == 1:
-        B, I = 1, sizes[0]  # noqa: E741
-        shape = (H,)
-    else:
+    spec, tensors = module._spec(), _with_state(weights, hx)
+    shape = x.shape if type(x) is Tensor or type(x) is Parameter else ()
+    key = (
+        *("cell", shape, module.impl, spec.name, module.input_size, module.hidden_size, len(weights)),
+        *(torch.get_num_threads(), native._instructions, verdicts.changes()),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    small = _plans.get(key)
+    if small is not None:
+        found: State | None = native._cpu.small_layer(small, graph, x, tensors, None)
+        if found is not None:
+            return found
+    place = native._cpu.place(graph, x, False)
+    if place is None:
         return None
-    address = readable(x, sizes, graph)
-    if not address or module.input_size != I:
+    address, dims, B, _, I, x_row, _ = place  # noqa: E741
+    if dims > 2 or module.input_size != I:
         return None
-    plans = _plans_of(module.impl, module._spec(), 1, B, I, H, 1, 1, weights)
+    plans = _plans_of(module.impl, spec, 1, B, I, module.hidden_size, 1, 1, weights)
     if plans is None:
         return None
-    start, w = _addresses(hx, shape, plans.states, graph), plans.first.weights(weights, graph)
-    if start is None or w is None:
+    form, new = plans.cell[dims - 1], empty_of()
+    each = plans.addresses(graph, tensors, hx is not None, form)
+    if each is None:
         return None
-    h, c = x.new_empty(shape), None if plans.states == 1 else x.new_empty(shape)
-    plans.first.call(False, (address, 0, I), *start, w, (h.data_ptr(), 0, H), 0, 0 if c is None else c.data_ptr())
+    if small is None:
+        _plans[key] = plans.first.small(plans.states, False, form, cell=True)
+    sizes, strides = form.out
+    h, c = new(sizes, strides, torch.float32), None if plans.states == 1 else new(sizes, strides, torch.float32)
+    to, c_n = (h.data_ptr(), 0, form.row), 0 if c is None else c.data_ptr()
+    plans.first.call(0, False, (address, 0, x_row), each[-2], each[-1], each, to, 0, c_n)
     return (h,) if c is None else (h, c)
+
+
+def _with_state(weights: list[Any], hx: Any) -> list[Any]:
+    """The tensors that a call reads, beside its input."""
+    return weights if hx is None else [*weights, *hx] if isinstance(hx, tuple) and hx else [*weights, hx]
 
 
 def keeps(module: Layer) -> bool:
@@ -139,11 +182,6 @@ def keeps(module: Layer) -> bool:
     own = module._parameters
     there = all(own.get(name) is not None for name in module._flat_weights_names)
     return module.packed and there and _is_simple(module)
-
-
-def _is_float(x: object) -> TypeGuard[Tensor]:
-    kind = type(x)
-    return (kind is Tensor or kind is Parameter) and x.dtype is torch.float32  # type: ignore[attr-defined]
 
 
 def _is_simple(module: Layer) -> bool:
@@ -154,8 +192,16 @@ def _is_simple(module: Layer) -> bool:
 
 
 def _watched() -> bool:
-    """Whether something looks through torch's operators, or changes what they compute in."""
-    return traced() or transformed() or torch._C._is_any_autocast_enabled() or native._cpu is None
+    """Whether something looks through torch's operators, or changes what they compute in: as `fastcells.modes` asks."""
+    return (
+        torch.compiler.is_compiling()
+        or _dispatch_modes() > 0
+        or _tracing()
+        or _transforms_active()
+        or forward_ad._current_level >= 0
+        or _autocast()
+        or native._cpu is None
+    )
 
 
 def _plans_of(
@@ -170,14 +216,15 @@ def _plans_of(
     weights: Sequence[Tensor | None],
 ) -> Plans | None:
     """Plans where one call of C for each layer and direction is what `dispatch.choose` has chosen, or chooses now."""
-    key = (impl, spec.name, T, B, I, H, L, D, torch.get_num_threads(), native._instructions, verdicts.changes())
+    tensors, threads = len(weights), torch.get_num_threads()
+    key = (impl, spec.name, T, B, I, H, L, D, tensors, threads, native._instructions, verdicts.changes())
     try:
         return _plans[key]
     except KeyError:
         pass
     if not (T and B and I and H):
         return None
-    found, count = True, len(weights) // (L * D)
+    found, count = True, tensors // (L * D)
     for i in (0,) if L == 1 else (0, D):
         w_ih, w_hh = weights[i * count : i * count + 2]
         if w_ih is None or w_hh is None or w_ih.dim() != 2 or w_hh.dim() != 2:
@@ -186,31 +233,5 @@ def _plans_of(
     if len(_plans) >= MOST_KEPT:
         _plans.clear()
     known = (*key[:-1], verdicts.changes())  # asked again: a trial may have been made
-    _plans[known] = Plans(spec, T, B, I, H, L * D, D) if found else None
+    _plans[known] = Plans(spec, T, B, I, H, L, D, bias=count == 4) if found else None
     return _plans[known]
-
-
-def _weights(
-    weights: Sequence[Tensor | None], plans: Plans, L: int, D: int, graph: bool
-) -> list[tuple[int, ...]] | None:
-    """The addresses of each layer's and direction's; None where C cannot read one."""
-    if L == D == 1:
-        w = plans.first.weights(weights, graph)
-        return None if w is None else [w]
-    count, found = len(weights) // (L * D), []
-    for i in range(L * D):
-        w = (plans.first if i < D else plans.upper).weights(weights[i * count : (i + 1) * count], graph)
-        if w is None:
-            return None
-        found.append(w)
-    return found
-
-
-def _addresses(hx: Any, shape: tuple[int, ...], states: int, graph: bool) -> tuple[int, int] | None:
-    """Of h and c; 0 where none is given, None where C cannot read one."""
-    if hx is None:
-        return 0, 0
-    given = [readable(s, shape, graph) for s in (hx if isinstance(hx, tuple) else (hx,))]
-    if len(given) != states or not all(given):
-        return None
-    return given[0], given[1] if states == 2 else 0

@@ -15,27 +15,42 @@ from fastcells import inference
 from fastcells.errors import CannotRun
 
 MOST_LAYOUTS = 4  # of each layer and direction: for a row alone, for two, for more; for a team of another size
+MOST_CALLS = 64  # of different sizes, of which it is remembered which panels serve them
 
-Addresses = list[tuple[int, ...]]
+Addresses = tuple[int, ...]
 P = TypeVar("P", bound="KeepsWeights")
 
 
 class Packed:
     """Copies of a layer's weights as they were at one time. Whoever runs may add some, and nobody changes one."""
 
-    __slots__ = ("__weakref__", "addresses", "panels", "storages", "versions", "weights")
+    __slots__ = ("__weakref__", "addresses", "most", "panels", "small", "storages", "versions", "weights")
 
-    def __init__(self, weights: list[Tensor], versions: list[int], addresses: Addresses) -> None:
+    def __init__(self, weights: list[Tensor], versions: list[int], addresses: Addresses, directions: int) -> None:
         self.weights, self.versions, self.addresses = weights, versions, addresses
+        self.most = MOST_LAYOUTS * directions
         # Held, so that no other storage is ever found at the same address.
         self.storages = [w.untyped_storage() for w in weights]
         self.panels: dict[tuple[int, ...], Tensor] = {}
+        self.small: dict[tuple[object, ...], tuple[object, ...]] = {}
 
     def add(self, key: tuple[int, ...], panels: Tensor) -> None:
         """key: which layer and direction, counted through the stack, and the layout."""
-        if len(self.panels) >= MOST_LAYOUTS * len(self.addresses):
+        if len(self.panels) >= self.most:
             self.panels.clear()
+            self.small.clear()
         self.panels[key] = panels
+
+    def remember(self, call: tuple[object, ...], key: tuple[int, ...]) -> None:
+        """For `_cpu.small_layer`: what it has to find as it is here, and the panels for such calls, if they are here.
+
+        call: whatever tells such calls from others. key: of `add`.
+        """
+        panels = self.panels.get(key)
+        if len(self.small) >= MOST_CALLS:
+            self.small.clear()
+        if panels is not None:
+            self.small[call] = self.weights, self.versions, self.addresses, panels, panels.data_ptr(), key[1]
 
 
 class Keeper:
@@ -46,10 +61,11 @@ class Keeper:
     def __init__(self) -> None:
         self.packed: Packed | None = None
 
-    def current(self, weights: list[Tensor], addresses: Addresses) -> Packed | None:
+    def current(self, weights: list[Tensor], addresses: Addresses, directions: int) -> Packed | None:
         """What is packed of these weights; None where torch counts no changes of one.
 
-        addresses: as C reads them, each with the shape, dtype and device that the layer needs.
+        addresses: as C reads them, each with the shape, dtype and device that the layer needs. directions: of all its
+        layers.
         """
         try:
             versions = [w._version for w in weights]
@@ -62,7 +78,7 @@ class Keeper:
             or found.addresses != addresses
             or not all(map(is_, found.weights, weights))
         ):
-            found = self.packed = Packed(weights, versions, addresses)
+            found = self.packed = Packed(weights, versions, addresses, directions)
         return found
 
 

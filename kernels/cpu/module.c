@@ -8,6 +8,7 @@
 #include "ids.h"
 #include "program.h"
 #include "team.h"
+#include "tensors.h"
 
 /* An argument of a kernel, for Python. */
 struct argument {
@@ -255,6 +256,11 @@ static PyMethodDef methods[] = {
     IDS_METHOD(linear_cross_entropy),
     METHOD(layer_panels, METH_FASTCALL,
            "layer_panels(backend, threads, cell, B, H, I) -> (vectors, floats): of layer's argument `panels`"),
+    METHOD(read_with, METH_FASTCALL,
+           "read_with(Tensor, Parameter, is_neg of some tensor) -> whether tensors can be read: see tensors.c"),
+    METHOD(readable, METH_FASTCALL, "readable(graph, tensors, shapes) -> addresses, or None"),
+    METHOD(place, METH_FASTCALL, "place(graph, x, time) -> (address, dimensions, T, B, I, step, row), or None"),
+    METHOD(small_layer, METH_FASTCALL, "small_layer(call, graph, x, tensors, kept) -> what a layer returns, or None"),
     METHOD(activations, METH_FASTCALL, "activations(backend, x, sigmoid, tanh, n)"),
     METHOD(backends, METH_NOARGS, "backends() -> [(name, whether this machine has it), ...], the best first"),
     METHOD(bf16, METH_NOARGS, "bf16() -> whether this machine has the recurrences in bfloat16"),

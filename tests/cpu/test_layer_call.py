@@ -42,6 +42,11 @@ class Counted:
             self.calls += 1
         return getattr(self.real, name)
 
+    def small_layer(self, *arguments: Any) -> Any:
+        found = self.real.small_layer(*arguments)
+        self.calls += found is not None
+        return found
+
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:

@@ -46,7 +46,7 @@ def missing() -> str | None:
 
 def objects(folder: Path, sources: Path = KERNELS) -> list[Path]:
     """The kernels, compiled."""
-    files = [path for path in sorted(sources.glob("*.c")) if path.name != "module.c"]
+    files = [path for path in sorted(sources.glob("*.c")) if path.name not in ("module.c", "tensors.c")]
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda path: compile(path, folder), files))
 

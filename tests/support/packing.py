@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import torch
@@ -25,6 +26,14 @@ class Watched:
         packed, kept, panels = arguments[8], arguments[9], arguments[-1]
         self.ways.append(KEPT if kept else PACKED_TO_KEEP if panels else PACKED if packed else READ)
         self.real.layer(*arguments)
+
+    def small_layer(self, *arguments: Any) -> Any:
+        found = self.real.small_layer(*arguments)
+        if found is not None:
+            self.ways.append(
+                KEPT if arguments[4] is not None else PACKED if struct.unpack("12q", arguments[0][0])[6] else READ
+            )
+        return found
 
     def taken(self) -> list[str]:
         ways, self.ways = self.ways, []

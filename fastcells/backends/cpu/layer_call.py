@@ -6,7 +6,8 @@ copy it or say what is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,75 +17,145 @@ from torch.nn import Parameter
 from fastcells.backends.cpu import buffers, native
 from fastcells.backends.cpu.policy import packs, steps_at_once
 from fastcells.spec import SPECS, State
-from fastcells.tensor_memory import SKIPPED, has_memory
 
 if TYPE_CHECKING:
     from fastcells.kept_weights import Packed
 
 FLOAT = 4  # bytes
 LARGE = 1 << 14  # floats of memory that malloc might not keep from one call to the next
+Small = tuple[bytes, bytes, Callable[..., Tensor], tuple[object, ...], tuple[object, ...] | None]
 Place = tuple[int, int, int]  # address, and how far a step and a row lie apart, in floats
+
+if native._cpu is not None:
+    native._cpu.read_with(Tensor, Parameter, torch.empty(0, device="cpu").is_neg)
+
+
+def shapes(*each: tuple[int, ...]) -> bytes:
+    """Of tensors, as `_cpu.readable` compares them."""
+    numbers = [number for shape in each for number in (len(shape), *shape)]
+    return struct.pack(f"{len(numbers)}q", *numbers)
+
+
+def dense(sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sizes and strides of a new tensor."""
+    strides = [1]
+    for size in sizes[:0:-1]:
+        strides.insert(0, strides[0] * size)
+    return sizes, tuple(strides)
+
+
+def empty_of() -> Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]:
+    """What makes a tensor on the CPU of sizes, strides and dtype: as torch's compiler does, in half of the time."""
+    return _filled if _fast_empty is None or torch.are_deterministic_algorithms_enabled() else _fast_empty
+
+
+def _filled(sizes: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """As a deterministic process wants it."""
+    return torch.empty(sizes, dtype=dtype, device="cpu")
+
+
+try:
+    _fast_empty: Callable[..., Tensor] | None = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined]
+except AttributeError:  # a torch that has moved it
+    _fast_empty = None
+
+
+class Form:
+    """What a call returns: the sizes and strides of its output and of each state; steps and rows of the output.
+
+    shapes: of the weights and the initial states, for `_cpu.readable`.
+    """
+
+    __slots__ = ("last", "out", "row", "shapes", "time")
+
+    def __init__(self, out: tuple[int, ...], time: int, row: int, last: tuple[int, ...], shapes: bytes) -> None:
+        self.out, self.time, self.row = dense(out), time, row
+        self.last, self.shapes = dense(last), shapes
 
 
 class Plan:
     """Calls of one size: what does not depend on the tensors is found out once."""
 
-    __slots__ = ("B", "H", "I", "T", "bias", "chunk", "kept", "most", "numbers", "packed", "row", "rows")
+    __slots__ = (
+        "B",
+        "H",
+        "I",
+        "T",
+        "cell",
+        "chunk",
+        "kept",
+        "most",
+        "packed",
+        "row",
+        "rows",
+        "shapes",
+        "tensors",
+    )
 
-    def __init__(self, cell: str, T: int, B: int, I: int, H: int) -> None:  # noqa: E741
-        self.T, self.B, self.I, self.H = T, B, I, H
-        self.rows = len(SPECS[cell].gates) * H
-        self.bias, self.row = (self.rows,), B * H * FLOAT
-        self.packed, self.chunk = packs(T, B, H), steps_at_once(T, B, self.rows, I + H, False)
-        self.numbers = native._NUMBERS[cell], T, B, H
-        self.most = native.layer_threads(self.packed, T, B, I, self.rows, H)
+    def __init__(self, cell: str, T: int, B: int, I: int, H: int, bias: bool) -> None:  # noqa: E741
+        self.cell, self.T, self.B, self.I, self.H = native._NUMBERS[cell], T, B, I, H
+        self.rows = rows = len(SPECS[cell].gates) * H
+        self.row, self.packed, self.chunk = B * H * FLOAT, packs(T, B, H), steps_at_once(T, B, rows, I + H, False)
+        self.most = native.layer_threads(self.packed, T, B, I, rows, H)
         self.kept: Kept | None = None
+        self.shapes = shapes((rows, I), (rows, H), *([(rows,)] * 2 if bias else []))
+        self.tensors = 4 if bias else 2
 
-    def weights(self, given: Sequence[Tensor | None], graph: bool) -> tuple[int, ...] | None:
-        """The addresses of w_ih, w_hh, and b_ih and b_hh where they are there; None where C cannot read one.
+    def small(self, states: int, batch_first: bool, form: Form, cell: bool = False) -> Small | None:
+        """Of a layer or a cell, as `_cpu.small_layer` takes it; None where threads or memory are worth a thought."""
+        if self.most > 1 or self.T * self.B * self.rows >= LARGE:
+            return None
+        sizes = native._instructions, self.cell, self.T, self.B, self.H, self.I, self.packed
+        numbers = struct.pack("12q", *sizes, self.tensors, states, batch_first, form.time, form.row)
+        out, last = ((*each, torch.float32) for each in (form.out, form.last))
+        return numbers, form.shapes, empty_of(), out, None if cell else last
 
-        graph: whether gradients are recorded.
-        """
-        w_ih, w_hh = readable(given[0], (self.rows, self.I), graph), readable(given[1], (self.rows, self.H), graph)
-        if len(given) == 2:
-            return (w_ih, w_hh, 0, 0) if w_ih and w_hh else None
-        b_ih, b_hh = readable(given[2], self.bias, graph), readable(given[3], self.bias, graph)
-        return (w_ih, w_hh, b_ih, b_hh) if w_ih and w_hh and b_ih and b_hh else None
+    def small_layout(self) -> tuple[int, ...] | None:
+        """The key of the panels that a packed layer of one direction reads, where one thread reads them."""
+        if self.kept is None or self.kept.most > 1 or self.T * self.B * self.rows >= LARGE:
+            return None
+        return 0, self.kept.vectors, native._instructions, self.cell
 
     def call(
         self,
+        index: int,
         reverse: bool,
         x: Place,
         h0: int,
         c0: int,
-        w: tuple[int, ...],
+        weights: Sequence[int],
         out: Place,
         h_n: int,
         c_n: int,
         packed: Packed | None = None,
-        index: int = 0,
     ) -> None:
         """h0, c0, h_n, c_n: the addresses of states, 0 where there is none.
 
-        packed: where weights are kept, packed now if they are not there. index: of the layer and direction.
+        weights: those of w_ih, w_hh, and b_ih and b_hh where they are there, of layer and direction `index` after those
+        before it. packed: where weights are kept, packed now if they are not there.
         """
         address, x_time, x_row = x
+        first = index * self.tensors
+        b_ih, b_hh = (weights[first + 2], weights[first + 3]) if self.tensors == 4 else (0, 0)
         to, out_time, out_row = out
         most, packs, chunk, filled, vectors, panels = self.most, self.packed, self.chunk, False, 0, None
         if packed is not None:
             kept = self.kept = self.kept or Kept(self)
             most, packs, chunk, vectors = kept.most, True, kept.chunk, kept.vectors
-            key = index, vectors, native._instructions
+            key = index, vectors, native._instructions, self.cell
             panels = packed.panels.get(key)
             filled = panels is not None
             if panels is None:
                 panels = torch.empty(kept.floats, dtype=torch.float32, device="cpu")
         projected = (chunk if packs else self.T) * self.B * self.rows
         memory = buffers.empty(projected) if projected >= LARGE else None
-        native._cpu.layer(
+        native._cpu.layer(  # by position, without *: what is unpacked costs more than the rest of the call
             native._instructions,
-            most if most == 1 else native.no_more_than(most),
-            *self.numbers,
+            1 if most == 1 else native.no_more_than(most),
+            self.cell,
+            self.T,
+            self.B,
+            self.H,
             reverse,
             self.I,
             packs,
@@ -98,7 +169,10 @@ class Plan:
             address,
             h0,
             c0,
-            *w,
+            weights[first],
+            weights[first + 1],
+            b_ih,
+            b_hh,
             to,
             h_n,
             c_n,
@@ -117,39 +191,8 @@ class Kept:
     def __init__(self, plan: Plan) -> None:
         self.most = native.layer_threads(True, plan.T, plan.B, plan.I, plan.rows, plan.H)
         self.chunk = steps_at_once(plan.T, plan.B, plan.rows, plan.I + plan.H, True)
-        sizes = plan.numbers[0], plan.B, plan.H, plan.I
+        sizes = plan.cell, plan.B, plan.H, plan.I
         self.vectors, self.floats = native._cpu.layer_panels(native._instructions, self.most, *sizes)
-
-
-def readable(t: Tensor | None, shape: tuple[int, ...], graph: bool) -> int:
-    """The address of a tensor that C can read where it lies, or 0."""
-    kind = type(t)
-    if (
-        (kind is Parameter or kind is Tensor)
-        and t.dtype is torch.float32  # type: ignore[union-attr]
-        and t.is_cpu  # type: ignore[union-attr]
-        and t.shape == shape  # type: ignore[union-attr]
-        and t.is_contiguous()  # type: ignore[union-attr]
-        and not (graph and t.requires_grad)  # type: ignore[union-attr]
-        and not t.is_neg()  # type: ignore[union-attr]
-    ):
-        address = t.data_ptr()  # type: ignore[union-attr]
-        there = address >= SKIPPED or has_memory(t, address)  # type: ignore[arg-type]
-        return address if there and not address & (FLOAT - 1) else 0
-    return 0
-
-
-def place(x: Tensor, time: int, graph: bool) -> Place | None:
-    """Where an input [T, B, I] or, with time 1, [B, T, I] lies, of which only features have to be side by side."""
-    kind = type(x)
-    if (kind is not Tensor and kind is not Parameter) or x.dtype is not torch.float32 or not x.is_cpu:
-        return None
-    strides = x.stride()
-    if (strides[2] != 1 and x.size(2) != 1) or (graph and x.requires_grad) or x.is_neg():
-        return None
-    address = x.data_ptr()
-    there = address >= SKIPPED or has_memory(x, address)
-    return (address, strides[time], strides[1 - time]) if there and not address & (FLOAT - 1) else None
 
 
 def one_direction(
@@ -159,13 +202,12 @@ def one_direction(
     (T, B, I), H = x.shape, given[1].shape[1]  # noqa: E741
     if not (T and B and I and H):
         return None
-    plan = Plan(cell, T, B, I, H)
-    w, own = plan.weights(given, graph), place(x, 0, graph)
-    start = [readable(s, (B, H), graph) for s in state]
-    if w is None or own is None or not all(start):
+    plan, count = Plan(cell, T, B, I, H, len(given) == 4), len(given)
+    own = native._cpu.place(graph, x, 0)
+    found = native._cpu.readable(graph, [*given, *state], plan.shapes + shapes(*[(B, H)] * len(state)))
+    if own is None or found is None:
         return None
-    out, last = x.new_empty(T, B, H), tuple([x.new_empty(B, H) for _ in start])
-    ends = [s.data_ptr() for s in last]
-    (h0, c0), (h_n, c_n) = ((*each, 0)[:2] for each in (start, ends))
-    plan.call(reverse, own, h0, c0, w, (out.data_ptr(), B * H, H), h_n, c_n)
+    out, last = x.new_empty(T, B, H), tuple([x.new_empty(B, H) for _ in state])
+    (h0, c0), (h_n, c_n) = ((*each, 0)[:2] for each in (found[count:], [s.data_ptr() for s in last]))
+    plan.call(0, reverse, (own[0], *own[5:]), h0, c0, found, (out.data_ptr(), B * H, H), h_n, c_n)
     return out, last
