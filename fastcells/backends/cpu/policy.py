@@ -29,9 +29,9 @@ MOST_WEIGHTS = 1 << 22  # floats of weights that are packed for a call as a whol
 def packs(steps: int, batch: int, H: int) -> bool:
     """Whether such a call packs the weights.
 
-    Measured with H 64 to 1024 (AMD EPYC of family 26, one thread). With B below 8 and 4 to 64 tokens that has paid from 8
-    to 13 tokens on with H 64, from 14 to 17 with H 128, 20 to 28 with H 256, 40 with H 512, 60 to 80 with H 1024. With
-    B 8 to 128 and T 1 and 2, where rows lie side by side, from 14, 20, 33, 59 and 110.
+    Measured with H 64 to 1024 (AMD EPYC of family 26, one thread). With B below 8 and 4 to 64 tokens that has paid from
+    8 to 13 tokens on with H 64, from 14 to 17 with H 128, 20 to 28 with H 256, 40 with H 512, 60 to 80 with H 1024;
+    with B 8 to 128 and T 1 and 2, where rows lie side by side, from 14, 20, 33, 59 and 110.
     """
     return steps * batch >= (4 + batch // 2 + H // 14 if batch < 8 else 8 + H // 10)
 
