@@ -59,8 +59,8 @@ static int is_no(PyObject *answer) {
     return answer == Py_False;
 }
 
-/* Whether there is memory at a tensor's address, as fastcells/tensor_memory.py says: without any, that is what a view has
-   before it. Memory that the system hands out lies above, mostly. */
+/* Whether there is memory at a tensor's address, as fastcells/tensor_memory.py says: without any, that is what a view
+   has before it. Memory that the system hands out lies above, mostly. */
 static int has_memory(PyObject *object, uintptr_t address) {
     if ((uint64_t)address >> 40) return 1;
     PyObject *offset = PyObject_CallMethod(object, "storage_offset", NULL);
@@ -199,11 +199,12 @@ static int is_still(PyObject *object, const struct dl_tensor *t, PyObject *kept[
     return same;
 }
 
-/* small_layer(call, graph, x, tensors, kept) -> (out, h) or (out, (h, c)) of a layer of one direction by one thread, without
-   anything asked in Python; None where a tensor is not as the call has it. call: (`struct sizes` and shapes, both in
-   bytes of int64; what makes a tensor, and of which arguments out and a state, None for a cell, which returns (h,) or (h, c)). tensors: the weights, and the states
-   that are given. kept: None, or what has been packed of the weights: (they, their versions and addresses; panels, their
-   address and the vectors of a tile). */
+/* small_layer(call, graph, x, tensors, kept) -> (out, h) or (out, (h, c)) of a layer of one direction by one thread, of a
+   cell (h,) or (h, c), without anything asked in Python; None where a tensor is not as the call has it.
+   call: (`struct sizes`, shapes, both as bytes of int64; what makes a tensor, its arguments for out, and for a state, or
+   None for a cell). graph: whether gradients are recorded. tensors: a list of the weights, and of the states that are
+   given. kept: None, or what has been packed of the weights: (they, their versions and addresses; panels, their address
+   and the vectors of a tile). */
 PyObject *py_small_layer(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
     if (count != 5) return PyErr_Format(PyExc_TypeError, "expected 5 arguments, got %zd", count);
@@ -228,9 +229,8 @@ PyObject *py_small_layer(PyObject *self, PyObject *const *args, Py_ssize_t count
     const int cell = part[4] == Py_None;
     if (!read_tensor(args[2], graph, &t) || !lies(&t, (int)s->batch_first, &at)) Py_RETURN_NONE;
     if (cell) at = (struct input){.T = 1, .B = at.T, .I = at.I, .row = at.time}; /* rows, and no time */
-    if (at.T != s->T || at.B != s->B ||
-        at.I != s->I || (tensors != s->weights && tensors != s->weights + s->states))
-        Py_RETURN_NONE;
+    if (at.T != s->T || at.B != s->B || at.I != s->I) Py_RETURN_NONE;
+    if (tensors != s->weights && tensors != s->weights + s->states) Py_RETURN_NONE;
     struct layer task = {.cell = (enum cell)s->cell, .T = (size_t)s->T, .B = (size_t)s->B, .H = (size_t)s->H,
                          .I = (size_t)s->I, .packed = (int)s->packed, .chunk = (size_t)s->T, .x_time = (size_t)at.time,
                          .x_row = (size_t)at.row, .out_time = (size_t)s->out_time, .out_row = (size_t)s->out_row,

@@ -130,7 +130,7 @@ INLINE void update_rows_of(enum cell cell, size_t phase, const struct forward_jo
 }
 
 /* The compiler sees each cell and phase by itself: told at run time, a reset-before GRU took 2 to 5 % more of the whole
-   forward (measured with AVX2 and AVX-512, H 256 and 512). All in one function, it would take minutes with sanitizers. */
+   forward (measured with AVX2 and AVX-512, H 256 and 512). With all in one function, sanitizers took it minutes. */
 #define UPDATE(name, cell, phase)                                                                                      \
     static __attribute__((noinline)) void update_##name(const struct forward_job *job, const struct tile *at,          \
                                                         const element *h_prev, tile_t products) {                      \
