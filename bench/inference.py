@@ -66,10 +66,11 @@ def prepare(
     x, layer, theirs = task.x.detach(), model.module.eval(), baseline.module.eval()
     expected, weights = theirs(x)[0], list(theirs.parameters())
     must_agree(list(layer.parameters()), weights, 0.0)
-    must_be(model.choice, operators(partial(layer, x)))
+    choice = model.choice
     if packed:
         assert isinstance(layer, fastcells.RNN | fastcells.GRU | fastcells.LSTM)
-        layer.pack()
+        choice = fastcells.explain(layer.pack(), x)["l0"]
+    must_be(choice, operators(partial(layer, x)))
     must_agree([layer(x)[0]], [expected], tolerance(case))
     runs: dict[str, Callable[[], object]] = {"ours": partial(layer, x), "nn": partial(theirs, x)}
     for name, start in runtimes.items():
@@ -82,7 +83,7 @@ def prepare(
         runs[name] = session.run
     limit = matmuls(case, CPU)
     assert limit is not None
-    return {**runs, "limit": limit}, model.choice.path
+    return {**runs, "limit": limit}, choice.path
 
 
 def row_of(case: Case, runtimes: Mapping[str, Start], rounds: int, packed: bool = False) -> Row:

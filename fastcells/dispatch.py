@@ -64,7 +64,7 @@ def choose(call: Call) -> Choice:
     impl, measurable = call.impl, False
     if impl == "auto":
         watched = _looked_through(call)
-        measurable = call.T >= verdicts.FEWEST_STEPS and not watched
+        measurable = call.T >= verdicts.FEWEST_STEPS and not (watched or call.packed)
         choice = None if watched else _best(call, measurable)
         if choice is not None:
             return choice

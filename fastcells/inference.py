@@ -75,14 +75,14 @@ def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, A
         return None
     if (graph and weights[0] is not None and weights[0].requires_grad) or _watched() or not _is_simple(module):
         return None
-    tensors, batch_first = _with_state(weights, hx), bool(module.batch_first)
+    tensors, batch_first, keeper = _with_state(weights, hx), bool(module.batch_first), module._keeper
     shape = x.shape if type(x) is Tensor or type(x) is Parameter else ()
     key = (
         *(shape, batch_first, module.impl, module.mode, module.reset_after, module.input_size, module.hidden_size),
         *(module.num_layers, module.bidirectional, len(weights), torch.get_num_threads(), native._instructions),
-        *(verdicts.changes(), torch.are_deterministic_algorithms_enabled()),
+        *(verdicts.changes(), torch.are_deterministic_algorithms_enabled(), keeper is None),
     )
-    small, keeper = _plans.get(key), module._keeper
+    small = _plans.get(key)
     packed = None if keeper is None else keeper.packed  # held for as long as C compares addresses with its own
     kept = None if packed is None else packed.small.get(key)
     if small is not None and (keeper is None or kept is not None):
@@ -96,7 +96,7 @@ def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, A
     L, D = module.num_layers, 2 if module.bidirectional else 1
     if dims < 2 or module.input_size != I:
         return None
-    plans = _plans_of(module.impl, module._spec(), T, B, I, module.hidden_size, L, D, weights)
+    plans = _plans_of(module.impl, module._spec(), T, B, I, module.hidden_size, L, D, weights, keeper is not None)
     if plans is None:
         return None
     form, new = plans.layer[dims, batch_first], empty_of()
@@ -214,10 +214,11 @@ def _plans_of(
     L: int,
     D: int,
     weights: Sequence[Tensor | None],
+    packed: bool = False,
 ) -> Plans | None:
     """Plans where one call of C for each layer and direction is what `dispatch.choose` has chosen, or chooses now."""
     tensors, threads = len(weights), torch.get_num_threads()
-    key = (impl, spec.name, T, B, I, H, L, D, tensors, threads, native._instructions, verdicts.changes())
+    key = (impl, spec.name, T, B, I, H, L, D, tensors, threads, native._instructions, packed, verdicts.changes())
     try:
         return _plans[key]
     except KeyError:
@@ -229,7 +230,7 @@ def _plans_of(
         w_ih, w_hh = weights[i * count : i * count + 2]
         if w_ih is None or w_hh is None or w_ih.dim() != 2 or w_hh.dim() != 2:
             return None
-        found &= dispatch.choose(Call(impl, spec, False, T, B, w_ih, w_hh, directions=D)).path == "layer"
+        found &= dispatch.choose(Call(impl, spec, False, T, B, w_ih, w_hh, directions=D, packed=packed)).path == "layer"
     if len(_plans) >= MOST_KEPT:
         _plans.clear()
     known = (*key[:-1], verdicts.changes())  # asked again: a trial may have been made

@@ -87,15 +87,17 @@ class Layer(KeepsWeights, LayerShapes):
         T, B, padding = self._sizes(data, batch_sizes, ids)
         names = [group[0].removeprefix("weight_ih_") for group in self._all_weights]
         options = self._rates.options if self.training else NOTHING
+        if inference.keeps(self) and batch_sizes is None:
+            kept = [self._choose(i, ids, T, B, type(data), weights, packed=True) for i in range(len(names))]
+            if all(choice.path == "layer" for choice in kept):
+                kept = [replace(choice, reason=f"{choice.reason}; weights kept packed") for choice in kept]
+                return dispatch.Explanation(zip(names, kept, strict=True))
         first = self._choose(0, ids, T, B, type(data), weights, options, padding)
         if first.path in IN_ONE_CALL:
             return dispatch.Explanation(dict.fromkeys(names, first))
         options |= {"lengths"} if batch_sizes is not None else NOTHING
         layers = [self._choices(i, ids, T, B, type(data), weights, options) for i in range(self.num_layers)]
-        each = list(itertools.chain(*layers))
-        if inference.keeps(self) and all(choice.path == "layer" for choice in each):
-            each = [replace(choice, reason=f"{choice.reason}; weights kept packed") for choice in each]
-        return dispatch.Explanation(zip(names, each, strict=True))
+        return dispatch.Explanation(zip(names, itertools.chain(*layers), strict=True))
 
     def _choose(
         self,
@@ -107,6 +109,7 @@ class Layer(KeepsWeights, LayerShapes):
         weights: list[Tensor],
         options: frozenset[str] = NOTHING,
         padding: float = 1.0,
+        packed: bool = False,
     ) -> Choice:
         """For one layer and direction, counted through the stack; for index 0 without options also the whole stack."""
         if self.proj_size:
@@ -115,7 +118,7 @@ class Layer(KeepsWeights, LayerShapes):
         first = index * len(weights) // len(self._all_weights)
         w_ih, w_hh = weights[first : first + 2]
         return dispatch.choose(
-            Call(self.impl, self._spec(), ids, T, B, w_ih, w_hh, options, kind, padding, self._directions)
+            Call(self.impl, self._spec(), ids, T, B, w_ih, w_hh, options, kind, padding, self._directions, packed)
         )
 
     def _choices(

@@ -180,6 +180,7 @@ class Call(NamedTuple):
     input_type: type = Tensor
     padding: float = 1.0  # T * B over the number of tokens, of a packed batch
     directions: int = 1  # 2: of a bidirectional layer, whose directions a backend may run at once
+    packed: bool = False  # whether its weights are kept packed, which no trial does: the rule decides
 
     @property
     def H(self) -> int:

@@ -265,6 +265,13 @@ def test_a_verdict_is_heard(counted: Counted, monkeypatch: pytest.MonkeyPatch) -
     verdicts.reset()
     gru(x)
     assert counted.calls == 1
+    gru.pack()  # which no trial has timed
+    for calls in (2, 3):
+        gru(x)
+        made("GRU", 6, 20)(x)
+        assert counted.calls == calls
+    assert fastcells.explain(gru, x).reason.endswith("weights kept packed")
+    assert fastcells.explain(gru.unpack(), x).path == "aten"
     monkeypatch.undo()
     verdicts.reset()
 
