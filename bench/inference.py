@@ -129,6 +129,13 @@ def say(rows: Sequence[Row], worst: int) -> None:
     print(f"{below} of {len(single)} rows of B=1 and H up to 512 below {ASKED} times ONNX Runtime")
 
 
+def keep(row: Row) -> None:
+    """Put a row in its place of the results: a runtime that ends the process later takes none with it."""
+    path = RESULTS / f"{NAME}.csv"
+    last = read(path) if path.exists() else []
+    write_csv(NAME, list({(key(each), each["threads"], each["device"]): each for each in (*last, row)}.values()))
+
+
 def main() -> int:
     """Print the worst rows and write all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -164,17 +171,17 @@ def main() -> int:
                     case = Case(cell, "forward", T=T, B=B, I=H, H=H)
                     rows.append(row_of(case, runtimes, options.rounds, options.packed) | origin)
                 print(f"{cell} T={T} B={B} H={H}: {rows[-1]['ratio']:.2f} to {rows[-1]['fastest']}", flush=True)
+                if not options.no_write:
+                    keep(rows[-1])
     except KeyboardInterrupt:  # the grid takes long: what is there is worth keeping
         print("interrupted")
     if not rows:
         return 1
     say(rows, options.worst)
     if not options.no_write:
-        last = read(RESULTS / f"{NAME}.csv") if (RESULTS / f"{NAME}.csv").exists() else []
-        table = {(key(row), row["threads"], row["device"]): row for row in (*last, *rows)}
-        print(f"written to {write_csv(NAME, list(table.values()))}")
         readme, path = ROOT / "README.md", f"bench/results/{NAME}.csv"
         readme.write_text(update(readme.read_text("utf-8"), read(RESULTS / f"{NAME}.csv"), path), "utf-8")
+        print(f"written to {path}")
     return 0
 
 

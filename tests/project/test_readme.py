@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.measure import device_section
+from bench.measure import device_section, inference_section
 from bench.measure.results_file import read
 from bench.measure.sections import part_of
 from bench.report import section, update
@@ -122,3 +122,10 @@ def test_gpu_section_is_generated() -> None:
     assert device_section.update(README, rows, path) == README
     assert "| graph | T=128 | bfloat16 | 256 | 32 |" in shown_rows and "NVIDIA" in shown_rows
     assert sum(float(row["ratio"]) < 1 for row in rows if row["impl"] == "gluon") > 3, "what is slower is shown, too"
+
+
+def test_inference_section_is_generated() -> None:
+    path, shown_rows = part_of(README, "inference")
+    rows = read(ROOT / path)
+    assert inference_section.update(README, rows, path) == README
+    assert "| 1 | 1 |" in shown_rows and "below 0.95 in" in shown_rows
