@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -101,7 +101,7 @@ def _unsigned(number: int) -> int:
     return number & ((1 << 64) - 1)
 
 
-@cache
+@lru_cache(maxsize=16)
 def _shares(smoothing: float, V: int) -> Tensor:
     """What the target's probability is to be, and what is added to that of each column."""
     return torch.tensor([1 - smoothing, smoothing / V], dtype=torch.float32, device="cpu")
