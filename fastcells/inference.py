@@ -12,11 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active as _transforms_active
-from torch._C import _is_any_autocast_enabled as _autocast
-from torch._C import _is_tracing as _tracing
-from torch._C import _len_torch_dispatch_stack as _dispatch_modes
-from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
@@ -24,6 +19,7 @@ from fastcells import dispatch
 from fastcells.backends.base import Call
 from fastcells.backends.cpu import native
 from fastcells.backends.cpu.layer_call import FLOAT, Form, Plan, empty_of, shapes
+from fastcells.modes import watched
 from fastcells.spec import CellSpec, State
 from fastcells.tuning import verdicts
 
@@ -73,7 +69,12 @@ def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, A
         weights = [own[name] for name in module._flat_weights_names]
     except KeyError:  # a parametrization, weight norm or pruning has put something else in a parameter's place
         return None
-    if (graph and weights[0] is not None and weights[0].requires_grad) or _watched() or not _is_simple(module):
+    if (
+        (graph and weights[0] is not None and weights[0].requires_grad)
+        or watched()
+        or native._cpu is None
+        or not _is_simple(module)
+    ):
         return None
     tensors, batch_first, keeper = _with_state(weights, hx), bool(module.batch_first), module._keeper
     shape = x.shape if type(x) is Tensor or type(x) is Parameter else ()
@@ -136,7 +137,7 @@ def cell(module: Cell, x: Tensor, hx: State | None) -> State | None:
         return None
     own, graph = module._parameters, torch.is_grad_enabled()
     weights = [own.get(name) for name in (CELL_WEIGHTS if module.bias else CELL_WEIGHTS[:2])]
-    if weights[0] is None or (graph and weights[0].requires_grad) or _watched():
+    if weights[0] is None or (graph and weights[0].requires_grad) or watched() or native._cpu is None:
         return None
     spec, tensors = module._spec(), _with_state(weights, hx)
     shape = x.shape if type(x) is Tensor or type(x) is Parameter else ()
@@ -189,19 +190,6 @@ def _is_simple(module: Layer) -> bool:
     if module.training and (module._regularised or (module.dropout and module.num_layers > 1)):
         return False
     return not (module.learned_state or module.proj_size or module.return_states) and module.impl in ("auto", "cpu")
-
-
-def _watched() -> bool:
-    """Whether something looks through torch's operators, or changes what they compute in: as `fastcells.modes` asks."""
-    return (
-        torch.compiler.is_compiling()
-        or _dispatch_modes() > 0
-        or _tracing()
-        or _transforms_active()
-        or forward_ad._current_level >= 0
-        or _autocast()
-        or native._cpu is None
-    )
 
 
 def _plans_of(

@@ -6,6 +6,10 @@ import contextlib
 
 import torch
 from torch import Tensor, nn
+from torch._C import _are_functorch_transforms_active as _transforms_active
+from torch._C import _is_any_autocast_enabled as _any_autocast
+from torch._C import _is_tracing as _tracing
+from torch._C import _len_torch_dispatch_stack as _dispatch_modes
 from torch.autograd import forward_ad
 
 # Asked once: torch.compile of torch 2.11 traces no such question. Of a device of somebody else's it is asked each time.
@@ -48,6 +52,18 @@ def traced() -> bool:
 def transformed() -> bool:
     """Under torch.jit.trace, a torch.func transform, or forward-mode differentiation."""
     return recording() or mapped() or forward_ad._current_level >= 0
+
+
+def watched() -> bool:
+    """Under any of `traced` and `transformed`, or autocast of any device: asked at once, where a microsecond counts."""
+    return (
+        torch.compiler.is_compiling()
+        or _dispatch_modes() > 0
+        or _tracing()
+        or _transforms_active()
+        or forward_ad._current_level >= 0
+        or _any_autocast()
+    )
 
 
 def mapped() -> bool:

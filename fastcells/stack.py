@@ -310,8 +310,7 @@ class Layer(KeepsWeights, LayerShapes):
             else:
                 outs, own_ends = [], []
                 for choice, start, w, own in zip(choices, starts, each, steps, strict=True):
-                    inner = layer < self.num_layers - 1
-                    out, end = one_direction.run(choice, spec, x, start, w, own, inner=inner)
+                    out, end = one_direction.run(choice, spec, x, start, w, own, inner=layer < self.num_layers - 1)
                     outs.append(out)
                     own_ends.append(end)
                 out = torch.cat(outs, -1) if len(outs) > 1 else outs[0]

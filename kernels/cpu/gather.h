@@ -37,12 +37,15 @@ static int sort_by_id(struct by_id *sorted, const int64_t *ids, size_t tokens, s
     return 0;
 }
 
-/* A gather or a scatter. part: what is done with some rows of W. */
+/* What is done with some rows of W. */
+typedef void (*ids_part)(const void *task, const struct by_id *sorted, size_t row, size_t rows);
+
+/* A gather or a scatter. */
 struct ids_job {
     const void *task;
     struct by_id sorted;
     size_t rows; /* in all */
-    void (*part)(const void *task, const struct by_id *sorted, size_t row, size_t rows);
+    ids_part part;
 };
 
 typedef float turned_t[LANES][GATHERED] __attribute__((aligned(64))); /* a row for each id */
@@ -180,24 +183,25 @@ static void ids_member(void *argument, int member, int members) {
     }
 }
 
-/* All ids have to be inside the vocabulary (ids.h). */
-static int gather(const struct gather *task, int threads) {
-    struct ids_job job = {.task = task, .rows = task->rows};
-    if (sort_by_id(&job.sorted, task->ids, task->tokens, task->vocabulary)) return -1;
-    job.part = job.sorted.turns ? gather_blocks : gather_columns;
+/* By blocks, or by columns where few are named. All ids have to be inside the vocabulary (ids.h). */
+static int by_blocks_or_columns(struct ids_job job, const int64_t *ids, size_t tokens, size_t vocabulary,
+                                ids_part blocks, ids_part columns, int threads) {
+    if (sort_by_id(&job.sorted, ids, tokens, vocabulary)) return -1;
+    job.part = job.sorted.turns ? blocks : columns;
     team_run(threads, ids_member, &job);
     free(job.sorted.end);
     return 0;
 }
 
+static int gather(const struct gather *task, int threads) {
+    return by_blocks_or_columns((struct ids_job){.task = task, .rows = task->rows}, task->ids, task->tokens,
+                                task->vocabulary, gather_blocks, gather_columns, threads);
+}
+
 /* The adjoint. The sums go in the order of the tokens, that of the bias's gradient in the order of their ids. */
 static int scatter(const struct scatter *task, int threads) {
-    struct ids_job job = {.task = task, .rows = task->rows};
-    if (sort_by_id(&job.sorted, task->ids, task->tokens, task->vocabulary)) return -1;
-    job.part = job.sorted.turns ? scatter_blocks : scatter_columns;
-    team_run(threads, ids_member, &job);
-    free(job.sorted.end);
-    return 0;
+    return by_blocks_or_columns((struct ids_job){.task = task, .rows = task->rows}, task->ids, task->tokens,
+                                task->vocabulary, scatter_blocks, scatter_columns, threads);
 }
 
 #endif

@@ -117,7 +117,7 @@ KERNEL(weight_grad_bf16, weight_grad, bf16_backend, weight_grad, WEIGHT_GRAD_ARG
 KERNEL(linear_bf16, linear, bf16_backend, linear, LINEAR_ARGUMENTS, 0)
 
 /* py_NAME(backend, threads, the arguments) -> position of an id outside the vocabulary, or how many there are. */
-#define IDS_KERNEL(NAME, ARGUMENTS, IDS, COUNT, VOCABULARY, BESIDES)                                                                                  \
+#define IDS_KERNEL(NAME, ARGUMENTS, IDS, COUNT, VOCABULARY, BESIDES)                                                   \
     static PyObject *py_##NAME(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {             \
         (void)self;                                                                                                    \
         struct NAME task;                                                                                              \
@@ -130,7 +130,7 @@ KERNEL(linear_bf16, linear, bf16_backend, linear, LINEAR_ARGUMENTS, 0)
         int status = 0;                                                                                                \
         Py_BEGIN_ALLOW_THREADS;                                                                                        \
         outside = ids_outside(IDS, COUNT, VOCABULARY, BESIDES);                                                        \
-        if (outside == COUNT) status = chosen->NAME(&task, (int)threads);                                        \
+        if (outside == COUNT) status = chosen->NAME(&task, (int)threads);                                              \
         Py_END_ALLOW_THREADS;                                                                                          \
         if (status) return PyErr_NoMemory();                                                                           \
         return PyLong_FromSize_t(outside);                                                                             \
@@ -201,9 +201,10 @@ static PyObject *py_arguments(PyObject *self, PyObject *ignored) {
     static const struct {
         const char *kernel;
         const struct argument *arguments;
-    } tables[] = {ENTRY(forward),          ENTRY(backward),    ENTRY(layer),  ENTRY(defined_forward),
-                  ENTRY(defined_backward), ENTRY(weight_grad), ENTRY(linear), ENTRY(cross_entropy),
-                  ENTRY(linear_cross_entropy), ENTRY(matvec),           ENTRY(step_in_place), ENTRY(gather), ENTRY(scatter)};
+    } tables[] = {ENTRY(forward),          ENTRY(backward),             ENTRY(layer),  ENTRY(defined_forward),
+                  ENTRY(defined_backward), ENTRY(weight_grad),          ENTRY(linear), ENTRY(cross_entropy),
+                  ENTRY(gather),           ENTRY(linear_cross_entropy), ENTRY(matvec), ENTRY(step_in_place),
+                  ENTRY(scatter)};
     PyObject *found = PyDict_New();
     for (size_t i = 0; found && i < sizeof tables / sizeof *tables; i++) {
         PyObject *list = PyList_New(0);

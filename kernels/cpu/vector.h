@@ -118,6 +118,10 @@ INLINE vec exp_fraction(vec y, vec rounded) {
     return r + r * r * p;
 }
 
+#if defined(POWERS) || (defined(ROUNDED) && !defined(__aarch64__))
+INLINE vec scaled(vec v, vec y) { return (vec)_mm512_scalef_ps((__m512)v, (__m512)y); } /* by 2^floor(y) */
+#endif
+
 #if defined(ROUNDED) && !defined(__aarch64__)
 
 /* For what is rounded to 8 bits: right to 16, with what AVX-512 has for powers of 2. */
@@ -132,7 +136,6 @@ INLINE vec power_fraction(vec y) {
     return p * f;
 }
 
-INLINE vec scaled(vec v, vec y) { return (vec)_mm512_scalef_ps((__m512)v, (__m512)y); }
 INLINE vec at_most(float limit, vec v) { return (vec)_mm512_min_ps(_mm512_set1_ps(limit), (__m512)v); } /* NaN too */
 
 INLINE vec reciprocal(vec x) { /* of what is finite: right to 14 bits, and to twice as many after a step of Newton's */
@@ -187,7 +190,6 @@ INLINE vec tanh_of(vec x) { /* (1 - e) / (1 + e) with e = exp(-2|x|); the numera
 
 /* With AVX-512's powers of 2, which underflow gradually: two thirds of the instructions below. */
 
-INLINE vec scaled(vec v, vec n) { return (vec)_mm512_scalef_ps((__m512)v, (__m512)n); }
 INLINE vec at_least(float limit, vec v) { return (vec)_mm512_max_ps(_mm512_set1_ps(limit), (__m512)v); } /* NaN too */
 
 /* exp(y) = 2^n (1 + fraction); the fraction, exp(r) - 1 for |r| <= ln(2) / 2, has the least relative error (2^-26.2)

@@ -36,7 +36,7 @@ class CpuBackend(KernelBackend):
 
     def advantage(self, call: Call) -> str | None:
         if in_one_call(call):
-            found = policy.layer_advantage(call.spec.name, call.T, call.B, call.H, native.instruction_set())
+            found = policy.layer_advantage(native.instruction_set())
             if found is not None:
                 return found
         if call.T < policy.FEWEST_STEPS:

@@ -84,6 +84,7 @@ class Plan:
         "cell",
         "chunk",
         "kept",
+        "large",
         "most",
         "packed",
         "row",
@@ -97,13 +98,14 @@ class Plan:
         self.rows = rows = len(SPECS[cell].gates) * H
         self.row, self.packed, self.chunk = B * H * FLOAT, packs(T, B, H), steps_at_once(T, B, rows, I + H, False)
         self.most = native.layer_threads(self.packed, T, B, I, rows, H)
+        self.large = T * B * rows >= LARGE
         self.kept: Kept | None = None
         self.shapes = shapes((rows, I), (rows, H), *([(rows,)] * 2 if bias else []))
         self.tensors = 4 if bias else 2
 
     def small(self, states: int, batch_first: bool, form: Form, cell: bool = False) -> Small | None:
         """Of a layer or a cell, as `_cpu.small_layer` takes it; None where threads or memory are worth a thought."""
-        if self.most > 1 or self.T * self.B * self.rows >= LARGE:
+        if self.most > 1 or self.large:
             return None
         sizes = native._instructions, self.cell, self.T, self.B, self.H, self.I, self.packed
         numbers = struct.pack("12q", *sizes, self.tensors, states, batch_first, form.time, form.row)
@@ -112,7 +114,7 @@ class Plan:
 
     def small_layout(self) -> tuple[int, ...] | None:
         """The key of the panels that a packed layer of one direction reads, where one thread reads them."""
-        if self.kept is None or self.kept.most > 1 or self.T * self.B * self.rows >= LARGE:
+        if self.kept is None or self.kept.most > 1 or self.large:
             return None
         return 0, self.kept.vectors, native._instructions, self.cell
 

@@ -118,7 +118,7 @@ PROJECTED_WIDE = CpuRow("lstm", "1.2 to 1.6", steps=32, widest=512, rows=32)  # 
 ROWS_OF = {"avx512": CPU_ROWS, "avx2": CPU_ROWS, "avx512_bf16": BF16_ROWS}
 
 
-def layer_advantage(cell: str, steps: int, batch: int, H: int, instructions: str) -> str | None:
+def layer_advantage(instructions: str) -> str | None:
     """Why one call of C for a layer and direction is the fastest for an inference, or None."""
     if instructions not in ("avx512", "avx2"):
         return None
