@@ -117,7 +117,7 @@ def environment(device: torch.device) -> Iterator[tuple[str, str]]:
     threads = {"openmp": "in torch's OpenMP threads", "threads": "in threads of its own"}
     using = "" if obstacle else f"{native.instruction_set()} instructions, {threads[native.team()]}"
     bf16 = native.bf16_obstacle()
-    using += "" if obstacle else f"; bfloat16: {bf16 or native.BF16_OF[native.instruction_set()]}"
+    using += "" if obstacle else f"; bfloat16: {bf16 or native.bf16_instruction_set()}"
     yield "C on the CPU", using or f"{obstacle}; impl='cpu' cannot run"
     try:
         triton = metadata.version("triton")

@@ -3,7 +3,7 @@
 extern const struct backend backend_portable;
 #if defined(__x86_64__)
 extern const struct backend backend_avx512, backend_avx2;
-extern const struct bf16_backend backend_avx512_bf16;
+extern const struct bf16_backend backend_amx_bf16, backend_avx512_bf16;
 #elif defined(__aarch64__)
 extern const struct backend backend_neon;
 extern const struct bf16_backend backend_neon_bf16;
@@ -20,10 +20,15 @@ const struct backend *const backends[] = {
 };
 const int backend_count = sizeof backends / sizeof *backends;
 
+const struct bf16_backend *const bf16_backends[] = {
 #if defined(__x86_64__)
-const struct bf16_backend *const bf16_backend = &backend_avx512_bf16;
-#elif defined(__aarch64__)
-const struct bf16_backend *const bf16_backend = &backend_neon_bf16;
-#else
-const struct bf16_backend *const bf16_backend = NULL;
+#if defined(HAS_AMX)
+    &backend_amx_bf16,
 #endif
+    &backend_avx512_bf16,
+#elif defined(__aarch64__)
+    &backend_neon_bf16,
+#endif
+    NULL,
+};
+const int bf16_backend_count = sizeof bf16_backends / sizeof *bf16_backends - 1;

@@ -4,6 +4,11 @@
 
 #include "arguments.h"
 
+/* Whether the compiler knows AMX; the tiles are Linux's to give. */
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define HAS_AMX
+#endif
+
 /* The kernels return 0, or -1 where memory does not suffice. */
 struct backend {
     const char *name;
@@ -39,7 +44,8 @@ struct bf16_backend {
 extern const struct backend *const backends[];
 extern const int backend_count;
 
-/* The one there is for this architecture, or NULL. */
-extern const struct bf16_backend *const bf16_backend;
+/* Those of this architecture, if there are any; the best first. */
+extern const struct bf16_backend *const bf16_backends[];
+extern const int bf16_backend_count;
 
 #endif

@@ -184,6 +184,7 @@ static void backward_member(void *argument, int member, int members) {
     }
     backward_phase(&job, &part.share, &step, INITIAL);
     if (STATES_CARRIED && b->d_c0) write_share(&part, H, b->d_c0, job.d_c);
+    release_tiles();
 }
 
 static int backward(const backward_task *b, int threads) {

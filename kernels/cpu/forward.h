@@ -51,7 +51,7 @@ static size_t forward_vectors(enum cell cell, size_t B, size_t H, size_t members
     const size_t gates = CELL_FACTS[cell].first_gates;
     /* A row by itself: as wide as it goes where weights come from the second cache, narrower where the first one keeps
        some of them (measured: 15 % of the forward at H 256, 12 % at H 64). */
-    const size_t one = H > 64 ? WIDEST : 2 * MAX_WIDTH, wide = B == 1 ? one : B == 2 ? WIDE_FOR_TWO : 0;
+    const size_t one = H > 64 ? WIDEST : min_size(WIDEST, 2 * MAX_WIDTH), wide = B == 1 ? one : B == 2 ? WIDE_FOR_TWO : 0;
     return wide > MAX_WIDTH ? min_size(wide / gates, ceil_div(vectors_of(H), members))
                             : min_size(tile_width(H, members), MAX_WIDTH / gates);
 }
@@ -82,6 +82,7 @@ static void forward_member(void *argument, int member, int members) {
     }
     write_share(&part, H, f->h_n, CARRIED(job.h, h_prev));
     if (STATES_CARRIED && f->c_n) write_share(&part, H, f->c_n, job.c);
+    release_tiles();
 }
 
 /* h0 may be NULL for zeros where the state is not carried apart. */

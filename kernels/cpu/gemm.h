@@ -6,20 +6,28 @@
 #include "team.h"
 
 enum { MAX_WIDTH = 4 }; /* vectors of a tile: the gates of one vector of columns, or columns of one gate */
+#ifdef TILES /* the processor has instructions for the products of matrices */
+enum { MAX_ROWS = 16, WIDEST = MAX_WIDTH, WIDE_FOR_TWO = MAX_WIDTH };
+#else
 enum { MAX_ROWS = 8 };
 /* And where there are but one or two rows, so that enough multiplications are on their way at a time: */
 enum { WIDEST = 12, WIDE_FOR_TWO = 6 };
-enum { MAX_PREFETCH = 320 }; /* lines: the widest tile's rows times what an LSTM or GRU reads and writes of each */
+#endif
+enum { MAX_PREFETCH = 40 * MAX_ROWS }; /* lines: the widest tile's rows times what an LSTM or GRU reads and writes of each */
 enum { PART = 512 };         /* terms of a product's sum that are added up one after another */
 
 /* Rows of a tile by its width: accumulators, weights and a broadcast in registers. */
 static const size_t ROWS[WIDEST + 1] = {
     0,
+#ifdef TILES
+    MAX_ROWS, MAX_ROWS, MAX_ROWS, MAX_ROWS,
+#else
     8,
     REGISTERS >= 32 ? 8 : 6,
     REGISTERS >= 32 ? 8 : 4,
     REGISTERS >= 32 ? 6 : 3,
     2, 2, 1, 1, 1, 1, 1, 1,
+#endif
 };
 
 typedef float tile_t[MAX_ROWS][MAX_WIDTH][LANES] __attribute__((aligned(64)));
@@ -45,6 +53,11 @@ static inline void prefetch(struct prefetch *list, const element *row, size_t pl
             list->line[list->count++] = row + plane * H + i;
     }
 }
+
+#ifdef TILES
+#include "matrix_tiles.h"
+#else
+static inline void release_tiles(void) {}
 
 /* One term of the sums of a tile: acc[r][v] += a[r * row_step] * w[v] */
 INLINE void add_term(size_t rows, size_t width, vec acc[MAX_ROWS][WIDEST], const element *restrict a, size_t row_step,
@@ -132,17 +145,29 @@ static const gemm_part_fn GEMM_PART_OF[WIDEST][MAX_ROWS] = {
     {gemm_part_1_12},
 };
 
+#endif
+
+/* The same for rows whose terms lie side by side. */
+static inline void product_part(size_t rows, size_t width, tile_t out, const element *a, size_t a_stride,
+                                const float *panel, size_t terms, int add, const void *const *line, size_t lines) {
+#ifdef TILES
+    const struct tile_rows from = {(const char *)a, a_stride * sizeof *a, TILE_BYTES};
+    tiles_part(rows, width, out, from, panel, terms, add, line, lines);
+#else
+    GEMM_PART_OF[width - 1][rows - 1](out, a, a_stride, TERM, panel, terms, add, line, lines);
+#endif
+}
+
 /* out[r][v] (+)= sum over k of a[r][k] * panel[k][v]. Long sums are taken in parts, so that rounding errors do not pile
    up along K. A panel has ceil(K / TERM) terms. */
 static inline void gemm_tile(size_t rows, size_t width, tile_t out, const element *a, size_t a_stride,
                              const float *panel, size_t K, int add, const struct prefetch *list) {
-    const gemm_part_fn part = GEMM_PART_OF[width - 1][rows - 1];
     const size_t whole = K / TERM;
     size_t fetched = 0;
     for (size_t k = 0; k < whole; k += PART) {
         const size_t terms = whole - k < PART ? whole - k : PART, upto = list->count * (k + terms) / whole;
-        part(out, a + k * TERM, a_stride, TERM, panel + k * width * LANES, terms, add || k > 0, list->line + fetched,
-             upto - fetched);
+        product_part(rows, width, out, a + k * TERM, a_stride, panel + k * width * LANES, terms, add || k > 0,
+                     list->line + fetched, upto - fetched);
         fetched = upto;
     }
     if (K % TERM == 0) return;

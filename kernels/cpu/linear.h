@@ -9,7 +9,11 @@
 #include "arguments.h"
 #include "panels.h"
 
+#ifdef TILES
+enum { LINEAR_WIDE = MAX_WIDTH };
+#else
 enum { LINEAR_WIDE = 3 };        /* vectors of columns in a tile */
+#endif
 enum { BLOCK = TERM * (48 << 10) }; /* elements of x in a block of rows: it shares a second-level cache with a panel */
 /* Elements of a sum at a time, so that a panel fits as well; all where what is written on the way would be rounded. */
 enum { LONGEST = TERM > 1 ? 1 << 30 : 2048 };
@@ -127,6 +131,7 @@ static void linear_member(void *argument, int member, int members) {
     if (me >= grid.row_groups * grid.members) return;
     const struct share share = share_of(grid, me, task->rows, tiles);
     linear_rows(job, &share);
+    release_tiles();
 }
 
 static size_t linear_panels(size_t columns, size_t K) { return ceil_div(columns, LANES) * LANES * terms_of(K); }

@@ -64,22 +64,18 @@ static int complete(const struct argument *arguments, Py_ssize_t positional, PyO
 }
 
 /* What would run past the end of a table: the backend, the cell, and the number of threads. */
-static const struct backend *backend_at(size_t index, size_t cell, size_t threads) {
-    if (PyErr_Occurred()) return NULL;
-    if (index < (size_t)backend_count && backends[index]->supported() && cell < NUM_CELLS && threads >= 1 &&
-        threads <= 4096)
-        return backends[index];
-    PyErr_Format(PyExc_ValueError, "no backend %zu on this machine, no cell %zu, or not %zu threads", index, cell,
-                 threads);
-    return NULL;
-}
-
-static const struct bf16_backend *bf16_backend_at(size_t index, size_t cell, size_t threads) {
-    if (!backend_at(index, cell, threads)) return NULL;
-    if (bf16_backend && bf16_backend->supported()) return bf16_backend;
-    PyErr_SetString(PyExc_ValueError, "this machine has no instructions for bfloat16");
-    return NULL;
-}
+#define BACKEND_AT(NAME, KIND)                                                                                         \
+    static const struct NAME *NAME##_at(size_t index, size_t cell, size_t threads) {                                   \
+        if (PyErr_Occurred()) return NULL;                                                                             \
+        if (index < (size_t)NAME##_count && NAME##s[index]->supported() && cell < NUM_CELLS && threads >= 1 &&         \
+            threads <= 4096)                                                                                           \
+            return NAME##s[index];                                                                                     \
+        PyErr_Format(PyExc_ValueError, "no backend %zu" KIND " on this machine, no cell %zu, or not %zu threads",      \
+                     index, cell, threads);                                                                            \
+        return NULL;                                                                                                   \
+    }
+BACKEND_AT(backend, "")
+BACKEND_AT(bf16_backend, " for bfloat16")
 
 /* py_NAME(backend, threads, the kernel's arguments, which may be named): KERNEL of TYPE, with the arguments of the
    kernel TABLE. CELL: of its task. */
@@ -171,18 +167,16 @@ static void append(PyObject **list, PyObject *item) {
     Py_XDECREF(item);
 }
 
-static PyObject *py_backends(PyObject *self, PyObject *ignored) {
-    (void)self, (void)ignored;
-    PyObject *list = PyList_New(0);
-    for (int i = 0; list && i < backend_count; i++)
-        append(&list, Py_BuildValue("(sO)", backends[i]->name, backends[i]->supported() ? Py_True : Py_False));
-    return list;
-}
-
-static PyObject *py_bf16(PyObject *self, PyObject *ignored) {
-    (void)self, (void)ignored;
-    return PyBool_FromLong(bf16_backend && bf16_backend->supported());
-}
+#define LIST_OF(NAME)                                                                                                  \
+    static PyObject *py_##NAME##s(PyObject *self, PyObject *ignored) {                                                 \
+        (void)self, (void)ignored;                                                                                     \
+        PyObject *list = PyList_New(0);                                                                                \
+        for (int i = 0; list && i < NAME##_count; i++)                                                                 \
+            append(&list, Py_BuildValue("(sO)", NAME##s[i]->name, NAME##s[i]->supported() ? Py_True : Py_False));      \
+        return list;                                                                                                   \
+    }
+LIST_OF(backend)
+LIST_OF(bf16_backend)
 
 static PyObject *py_cells(PyObject *self, PyObject *ignored) {
     (void)self, (void)ignored;
@@ -264,7 +258,7 @@ static PyMethodDef methods[] = {
     METHOD(small_layer, METH_FASTCALL, "small_layer(call, graph, x, tensors, kept) -> what a layer returns, or None"),
     METHOD(activations, METH_FASTCALL, "activations(backend, x, sigmoid, tanh, n)"),
     METHOD(backends, METH_NOARGS, "backends() -> [(name, whether this machine has it), ...], the best first"),
-    METHOD(bf16, METH_NOARGS, "bf16() -> whether this machine has the recurrences in bfloat16"),
+    METHOD(bf16_backends, METH_NOARGS, "bf16_backends() -> [(name, whether this machine has it)] of bfloat16, the best first"),
     METHOD(cells, METH_NOARGS, "cells() -> [(name, gates, states, num_saved, apart_gates), ...], by number"),
     METHOD(arguments, METH_NOARGS, "arguments() -> {kernel: [(name, kind, type, shape, when), ...]}: see arguments.h"),
     METHOD(operations, METH_NOARGS, "operations() -> [(name, operands), ...] of programs, by number: see program.h"),

@@ -60,7 +60,7 @@ INLINE void update_rows(enum cell cell, size_t phase, const struct forward_job *
 
 /* Rows of a tile whose activations are computed side by side; two where a sanitizer looks on, or to compile it would
    take minutes. */
-#if !defined(POWERS)
+#if !defined(SIDE_BY_SIDE)
 enum { ABREAST = 1 };
 #elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { ABREAST = 2 };

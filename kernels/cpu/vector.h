@@ -119,6 +119,9 @@ INLINE vec exp_fraction(vec y, vec rounded) {
 }
 
 #if defined(POWERS) || (defined(ROUNDED) && !defined(__aarch64__))
+/* Several vectors a step at a time: a processor looks for what does not wait for anything among the next hundred
+   instructions or so. */
+#define SIDE_BY_SIDE
 INLINE vec scaled(vec v, vec y) { return (vec)_mm512_scalef_ps((__m512)v, (__m512)y); } /* by 2^floor(y) */
 #endif
 
@@ -126,33 +129,43 @@ INLINE vec scaled(vec v, vec y) { return (vec)_mm512_scalef_ps((__m512)v, (__m51
 
 /* For what is rounded to 8 bits: right to 16, with what AVX-512 has for powers of 2. */
 
-/* The whole part of y is left to the instruction that scales by it; the fraction, 2^(y - floor(y)) - 1, has the least
-   relative error (2^-15.8) that four terms allow, so that it is right near 0 too. */
-INLINE vec power_fraction(vec y) {
-    const vec f = (vec)_mm512_reduce_ps((__m512)y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    vec p = f * 0.012707291f + 0.053523276f;
-    p = p * f + 0.24061711f;
-    p = p * f + 0.69313556f;
-    return p * f;
-}
-
 INLINE vec at_most(float limit, vec v) { return (vec)_mm512_min_ps(_mm512_set1_ps(limit), (__m512)v); } /* NaN too */
 
-INLINE vec reciprocal(vec x) { /* of what is finite: right to 14 bits, and to twice as many after a step of Newton's */
-    const vec r = (vec)_mm512_rcp14_ps((__m512)x);
-    return r * (2.0f - x * r);
-}
+/* The sigmoid of the first so many vectors, the tanh of the others: 1 / (1 + e) with e = exp(-x); and (e - 1) / (e + 1)
+   with e = exp(2|x|), whose numerator does not cancel near 0.
 
-INLINE vec sigmoid(vec x) {
-    const vec y = at_most(126.0f, x * -1.44269504f);
-    return reciprocal(1.0f + scaled(1.0f + power_fraction(y), y));
-}
-
-INLINE vec tanh_of(vec x) { /* (e - 1) / (e + 1) with e = exp(2|x|); the numerator does not cancel near 0 */
-    const vec y = at_most(60.0f, 2.88539008f * (vec)((ivec)x & 0x7fffffff));
-    const vec scale = scaled(splat(1.0f), y), numerator = (scale - 1.0f) + scale * power_fraction(y);
-    const vec quotient = numerator * reciprocal(numerator + 2.0f);
-    return (vec)((ivec)quotient | ((ivec)x & (int32_t)0x80000000));
+   The whole part of a power of 2 is left to the instruction that scales by it; of the fraction f, 2^f - 1 has the least
+   relative error (2^-15.8) that four terms allow, so that it is right near 0 too. A reciprocal of what is finite is
+   right to 14 bits, and to twice as many after a step of Newton's. */
+INLINE void activate(size_t sigmoids, size_t count, vec *x) {
+    static const float TERMS[] = {0.053523276f, 0.24061711f, 0.69313556f};
+    vec y[MAX_ABREAST], f[MAX_ABREAST], p[MAX_ABREAST], above[MAX_ABREAST], below[MAX_ABREAST];
+    UNROLL for (size_t i = 0; i < count; i++) {
+        if (i < sigmoids)
+            y[i] = at_most(126.0f, x[i] * -1.44269504f);
+        else
+            y[i] = at_most(60.0f, 2.88539008f * (vec)((ivec)x[i] & 0x7fffffff));
+    }
+    UNROLL for (size_t i = 0; i < count; i++) {
+        f[i] = (vec)_mm512_reduce_ps((__m512)y[i], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+        p[i] = splat(0.012707291f);
+    }
+    UNROLL for (size_t k = 0; k < sizeof TERMS / sizeof *TERMS; k++) {
+        UNROLL for (size_t i = 0; i < count; i++) p[i] = p[i] * f[i] + TERMS[k];
+    }
+    UNROLL for (size_t i = 0; i < count; i++) {
+        if (i < sigmoids) {
+            below[i] = 1.0f + scaled(1.0f + p[i] * f[i], y[i]);
+        } else {
+            const vec scale = scaled(splat(1.0f), y[i]);
+            above[i] = (scale - 1.0f) + scale * (p[i] * f[i]);
+            below[i] = above[i] + 2.0f;
+        }
+    }
+    UNROLL for (size_t i = 0; i < count; i++) {
+        const vec r = (vec)_mm512_rcp14_ps((__m512)below[i]), inverse = r * (2.0f - below[i] * r);
+        x[i] = i < sigmoids ? inverse : (vec)((ivec)(above[i] * inverse) | ((ivec)x[i] & (int32_t)0x80000000));
+    }
 }
 
 #elif defined(ROUNDED)
@@ -193,8 +206,7 @@ INLINE vec tanh_of(vec x) { /* (1 - e) / (1 + e) with e = exp(-2|x|); the numera
 INLINE vec at_least(float limit, vec v) { return (vec)_mm512_max_ps(_mm512_set1_ps(limit), (__m512)v); } /* NaN too */
 
 /* exp(y) = 2^n (1 + fraction); the fraction, exp(r) - 1 for |r| <= ln(2) / 2, has the least relative error (2^-26.2)
-   that so many terms allow. Of several vectors a step at a time: a processor looks for what does not wait for anything
-   among the next hundred instructions or so. */
+   that so many terms allow. */
 INLINE void power_fractions(size_t count, const vec *y, vec *n, vec *fraction) {
     static const float TERMS[] = {0.00836654752f, 0.0416672006f, 0.166665435f, 0.49999997f};
     vec r[MAX_ABREAST], p[MAX_ABREAST];
@@ -240,16 +252,6 @@ INLINE void activate(size_t sigmoids, size_t count, vec *x) {
     }
 }
 
-INLINE vec sigmoid(vec x) {
-    activate(1, 1, &x);
-    return x;
-}
-
-INLINE vec tanh_of(vec x) {
-    activate(0, 1, &x);
-    return x;
-}
-
 #else
 
 /* exp(y) for y <= 0, and NaN. */
@@ -285,7 +287,17 @@ INLINE vec tanh_of(vec x) {
 
 #endif
 
-#ifndef POWERS
+#ifdef SIDE_BY_SIDE
+INLINE vec sigmoid(vec x) {
+    activate(1, 1, &x);
+    return x;
+}
+
+INLINE vec tanh_of(vec x) {
+    activate(0, 1, &x);
+    return x;
+}
+#else
 /* The sigmoid of the first so many vectors, the tanh of the others. */
 INLINE void activate(size_t sigmoids, size_t count, vec *x) {
     UNROLL for (size_t i = 0; i < count; i++) x[i] = i < sigmoids ? sigmoid(x[i]) : tanh_of(x[i]);

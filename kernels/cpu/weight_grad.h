@@ -6,8 +6,13 @@
 #include "panels.h"
 
 enum { ADDENDS = 16 }; /* terms of a bias's gradient that are added up one after another */
-enum { TOKENS = TERM > 1 ? 640 : 128 }; /* at most at a time: their part of x stays in the second-level cache */
+/* TOKENS: at most at a time: their part of x stays in the second-level cache. */
+#ifdef TILES
+enum { TOKENS = 1280, WIDE = MAX_WIDTH, TALL = MAX_ROWS };
+#else
+enum { TOKENS = TERM > 1 ? 640 : 128 };
 enum { WIDE = 3, TALL = REGISTERS >= 32 && LANES >= 8 ? 8 : 4 }; /* the tile; TALL divides LANES */
+#endif
 
 enum { ACROSS = TERM * LANES }; /* columns of d that are read at a time: whole lines of memory */
 
@@ -68,6 +73,17 @@ static inline struct d_block block_at(const weight_grad_task *task, size_t block
     return (struct d_block){task->d_rest + row, task->rest_stride, first + row, rows};
 }
 
+/* Packed columns as rows of AMX's tiles, [tokens / TERM / LANES][LANES][LANES]: of the last one some columns mean
+   nothing. */
+static inline void pack_tiles(float *packed, size_t terms) {
+    for (float *square = packed; square < packed + terms * LANES; square += LANES * LANES) {
+        vec rows[LANES];
+        UNROLL for (size_t i = 0; i < LANES; i++) rows[i] = load(square + i * LANES);
+        transpose(rows);
+        UNROLL for (size_t i = 0; i < LANES; i++) store(square + i * LANES, rows[i]);
+    }
+}
+
 /* LANES columns of d, [tokens / TERM][LANES], and their sums, a few addends at a time, so that rounding errors stay
    small. */
 static vec pack_gates(float *restrict to, const element *restrict d, size_t step, size_t lanes, size_t tokens) {
@@ -84,6 +100,19 @@ static vec pack_gates(float *restrict to, const element *restrict d, size_t step
         sum += few;
     }
     return sum;
+}
+
+/* Some of the packed columns of d, which are the rows of the product, times a panel. */
+static inline void tokens_product(size_t rows, size_t width, tile_t out, const float *gates, size_t first,
+                                  const float *panel, size_t terms, const void *const *line, size_t lines) {
+#ifdef TILES
+    (void)first; /* 0: a tile has them all */
+    const struct tile_rows a = {(const char *)gates, TILE_BYTES, TILE_BYTES * LANES};
+    tiles_part(rows, width, out, a, panel, terms, 0, line, lines);
+#else
+    const element *a = (const element *)(gates + first);
+    GEMM_PART_OF[width - 1][rows - 1](out, a, TERM, LANES * TERM, panel, terms, 0, line, lines);
+#endif
 }
 
 /* Add to the sums of a result what some tokens give. sums, result: the same, or floats where a result is rounded. */
@@ -148,6 +177,9 @@ static void weight_grad_member(void *argument, int member, int members) {
                 const size_t lanes = lanes_at(at.rows, r), row = at.row + r;
                 const vec sum = pack_gates(gates[r / LANES], at.d + token * at.stride + r, at.stride, lanes, tokens);
                 add_sum(task, CARRIED(job->d_b, task->d_b) + row, task->d_b + row, sum, lanes, token, last);
+#ifdef TILES
+                pack_tiles(gates[r / LANES], terms_of(tokens));
+#endif
             }
 
             /* Meanwhile, prefetch what the next block reads of d: a line of each token, far from each other. */
@@ -165,15 +197,15 @@ static void weight_grad_member(void *argument, int member, int members) {
                     const size_t rows = min_size(at.rows - r, TALL);
                     const size_t upto = lines * ++done / products_of_block;
                     const float *panel = panels + v * LANES * terms_of(TOKENS);
-                    const element *a = (const element *)(gates[r / LANES] + r % LANES);
-                    GEMM_PART_OF[count - 1][rows - 1](products, a, TERM, LANES * TERM, panel, terms_of(tokens), 0,
-                                                      line + fetched, upto - fetched);
+                    tokens_product(rows, count, products, gates[r / LANES], r % LANES, panel, terms_of(tokens),
+                                   line + fetched, upto - fetched);
                     fetched = upto;
                     add_tile(job, products, at.row + r, rows, v, count, token);
                 }
             }
         }
     }
+    release_tiles();
 }
 
 static size_t weight_grad_panels(size_t columns) { return ceil_div(columns, LANES) * LANES * terms_of(TOKENS); }

@@ -22,6 +22,16 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return str(request.param)
 
 
+@pytest.fixture(params=list(native.BF16_INSTRUCTIONS))
+def each_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each set of instructions for bfloat16 in turn."""
+    if not native.BF16_INSTRUCTIONS[request.param]:
+        pytest.skip(f"this machine has no {request.param}")
+    monkeypatch.setattr(native, "_bf16_instructions", list(native.BF16_INSTRUCTIONS).index(request.param))
+    assert native.bf16_instruction_set() == request.param
+    return str(request.param)
+
+
 @pytest.fixture(params=[1, 2, 3], ids=lambda n: f"threads{n}")
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """That many threads, however small the shape."""

@@ -45,6 +45,19 @@ def test_instructions_by_environment(wanted: str) -> None:
         assert "FASTCELLS_CPU='nonsense', but this machine has" in done.stderr
 
 
+@pytest.mark.parametrize("wanted", ["portable", "avx512", *native.BF16_INSTRUCTIONS])
+def test_instructions_for_bfloat16_by_environment(wanted: str) -> None:
+    """Those that are named with what stands beside them, or the best beside those for float32."""
+    if not {**native.INSTRUCTIONS, **native.BF16_INSTRUCTIONS}.get(wanted):
+        pytest.skip(f"this machine has no {wanted}")
+    code = "from fastcells.backends.cpu import native; print(native.instruction_set(), native.bf16_instruction_set())"
+    environment = {**os.environ, "FASTCELLS_CPU": wanted}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    beside = native.BESIDE.get(wanted, wanted)
+    best = next((name for name, here in native.BF16_INSTRUCTIONS.items() if here and native.BESIDE[name] == beside), "")
+    assert done.stdout == f"{beside} {wanted if wanted in native.BF16_INSTRUCTIONS else best}\n", done.stderr
+
+
 AUTO = [  # layer, sequence length, batch, what auto runs in float32 with AVX-512
     ("GRU", 35, 32, 256, "cpu"),
     ("GRU", 16, 1, 64, "cpu"),

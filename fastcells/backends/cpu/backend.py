@@ -146,8 +146,7 @@ def in_one_call(call: Call) -> bool:
 
 def instructions(call: Call) -> str:
     """The vector instructions that C uses for a call."""
-    using = native.instruction_set()
-    return native.BF16_OF.get(using, using) if call.dtype == torch.bfloat16 else using
+    return native.bf16_instruction_set() if call.dtype == torch.bfloat16 else native.instruction_set()
 
 
 CPU = CpuBackend()

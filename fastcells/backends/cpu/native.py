@@ -36,27 +36,40 @@ class Forward(NamedTuple):
     last: tuple[Tensor, ...]  # each [B, H]
 
 
-# The sets of vector instructions that C was written for, and whether this machine has them; the best first.
+# The sets of instructions that C was written for, and whether this machine has them; the best first. Those for bfloat16
+# stand beside those for float32.
 INSTRUCTIONS: dict[str, bool] = {} if _cpu is None else dict(_cpu.backends())
+BF16_INSTRUCTIONS: dict[str, bool] = {} if _cpu is None else dict(_cpu.bf16_backends())
+BESIDE = {"amx_bf16": "avx512", "avx512_bf16": "avx512", "neon_bf16": "neon"}
 
 
-def _chosen() -> int:
-    """The position of the instructions to use: those of the environment variable FASTCELLS_CPU, or the best."""
-    usable = [name for name, here in INSTRUCTIONS.items() if here]
-    wanted = os.environ.get("FASTCELLS_CPU") or next(iter(usable), "")
-    if usable and wanted not in usable:
-        raise ImportError(f"FASTCELLS_CPU={wanted!r}, but this machine has {', '.join(usable)}")
-    return list(INSTRUCTIONS).index(wanted) if usable else -1
+def _chosen() -> tuple[int, int]:
+    """The positions of the instructions to use, for float32 and for bfloat16; -1: there are none.
+
+    Those of the environment variable FASTCELLS_CPU, or the best.
+    """
+    usable, rounded = ([name for name, here in of.items() if here] for of in (INSTRUCTIONS, BF16_INSTRUCTIONS))
+    if not usable:
+        return -1, -1
+    wanted = os.environ.get("FASTCELLS_CPU") or usable[0]
+    if wanted not in (*usable, *rounded):
+        raise ImportError(f"FASTCELLS_CPU={wanted!r}, but this machine has {', '.join((*usable, *rounded))}")
+    name = BESIDE.get(wanted, wanted)
+    fitting = [bf16 for bf16 in rounded if BESIDE[bf16] == name and wanted in (name, bf16)]
+    return list(INSTRUCTIONS).index(name), list(BF16_INSTRUCTIONS).index(fitting[0]) if fitting else -1
 
 
-_instructions = _chosen()
-BF16 = _cpu is not None and _cpu.bf16()  # whether this machine multiplies bfloat16
-BF16_OF = {"avx512": "avx512_bf16", "neon": "neon_bf16"}  # what C uses for it, beside these instructions
+_instructions, _bf16_instructions = _chosen()
 
 
 def instruction_set() -> str:
     """The vector instructions in use; "" without the C module."""
     return list(INSTRUCTIONS)[_instructions] if INSTRUCTIONS else ""
+
+
+def bf16_instruction_set() -> str:
+    """Those in use for bfloat16; "" where there are none."""
+    return "" if _bf16_instructions < 0 else list(BF16_INSTRUCTIONS)[_bf16_instructions]
 
 
 def team() -> str:
@@ -73,9 +86,9 @@ def obstacle() -> str | None:
 
 def bf16_obstacle() -> str | None:
     """Why C cannot run a recurrence in bfloat16 here, or None."""
-    if not BF16:
-        return f"this processor has no instructions for bfloat16 ({' or '.join(BF16_OF.values())})"
-    if instruction_set() not in BF16_OF:
+    if not any(BF16_INSTRUCTIONS.values()):
+        return f"this processor has no instructions for bfloat16 ({' or '.join(BESIDE)})"
+    if _bf16_instructions < 0:
         return f"there are no instructions for bfloat16 in {instruction_set()}"
     return obstacle()
 
@@ -162,7 +175,7 @@ def recur(kernel: str, cell: str, given: Tensors, reverse: bool, save: bool = Fa
         addresses = [0 if t is None else t.data_ptr() for t in read]
         addresses += check.written(*outputs, dtype=plan.dtype).values()
         threads = _threads(T * B * len(SPECS[cell].gates) * H * H)
-        getattr(_cpu, plan.function)(_instructions, threads, _NUMBERS[cell], T, B, H, reverse, *addresses)
+        getattr(_cpu, plan.function)(_position(plan.dtype), threads, _NUMBERS[cell], T, B, H, reverse, *addresses)
     else:
         for last, first in _WITHOUT_STEPS[kernel]:
             if (to := written[last]) is not None and (source := given[first]) is not None:
@@ -174,6 +187,11 @@ def _element(w: Tensor | None) -> torch.dtype:
     """The dtype that tensors beside these weights must have."""
     bf16 = w is not None and w.dtype is torch.bfloat16 and bf16_obstacle() is None
     return torch.bfloat16 if bf16 else torch.float32
+
+
+def _position(dtype: torch.dtype) -> int:
+    """Of the instructions that C uses for a dtype, among those that there are."""
+    return _bf16_instructions if dtype is torch.bfloat16 else _instructions
 
 
 def _function(kernel: str, dtype: torch.dtype) -> Any:
@@ -237,7 +255,7 @@ def linear(
         sizes = {"rows": N, "K": K, "columns": M, "x_stride": x.stride(0), "out_stride": out.stride(0)}
         read, written = _addresses(x=x, w=w, b=b), check.written(("out", out, (N, M)), rows_apart=True, dtype=dtype)
         flags = {"transposed": transposed, "accumulate": accumulate}
-        _function("linear", dtype)(_instructions, _threads(N * K * M), **sizes, **flags, **read, **written)
+        _function("linear", dtype)(_position(dtype), _threads(N * K * M), **sizes, **flags, **read, **written)
     return out
 
 
@@ -279,7 +297,7 @@ def weight_gradients(
     sizes["accumulate"] = accumulate
     read = _addresses(d=d, d_rest=d_rest, x=x, x_rest=rest)
     written = check.written(("d_w", d_w, (rows, columns)), ("d_b", d_b, (rows,)), dtype=dtype)
-    _function("weight_grad", dtype)(_instructions, _threads(N * rows * columns), **sizes, **read, **written)
+    _function("weight_grad", dtype)(_position(dtype), _threads(N * rows * columns), **sizes, **read, **written)
     return d_w, d_b
 
 

@@ -13,6 +13,7 @@ MANY_ROWS = 128
 BF16_ROWS_FROM = 512
 BF16_TERMS_FROM = 128
 BF16_WEIGHT_COLUMNS = 512
+AMX_TERMS = 32  # bfloat16 numbers in a row of one of AMX's tiles
 # Multiplications in W_ih's product with the one-hot of token ids up to which a single step is left to ATen.
 ONE_HOT_PRODUCT = 1 << 20
 FEWEST_STEPS = 2  # a single step does not pay for packing the weights, whatever the shape
@@ -115,7 +116,7 @@ PROJECTED_ROWS = (
 PROJECTED_WIDE = CpuRow("lstm", "1.2 to 1.6", steps=32, widest=512, rows=32)  # where P is at least half of H
 
 
-ROWS_OF = {"avx512": CPU_ROWS, "avx2": CPU_ROWS, "avx512_bf16": BF16_ROWS}
+ROWS_OF = {"avx512": CPU_ROWS, "avx2": CPU_ROWS, "avx512_bf16": BF16_ROWS, "amx_bf16": BF16_ROWS}
 
 
 def layer_advantage(instructions: str) -> str | None:

@@ -48,15 +48,23 @@ def weights_in_c(d: Tensor, x: Tensor) -> bool:
 
 def matmul(a: Tensor, w: Tensor, b: Tensor | None = None, *, inner: bool = False) -> Tensor:
     """`a @ w.t() + b` for a [N, K], w [M, K] and b [M], without autograd. inner: no user gets to see the result."""
-    (N, K), M = a.shape, len(w)
-    few = N < MANY_ROWS or N * K * M < LARGE_PRODUCT
-    if w.dtype == torch.bfloat16:
-        few = few or N < policy.BF16_ROWS_FROM or K < policy.BF16_TERMS_FROM
-    if few or not multiplies(w.dtype):
+    if not multiplies(w.dtype) or not _pays(*a.shape, len(w), w.dtype):
         return a @ w.t() if b is None else torch.addmm(b, a, w.t())
     if w.stride(0) == 1 and not w.is_contiguous():  # the gradient of an input multiplies by W^T
         return native.linear(a, w.t(), b, transposed=True)
-    return native.linear(a, w, b, out=buffers.empty(N, M, dtype=w.dtype) if inner else None)
+    return native.linear(a, w, b, out=buffers.empty(len(a), len(w), dtype=w.dtype) if inner else None)
+
+
+def _pays(N: int, K: int, M: int, dtype: torch.dtype) -> bool:
+    """Whether a product runs in C, for which there are instructions."""
+    large = N >= MANY_ROWS and N * K * M >= LARGE_PRODUCT
+    if dtype == torch.float32:
+        return large
+    if native.BF16_INSTRUCTIONS.get("amx_bf16"):
+        # oneDNN's, which is as fast. But of a row's last tile it reads what is left of the next row, times zeros: a NaN
+        # or infinity there makes this row NaN (torch 2.13).
+        return K % policy.AMX_TERMS > 0
+    return large and N >= policy.BF16_ROWS_FROM and K >= policy.BF16_TERMS_FROM
 
 
 class Linear(torch.autograd.Function):

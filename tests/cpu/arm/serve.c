@@ -67,10 +67,10 @@ static void answer(int64_t status) {
         continue;                                                                                                      \
     }
 #define SERVE_BF16(NAME, ARGUMENTS)                                                                                    \
-    if (!strcmp(name, #NAME "_bf16") && bf16_backend && bf16_backend->supported()) {                                   \
+    if (!strcmp(name, #NAME "_bf16") && bf16_backend_count && bf16_backends[0]->supported()) {                          \
         struct NAME##_bf16 task;                                                                                       \
         TAKE(ARGUMENTS)                                                                                                \
-        answer(bf16_backend->NAME(&task, threads));                                                                    \
+        answer(bf16_backends[0]->NAME(&task, threads));                                                                \
         continue;                                                                                                      \
     }
 #define SERVE_IDS(NAME, ARGUMENTS, IDS, COUNT, VOCABULARY, BESIDES)                                                    \

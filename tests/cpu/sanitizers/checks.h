@@ -53,6 +53,9 @@ static void *bytes(size_t n) {
 }
 
 static void release(int keep) {
+#ifdef EMULATED_TILES
+    if (emulated_tiles.configured) FAIL("a call has left its tiles behind");
+#endif
     while (holding > keep) free(held[--holding]);
 }
 

@@ -89,9 +89,10 @@ int main(int count, char **arguments) {
         printf("%s\n", backends[i]->name);
         runs++;
     }
-    if (bf16_backend && bf16_backend->supported() && (count < 2 || !strcmp(arguments[1], bf16_backend->name))) {
-        run_bf16(bf16_backend);
-        printf("%s\n", bf16_backend->name);
+    for (int i = 0; i < bf16_backend_count; i++) {
+        if (!bf16_backends[i]->supported() || (count > 1 && strcmp(arguments[1], bf16_backends[i]->name))) continue;
+        run_bf16(bf16_backends[i]);
+        printf("%s\n", bf16_backends[i]->name);
         runs++;
     }
     if (!runs) FAIL("no such instructions here");
