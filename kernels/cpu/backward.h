@@ -10,6 +10,7 @@
 
 struct backward_job {
     const backward_task *task;
+    int in_caches; /* whether nothing has to be prefetched */
     struct division division;
     float *d_h, *d_c; /* [B, H] each, where the states' gradients are carried apart */
 };
@@ -145,7 +146,7 @@ static void backward_phase(const struct backward_job *job, const struct share *s
             at.rows = height(share->rows, done, ROWS[at.vectors]);
             const int last = from == b->T;
             list.count = 0;
-            if (phase == GRADIENT) prefetch_gradient(&list, b, step, &at);
+            if (phase == GRADIENT && !job->in_caches) prefetch_gradient(&list, b, step, &at);
             if (!last) gradient_product(b, p, from, &at, panel(p, tile), products, &list);
             if (phase == GRADIENT)
                 gradient_tile(job, step, &at, last ? NULL : products);
@@ -189,7 +190,7 @@ static void backward_member(void *argument, int member, int members) {
 
 static int backward(const backward_task *b, int threads) {
     const size_t state = STATES_CARRIED ? b->B * b->H : 0;
-    struct backward_job job = {.task = b};
+    struct backward_job job = {.task = b, .in_caches = stays_in_caches(b->cell, b->T, b->B, b->H)};
     job.d_h = cell_scratch(&job.division, b->cell, b->H, threads, 2 * state, NULL);
     if (!job.d_h) return -1;
     if (b->d_c0) job.d_c = job.d_h + state;

@@ -91,6 +91,7 @@ static int forward_with(const forward_task *given, struct kept_panels kept, int 
     if (!f->hidden) f->hidden = f->out, f->out = NULL;
     const size_t plane = phases_of(f->cell) > 1 ? f->B * f->H : 0, state = STATES_CARRIED ? f->B * f->H : 0;
     struct forward_job job = {.task = f, .kept = kept};
+    if (stays_in_caches(f->cell, f->T, f->B, f->H)) job.kept.in_caches = 1;
     float *memory = cell_scratch(&job.division, f->cell, f->H, threads, 2 * plane + 2 * state, kept.data);
     if (!memory) return -1;
     if (plane) job.z = memory, job.reset_hidden = (element *)(memory + plane);

@@ -44,6 +44,18 @@ static inline void divide_cell(struct division *d, enum cell cell, size_t B, siz
     divide(d, first_gates, CELL_FACTS[cell].gates - first_gates, B, H, vectors, members);
 }
 
+/* Whether a call's tensors stay in a core's caches, so that prefetching takes more time than it saves. It did with AMX's
+   products (T=35, B=32, H=256: 12 to 20 %); with vectors there is time for it. */
+static inline int stays_in_caches(enum cell cell, size_t T, size_t B, size_t H) {
+#ifdef TILES
+    enum { FITTING = 3 << 20 }; /* bytes of the input projections and the weights */
+    return (T * B + H) * CELL_FACTS[cell].gates * H * sizeof(element) <= FITTING;
+#else
+    (void)cell, (void)T, (void)B, (void)H;
+    return 0;
+#endif
+}
+
 static inline size_t busy_members(const struct division *d) { return d->grid.row_groups * d->grid.members; }
 
 /* Memory for a division among `threads`, and `floats` more, which it returns; NULL where memory does not suffice.

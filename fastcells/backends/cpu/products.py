@@ -48,11 +48,12 @@ def weights_in_c(d: Tensor, x: Tensor) -> bool:
 
 def matmul(a: Tensor, w: Tensor, b: Tensor | None = None, *, inner: bool = False) -> Tensor:
     """`a @ w.t() + b` for a [N, K], w [M, K] and b [M], without autograd. inner: no user gets to see the result."""
-    if not multiplies(w.dtype) or not _pays(*a.shape, len(w), w.dtype):
-        return a @ w.t() if b is None else torch.addmm(b, a, w.t())
+    out = buffers.empty(len(a), len(w), dtype=w.dtype) if inner else None
+    if not multiplies(w.dtype) or not _pays(len(a), a.shape[1], len(w), w.dtype):
+        return torch.mm(a, w.t(), out=out) if b is None else torch.addmm(b, a, w.t(), out=out)
     if w.stride(0) == 1 and not w.is_contiguous():  # the gradient of an input multiplies by W^T
         return native.linear(a, w.t(), b, transposed=True)
-    return native.linear(a, w, b, out=buffers.empty(len(a), len(w), dtype=w.dtype) if inner else None)
+    return native.linear(a, w, b, out=out)
 
 
 def _pays(N: int, K: int, M: int, dtype: torch.dtype) -> bool:
