@@ -2,7 +2,9 @@
 
     python -m bench.bfloat16              # the lesson's shape, one thread and two
     python -m bench.bfloat16 --full       # the grid behind fastcells/backends/cpu/policy.py, one thread
-    python -m bench.bfloat16 --no-write   # leave bench/results/bfloat16-cpu.csv alone
+    python -m bench.bfloat16 --no-write   # leave bench/results alone
+
+Processors with AMX have files of their own.
 
 All contenders have the same weights and input, and run in turn in each round.
 """
@@ -97,7 +99,8 @@ def main() -> int:
         print_table(table)
         rows += [{**row, **origin} for row in table]
     if not options.no_write:
-        print(f"written to {write_csv('bfloat16-cpu' + ('-grid' if options.full else ''), rows)}")
+        amx = "-amx" if native.bf16_instruction_set() == "amx_bf16" else ""  # processors that have little in common
+        print(f"written to {write_csv('bfloat16-cpu' + ('-grid' if options.full else '') + amx, rows)}")
     return 0
 
 

@@ -239,23 +239,29 @@ def test_where_there_are_no_instructions(missing: str, monkeypatch: pytest.Monke
         fastcells.GRU(INPUT, 64, impl="cpu").to(BF16)(x)
 
 
-AUTO = [  # layer, sequence length, batch, hidden units, what auto runs in inference and in training
-    ("GRU", 35, 32, 256, "cpu", "cpu"),
-    ("GRU", 4, 1, 64, "torch", "torch"),
-    ("GRU", 4, 32, 256, "cpu", "cpu"),
-    ("RNN", 35, 32, 256, "cpu", "cpu"),
-    ("RNN", 4, 32, 256, "torch", "torch"),
-    ("LSTM", 35, 32, 256, "torch", "torch"),
-    ("LSTM", 35, 128, 512, "torch", "cpu"),
-    ("LSTM", 128, 8, 256, "torch", "cpu"),
-    ("LSTM", 35, 1, 256, "cpu", "cpu"),
-    ("LSTM", 35, 32, 1024, "cpu", "cpu"),
+# What auto runs in inference and in training with AVX-512, and with AMX: layer, sequence length, batch, hidden units.
+AUTO = [
+    ("GRU", 35, 32, 256, "cpu", "cpu", "cpu", "cpu"),
+    ("GRU", 4, 1, 64, "torch", "torch", "cpu", "cpu"),
+    ("GRU", 4, 32, 256, "cpu", "cpu", "cpu", "cpu"),
+    ("GRU", 2, 32, 256, "torch", "torch", "torch", "torch"),
+    ("RNN", 35, 32, 256, "cpu", "cpu", "cpu", "cpu"),
+    ("RNN", 4, 32, 256, "torch", "torch", "torch", "torch"),
+    ("RNN", 16, 1, 64, "cpu", "cpu", "torch", "torch"),
+    ("LSTM", 35, 32, 256, "torch", "torch", "torch", "cpu"),
+    ("LSTM", 35, 32, 128, "torch", "torch", "torch", "torch"),
+    ("LSTM", 35, 128, 512, "torch", "cpu", "torch", "cpu"),
+    ("LSTM", 128, 8, 256, "torch", "cpu", "torch", "cpu"),
+    ("LSTM", 35, 1, 256, "cpu", "cpu", "torch", "cpu"),
+    ("LSTM", 35, 32, 1024, "cpu", "cpu", "cpu", "cpu"),
 ]
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["parameters", "autocast"])
-@pytest.mark.parametrize(("name", "T", "B", "H", "inference", "training"), AUTO)
-def test_what_auto_runs(name: str, T: int, B: int, H: int, inference: str, training: str, autocast: bool) -> None:
+@pytest.mark.parametrize("case", AUTO, ids=lambda case: "{}-T{}-B{}-H{}".format(*case))
+def test_what_auto_runs(case: tuple[Any, ...], autocast: bool, each_bf16: str) -> None:
+    name, T, B, H, *chosen = case
+    inference, training = chosen[2:] if each_bf16 == "amx_bf16" else chosen[:2]
     dtype = torch.float32 if autocast else BF16
     layer, x = getattr(fastcells, name)(4, H, dtype=dtype), torch.zeros(T, B, 4, dtype=dtype)
     with torch.autocast("cpu", BF16, enabled=autocast):

@@ -106,6 +106,16 @@ BF16_ROWS = (
     CpuRow("lstm", "1.2 to 2.5", steps=4, hidden=256, batch=1),
     CpuRow("lstm", "1 to 1.6", steps=4, hidden=1024, batch=32),
 )
+# With AMX, which ATen's LSTM and products have too, but not its GRU and RNN, whose steps are operators. The same grid,
+# Intel family 6 model 207, one thread; the rows are in bench/results/bfloat16-cpu-grid-amx.csv.
+AMX_ROWS = (
+    CpuRow("gru", "1.5 to 19", steps=16),
+    CpuRow("gru", "1 to 1.8", steps=4),
+    CpuRow("rnn_tanh", "1.2 to 11", steps=16, tokens=32),
+    CpuRow("rnn_relu", "1.2 to 11", steps=16, tokens=32),
+    CpuRow("lstm", "1 to 5", steps=4, hidden=256, training=True),
+    CpuRow("lstm", "1 to 2.6", steps=4, hidden=512, batch=32),
+)
 # A projection folded into the weights (fastcells/projection.py), which costs a product of its own and, with the smaller
 # P, up to 6 times the multiplications of a step. Measured with one thread of a busy machine, T=4 and 35, B 1 to 128, P
 # an eighth to three quarters of H: against torch.nn's dense LSTM, and against a loop of steps, where ATen has none.
@@ -116,7 +126,7 @@ PROJECTED_ROWS = (
 PROJECTED_WIDE = CpuRow("lstm", "1.2 to 1.6", steps=32, widest=512, rows=32)  # where P is at least half of H
 
 
-ROWS_OF = {"avx512": CPU_ROWS, "avx2": CPU_ROWS, "avx512_bf16": BF16_ROWS, "amx_bf16": BF16_ROWS}
+ROWS_OF = {"avx512": CPU_ROWS, "avx2": CPU_ROWS, "avx512_bf16": BF16_ROWS, "amx_bf16": AMX_ROWS}
 
 
 def layer_advantage(instructions: str) -> str | None:
