@@ -6,7 +6,6 @@ installation the module `_cpu` is missing; `obstacle` says so.
 
 from __future__ import annotations
 
-import os
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from fastcells.backends.cpu import arguments, buffers
 from fastcells.backends.cpu import checks as check
 from fastcells.backends.cpu.arguments import Tensors
 from fastcells.backends.cpu.cores import cores
+from fastcells.backends.cpu.instructions import BESIDE, BF16_INSTRUCTIONS, INSTRUCTIONS, chosen
 from fastcells.spec import SPECS
 
 _cpu = arguments.c_module
@@ -36,30 +36,7 @@ class Forward(NamedTuple):
     last: tuple[Tensor, ...]  # each [B, H]
 
 
-# The sets of instructions that C was written for, and whether this machine has them; the best first. Those for bfloat16
-# stand beside those for float32.
-INSTRUCTIONS: dict[str, bool] = {} if _cpu is None else dict(_cpu.backends())
-BF16_INSTRUCTIONS: dict[str, bool] = {} if _cpu is None else dict(_cpu.bf16_backends())
-BESIDE = {"amx_bf16": "avx512", "avx512_bf16": "avx512", "neon_bf16": "neon"}
-
-
-def _chosen() -> tuple[int, int]:
-    """The positions of the instructions to use, for float32 and for bfloat16; -1: there are none.
-
-    Those of the environment variable FASTCELLS_CPU, or the best.
-    """
-    usable, rounded = ([name for name, here in of.items() if here] for of in (INSTRUCTIONS, BF16_INSTRUCTIONS))
-    if not usable:
-        return -1, -1
-    wanted = os.environ.get("FASTCELLS_CPU") or usable[0]
-    if wanted not in (*usable, *rounded):
-        raise ImportError(f"FASTCELLS_CPU={wanted!r}, but this machine has {', '.join((*usable, *rounded))}")
-    name = BESIDE.get(wanted, wanted)
-    fitting = [bf16 for bf16 in rounded if BESIDE[bf16] == name and wanted in (name, bf16)]
-    return list(INSTRUCTIONS).index(name), list(BF16_INSTRUCTIONS).index(fitting[0]) if fitting else -1
-
-
-_instructions, _bf16_instructions = _chosen()
+_instructions, _bf16_instructions = chosen()
 
 
 def instruction_set() -> str:
