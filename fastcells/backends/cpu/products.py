@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fastcells import token_ids
 from fastcells.backends.cpu import buffers, native, policy
+from fastcells.backends.cpu.instructions import BF16_INSTRUCTIONS
 from fastcells.backends.cpu.policy import LARGE_PRODUCT, MANY_ROWS
 from fastcells.modes import any_batched, autocast_dtype, is_plain_tensor, traced, transformed
 
@@ -61,7 +62,7 @@ def _pays(N: int, K: int, M: int, dtype: torch.dtype) -> bool:
     large = N >= MANY_ROWS and N * K * M >= LARGE_PRODUCT
     if dtype == torch.float32:
         return large
-    if native.BF16_INSTRUCTIONS.get("amx_bf16"):
+    if BF16_INSTRUCTIONS.get("amx_bf16"):
         # oneDNN's, which is as fast. But of a row's last tile it reads what is left of the next row, times zeros: a NaN
         # or infinity there makes this row NaN (torch 2.13).
         return K % policy.AMX_TERMS > 0
