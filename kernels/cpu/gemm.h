@@ -46,9 +46,28 @@ static inline void prefetch(struct prefetch *list, const element *row, size_t pl
     }
 }
 
+/* Keep a vector in a register: compilers would have each multiplication of two or three rows read the weights anew,
+   which takes more time than to multiply them. */
+#if defined(__x86_64__)
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
+#else
+#define IN_REGISTER(v) ((void)0)
+#endif
+
 /* One term of the sums of a tile: acc[r][v] += a[r * row_step] * w[v] */
 INLINE void add_term(size_t rows, size_t width, vec acc[MAX_ROWS][WIDEST], const element *restrict a, size_t row_step,
                      const float *restrict w) {
+    if (rows == 2 || rows == 3) {
+        broadcast s[MAX_ROWS];
+        UNROLL for (size_t r = 0; r < rows; r++) s[r] = splat_term(a + r * row_step);
+        UNROLL for (size_t r = 0; r < rows; r++) IN_REGISTER(s[r]);
+        UNROLL for (size_t v = 0; v < width; v++) {
+            vec column = load(w + v * LANES);
+            IN_REGISTER(column);
+            UNROLL for (size_t r = 0; r < rows; r++) acc[r][v] = add_product(acc[r][v], s[r], column);
+        }
+        return;
+    }
     vec columns[WIDEST];
     UNROLL for (size_t v = 0; v < width; v++) columns[v] = load(w + v * LANES);
     UNROLL for (size_t r = 0; r < rows; r++) {
