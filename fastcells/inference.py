@@ -150,7 +150,8 @@ def cell(module: Cell, x: Tensor, hx: State | None) -> State | None:
     )
     small = _plans.get(key)
     if small is not None:
-        found: State | None = native._cpu.small_layer(small, graph, x, tensors, None, native.no_more_than(small[5]))
+        threads = native.no_more_than(small[5])
+        found: State | None = native._cpu.small_layer(small, graph, x, tensors, None, threads)
         if found is not None:
             return found
     place = native._cpu.place(graph, x, False)

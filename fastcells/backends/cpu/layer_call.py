@@ -105,9 +105,9 @@ class Plan:
         self.tensors = 4 if bias else 2
 
     def small(self, states: int, batch_first: bool, form: Form, kept: bool = False, cell: bool = False) -> Small | None:
-        """Of a layer or a cell, as `_cpu.small_layer` takes it, and the most threads; None where memory is worth a thought.
+        """Of a layer or a cell, as `_cpu.small_layer` takes it; None where memory is worth a thought.
 
-        kept: whether its calls find their weights packed.
+        The last number: the most threads. kept: whether its calls find their weights packed.
         """
         if self.large:
             return None
