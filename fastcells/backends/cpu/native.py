@@ -26,7 +26,7 @@ _NUMBERS: dict[str, int] = {} if _cpu is None else {name: i for i, (name, *_) in
 WORK_OF_A_THREAD = 1 << 18
 WORK_OF_A_STEP = 1 << 16  # multiplications of one step, of which a barrier takes as long as a few thousand
 # A row, or two, and fewer packed weights than this take less time than what a second thread waits for in each step.
-# Measured, T=35: one thread is 1.3 times as fast as two with B=1 and 16,000 weights, 1.1 with B=2 and 12,000, and slower
+# Measured, T=35: one thread is 1.3 times as fast as two with B=1 and 16,000 weights, 1.1 with B=2 and 12,000; slower
 # with 49,000 and 16,000.
 SMALL_WEIGHTS = {1: 1 << 15, 2: 1 << 14}
 MOST_THREADS = 256  # as many as kernels/cpu/team.c starts by itself
