@@ -10,7 +10,7 @@
 #include "panels.h"
 
 enum { LINEAR_WIDE = 3 };        /* vectors of columns in a tile */
-enum { BLOCK = TERM * (48 << 10) }; /* elements of x in a block of rows: it shares a second-level cache with a panel */
+enum { BLOCK = TERM * (72 << 10) }; /* elements of x in a block of rows: it shares a second-level cache with a panel */
 /* Elements of a sum at a time, so that a panel fits as well; all where what is written on the way would be rounded. */
 enum { LONGEST = TERM > 1 ? 1 << 30 : 2048 };
 
