@@ -87,7 +87,9 @@ def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, A
     packed = None if keeper is None else keeper.packed  # held for as long as C compares addresses with its own
     kept = None if packed is None else packed.small.get(key)
     if small is not None and (keeper is None or kept is not None):
-        found: tuple[Tensor, Any] | None = native._cpu.small_layer(small, graph, x, tensors, kept)
+        found: tuple[Tensor, Any] | None = native._cpu.small_layer(
+            small, graph, x, tensors, kept, native.no_more_than(small[5])
+        )
         if found is not None:
             return found
     place = native._cpu.place(graph, x, batch_first)
@@ -105,7 +107,7 @@ def layer(module: Layer, x: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, A
     if each is None:
         return None
     if small is None and L * D == 1:
-        _plans[key] = plans.first.small(plans.states, batch_first, form)
+        _plans[key] = plans.first.small(plans.states, batch_first, form, keeper is not None)
     packed = None if keeper is None else keeper.current(weights, each[: len(weights)], L * D)  # type: ignore[arg-type]
     sizes, strides = form.last
     h, c = new(sizes, strides, torch.float32), None if plans.states == 1 else new(sizes, strides, torch.float32)
@@ -148,7 +150,8 @@ def cell(module: Cell, x: Tensor, hx: State | None) -> State | None:
     )
     small = _plans.get(key)
     if small is not None:
-        found: State | None = native._cpu.small_layer(small, graph, x, tensors, None)
+        threads = native.no_more_than(small[5])
+        found: State | None = native._cpu.small_layer(small, graph, x, tensors, None, threads)
         if found is not None:
             return found
     place = native._cpu.place(graph, x, False)

@@ -19,6 +19,16 @@ static void prefetch_update(struct prefetch *list, const forward_task *f, const 
     }
 }
 
+/* What others have just written of the rows to multiply, all at once: the product would wait for two or three lines at a
+   time. Where weights come from the third cache, it waits for them meanwhile. */
+static void prefetch_rows(const struct division *d, const struct share *share, const element *a) {
+    const struct panels *p = &d->panels[0];
+    if (d->grid.members < 2 || panels_size(p->H, p->gates) / d->grid.members > (size_t)1 << 18) return;
+    for (size_t row = share->first_row; row < share->first_row + min_size(share->rows, MAX_ROWS); row++) {
+        for (size_t k = 0; k < p->H; k += CACHE_LINE / sizeof(element)) __builtin_prefetch(a + row * p->H + k);
+    }
+}
+
 static void forward_phase(const struct forward_job *job, const struct share *share, size_t t, const element *h_prev,
                           size_t phase) {
     const forward_task *f = job->task;
@@ -26,6 +36,7 @@ static void forward_phase(const struct forward_job *job, const struct share *sha
     const element *a = phase ? job->reset_hidden : h_prev;
     tile_t products;
     struct prefetch list;
+    if (a) prefetch_rows(&job->division, share, a);
     for (size_t i = 0; i < share->tiles; i++) {
         /* Every other step goes backwards: it begins with the weights that the one before has left in the cache. */
         const size_t tile = share->first_tile + (t % 2 ? share->tiles - 1 - i : i);
@@ -52,7 +63,7 @@ static size_t forward_vectors(enum cell cell, size_t B, size_t H, size_t members
     /* A row by itself: as wide as it goes where weights come from the second cache, narrower where the first one keeps
        some of them (measured: 15 % of the forward at H 256, 12 % at H 64). */
     const size_t one = H > 64 ? WIDEST : min_size(WIDEST, 2 * MAX_WIDTH), wide = B == 1 ? one : B == 2 ? WIDE_FOR_TWO : 0;
-    return wide > MAX_WIDTH ? min_size(wide / gates, ceil_div(vectors_of(H), members))
+    return wide > MAX_WIDTH ? even_width(vectors_of(H), members, wide / gates)
                             : min_size(tile_width(H, members), MAX_WIDTH / gates);
 }
 

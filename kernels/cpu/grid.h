@@ -34,20 +34,26 @@ struct grid {
     size_t row_groups, members;
 };
 
-/* The split with the least work on the busiest member. Without a barrier if that costs nothing, but with the fewest
-   weights a member where they are large: what stays in a core's own cache is read at full speed. */
-static inline struct grid choose_grid(size_t team, size_t B, size_t tiles, size_t weights) {
-    enum { BARRIER = 6000 }; /* multiplications that one does in the time of a barrier, with a single row */
-    const size_t tile_weights = weights / tiles;
+/* What a cache line of weights takes until it has arrived, in half cycles: a multiplication of a vector takes one. It
+   depends on how much a member reads in a step: what its first cache holds, its second one, or more. (Measured: 110
+   and 28 GB/s a core from the second and the third cache of an Emerald Rapids.) */
+static inline size_t reading(size_t bytes) { return bytes <= (size_t)32 << 10 ? 1 : bytes <= (size_t)1 << 20 ? 4 : 12; }
+
+/* The split that takes the busiest member the least time: a few rows wait for their weights, and are better off with
+   fewer of them each; many rows are better off without a barrier, and without what others write in a step: it comes
+   from their caches. */
+static inline struct grid choose_grid(size_t team, size_t B, size_t H, size_t tiles, size_t weights) {
+    enum { BARRIER = 2500, EXCHANGE = 120 }; /* half cycles: of a barrier, and of a line from another core */
     struct grid best = {1, 1};
     size_t least = (size_t)-1;
     for (size_t groups = 1; groups <= team && groups <= B; groups++) {
-        const size_t members = min_size(team / groups, tiles);
-        size_t work = ceil_div(B, groups) * ceil_div(tiles, members) * tile_weights;
-        if (members > 1) work += work / 16 + BARRIER;
-        if (weights * sizeof(float) / members > (size_t)512 << 10) work += work / 8;
-        if (work < least) {
-            least = work;
+        const size_t members = min_size(team / groups, tiles), rows = ceil_div(B, groups);
+        const size_t own = ceil_div(tiles, members) * weights / tiles * sizeof(float), waits = reading(own);
+        const size_t multiplies = own / sizeof(float) / LANES * rows, reads = own / CACHE_LINE * waits;
+        size_t time = multiplies > reads ? multiplies : reads;
+        if (members > 1) time += BARRIER + rows * (H - H / members) * sizeof(element) / CACHE_LINE * EXCHANGE;
+        if (time < least) {
+            least = time;
             best = (struct grid){groups, members};
         }
     }
@@ -81,6 +87,25 @@ static inline size_t tile_width(size_t H, size_t team) {
         work += work * (MAX_WIDTH - width) / 32; /* a narrow tile loads more for the same work */
         if (work < least) {
             least = work;
+            best = width;
+        }
+    }
+    return best;
+}
+
+/* The same for tiles of `most` vectors at most that are read once for a row or two, where the width makes no difference
+   to speed: as wide as leaves no member with more than its part. */
+static inline size_t even_width(size_t vectors, size_t team, size_t most) {
+    size_t best = 1, least = (size_t)-1;
+    for (size_t width = most; width > 0; width--) {
+        size_t busiest = 0;
+        for (size_t member = 0; member < team; member++) {
+            const struct range tiles = part_of(ceil_div(vectors, width), member, team);
+            const size_t own = min_size(tiles.end * width, vectors) - min_size(tiles.first * width, vectors);
+            if (own > busiest) busiest = own;
+        }
+        if (busiest < least) {
+            least = busiest;
             best = width;
         }
     }

@@ -255,7 +255,7 @@ static PyMethodDef methods[] = {
            "read_with(Tensor, Parameter, is_neg of some tensor) -> whether tensors can be read: see tensors.c"),
     METHOD(readable, METH_FASTCALL, "readable(graph, tensors, shapes) -> addresses, or None"),
     METHOD(place, METH_FASTCALL, "place(graph, x, time) -> (address, dimensions, T, B, I, step, row), or None"),
-    METHOD(small_layer, METH_FASTCALL, "small_layer(call, graph, x, tensors, kept) -> what a layer returns, or None"),
+    METHOD(small_layer, METH_FASTCALL, "small_layer(call, graph, x, tensors, kept, threads) -> what a layer returns, or None"),
     METHOD(activations, METH_FASTCALL, "activations(backend, x, sigmoid, tanh, n)"),
     METHOD(backends, METH_NOARGS, "backends() -> [(name, whether this machine has it), ...], the best first"),
     METHOD(bf16_backends, METH_NOARGS, "bf16_backends() -> [(name, whether this machine has it)] of bfloat16, the best first"),

@@ -36,7 +36,7 @@ static inline void divide(struct division *d, size_t first_gates, size_t second_
                                            .gates = gates[phase],
                                            .vectors = vectors,
                                            .data = d->panels[phase].data};
-    d->grid = choose_grid(members, B, tiles_of(&d->panels[0]), (first_gates + second_gates) * H * terms_of(H));
+    d->grid = choose_grid(members, B, H, tiles_of(&d->panels[0]), (first_gates + second_gates) * H * terms_of(H));
 }
 
 static inline void divide_cell(struct division *d, enum cell cell, size_t B, size_t H, size_t vectors, size_t members) {

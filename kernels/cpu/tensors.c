@@ -199,15 +199,17 @@ static int is_still(PyObject *object, const struct dl_tensor *t, PyObject *kept[
     return same;
 }
 
-/* small_layer(call, graph, x, tensors, kept) -> (out, h) or (out, (h, c)) of a layer of one direction by one thread, of a
+/* small_layer(call, graph, x, tensors, kept, threads) -> (out, h) or (out, (h, c)) of a layer of one direction, of a
    cell (h,) or (h, c), without anything asked in Python; None where a tensor is not as the call has it.
    call: (`struct sizes`, shapes, both as bytes of int64; what makes a tensor, its arguments for out, and for a state, or
-   None for a cell). graph: whether gradients are recorded. tensors: a list of the weights, and of the states that are
-   given. kept: None, or what has been packed of the weights: (they, their versions and addresses; panels, their address
-   and the vectors of a tile). */
+   None for a cell), and what Python has behind them. graph: whether gradients are recorded. tensors: a list of the
+   weights, and of the states that are given. kept: None, or what has been packed of the weights: (they, their versions
+   and addresses; panels, their address and the vectors of a tile). */
 PyObject *py_small_layer(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
-    if (count != 5) return PyErr_Format(PyExc_TypeError, "expected 5 arguments, got %zd", count);
+    if (count != 6) return PyErr_Format(PyExc_TypeError, "expected 6 arguments, got %zd", count);
+    const long threads = PyLong_AsLong(args[5]);
+    if (threads == -1 && PyErr_Occurred()) return NULL;
     PyObject *part[5], *kept[6] = {NULL};
     for (Py_ssize_t i = 0; args[4] != Py_None && i < 6; i++) {
         if (!(kept[i] = PyTuple_GetItem(args[4], i))) return NULL;
@@ -220,8 +222,9 @@ PyObject *py_small_layer(PyObject *self, PyObject *const *args, Py_ssize_t count
     const int64_t *first = s ? numbers_of(part[1], &sizes) : NULL;
     const Py_ssize_t tensors = first ? PyList_Size(args[3]) : -1;
     if (tensors < 0) return NULL;
-    if (numbers != sizeof *s / sizeof(int64_t) || s->backend >= backend_count || !backends[s->backend]->supported())
-        return PyErr_Format(PyExc_ValueError, "%zd numbers, or no such backend", numbers);
+    if (numbers != sizeof *s / sizeof(int64_t) || s->backend >= backend_count || !backends[s->backend]->supported() ||
+        threads < 1 || threads > 4096)
+        return PyErr_Format(PyExc_ValueError, "%zd numbers, no such backend, or %ld threads", numbers, threads);
     const int graph = args[1] == Py_True;
     struct shapes shapes = {first, first + sizes};
     struct dl_tensor t;
@@ -254,7 +257,7 @@ PyObject *py_small_layer(PyObject *self, PyObject *const *args, Py_ssize_t count
     int status = -1;
     if (out && (h || cell) && (c || s->states == 1)) {
         Py_BEGIN_ALLOW_THREADS;
-        status = backends[s->backend]->layer(&task, 1);
+        status = backends[s->backend]->layer(&task, (int)threads);
         Py_END_ALLOW_THREADS;
         if (status) PyErr_NoMemory();
     }

@@ -38,6 +38,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     monkeypatch.setattr(native, "WORK_OF_A_THREAD", 1)
+    monkeypatch.setattr(native, "SMALL_WEIGHTS", {})
     yield request.param
     torch.set_num_threads(before)
 

@@ -133,3 +133,11 @@ def test_auto_leaves_the_operators_to_who_looks_at_them() -> None:
         assert fastcells.explain(gru, x).impl == "torch"
     torch._dynamo.reset()
     assert error(torch.compile(gru, fullgraph=True, backend="eager")(x)[0], expected) <= 16 * EPS
+
+
+def test_a_barrier_costs_more_than_few_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread takes a row or two whose packed weights stay in a core's first caches, however many steps follow."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for B, expected in ((1, [1, 1, 1, 2]), (2, [1, 1, 2, 2]), (3, [2, 2, 2, 2])):
+        sizes = [(gates * H, H) for gates, H in ((1, 64), (3, 64), (4, 64), (3, 128))]
+        assert [native.layer_threads(True, 256, B, H, rows, H) for rows, H in sizes] == expected

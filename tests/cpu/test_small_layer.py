@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fastcells
 from fastcells import inference
+from fastcells.backends.cpu import native
 from tests.cpu.test_layer_call import CELLS, Counted, close, counted, exact, made, state_of
 from tests.support.packing import flat, same
 
@@ -44,6 +45,36 @@ def test_it_is_taken(cell: str, packed: bool, counted: Counted, monkeypatch: pyt
                     found = [layer(x), layer(x, hx), layer(x.transpose(0, 1).contiguous().transpose(0, 1))]
                 assert close([t for each in found for t in flat(each)], exact_of(layer, x, hx))
                 assert found[0][0].shape == (*shape[:-1], 20)
+
+
+@EACH
+@pytest.mark.parametrize("cell", CELLS)
+def test_it_is_taken_by_a_team(
+    cell: str, packed: bool, threads: int, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And for a projection that buffers.py would keep memory for; by fewer threads where others have the cores."""
+    layer: Any = made(cell, 6, 130, impl="cpu")
+    if packed:
+        layer.pack()
+    given = list[int]()
+    small_layer = counted.real.small_layer
+
+    def watched(*args: Any) -> Any:
+        given.append(args[5])
+        return small_layer(*args)
+
+    monkeypatch.setattr(counted, "small_layer", watched, raising=False)
+    for B in (1, 2, 3):
+        x = torch.randn(150, B, 6)
+        layer(x), layer(x)
+        with monkeypatch.context() as patch:
+            patch.setattr(inference.Plans, "addresses", lambda *args: pytest.fail("the way before was taken"))
+            found = layer(x)
+            most = given[-1]
+            patch.setattr(native, "no_more_than", lambda most: 1)
+            assert same(layer(x), found) and given[-1] == 1
+        assert close(flat(found), exact(layer, x))
+        assert most == threads
 
 
 def exact_of(layer: Any, x: Tensor, hx: Any) -> list[Tensor]:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 FLOAT = 4  # bytes
 LARGE = 1 << 14  # floats of memory that malloc might not keep from one call to the next
-Small = tuple[bytes, bytes, Callable[..., Tensor], tuple[object, ...], tuple[object, ...] | None]
+MOST_OF_ONE_CALL = 1 << 18  # floats of an input projection that C finds memory for, and makes as a whole
+Small = tuple[bytes, bytes, Callable[..., Tensor], tuple[object, ...], tuple[object, ...] | None, int]
 Place = tuple[int, int, int]  # address, and how far a step and a row lie apart, in floats
 
 if native._cpu is not None:
@@ -98,23 +99,29 @@ class Plan:
         self.rows = rows = len(SPECS[cell].gates) * H
         self.row, self.packed, self.chunk = B * H * FLOAT, packs(T, B, H), steps_at_once(T, B, rows, I + H, False)
         self.most = native.layer_threads(self.packed, T, B, I, rows, H)
-        self.large = T * B * rows >= LARGE
+        self.large = T * B * rows > MOST_OF_ONE_CALL
         self.kept: Kept | None = None
         self.shapes = shapes((rows, I), (rows, H), *([(rows,)] * 2 if bias else []))
         self.tensors = 4 if bias else 2
 
-    def small(self, states: int, batch_first: bool, form: Form, cell: bool = False) -> Small | None:
-        """Of a layer or a cell, as `_cpu.small_layer` takes it; None where threads or memory are worth a thought."""
-        if self.most > 1 or self.large:
+    def small(self, states: int, batch_first: bool, form: Form, kept: bool = False, cell: bool = False) -> Small | None:
+        """Of a layer or a cell, as `_cpu.small_layer` takes it; None where memory is worth a thought.
+
+        The last number: the most threads. kept: whether its calls find their weights packed.
+        """
+        if self.large:
             return None
         sizes = native._instructions, self.cell, self.T, self.B, self.H, self.I, self.packed
         numbers = struct.pack("12q", *sizes, self.tensors, states, batch_first, form.time, form.row)
         out, last = ((*each, torch.float32) for each in (form.out, form.last))
-        return numbers, form.shapes, empty_of(), out, None if cell else last
+        if kept:
+            self.kept = self.kept or Kept(self)
+        most = self.kept.most if kept and self.kept else self.most
+        return numbers, form.shapes, empty_of(), out, None if cell else last, most
 
     def small_layout(self) -> tuple[int, ...] | None:
-        """The key of the panels that a packed layer of one direction reads, where one thread reads them."""
-        if self.kept is None or self.kept.most > 1 or self.large:
+        """The key of the panels that a packed layer of one direction reads, where `small` has its calls."""
+        if self.kept is None or self.large:
             return None
         return 0, self.kept.vectors, native._instructions, self.cell
 
