@@ -101,20 +101,18 @@ static void initial_tile(const struct backward_job *job, const struct backward_s
     }
 }
 
-/* What the gradients of a tile read and write. */
+/* What the gradients of a tile's columns read and write of each row from at's on. */
 static void prefetch_gradient(struct prefetch *list, const backward_task *b, const struct backward_step *step,
                               const struct tile *at) {
     const size_t H = b->H, G = CELL_FACTS[b->cell].gates, S = CELL_FACTS[b->cell].num_saved;
     const size_t A = CELL_FACTS[b->cell].apart_gates, column = at->column, vectors = at->vectors;
-    for (size_t r = 0; r < at->rows; r++) {
-        const size_t row = at->row + r, token = step->t * b->B + row;
-        prefetch(list, b->d_hidden + token * H + column, 1, H, vectors);
-        prefetch(list, step->h_prev + row * H + column, 1, H, vectors);
-        if (b->saved) prefetch(list, b->saved + token * S * H + column, S, H, vectors);
-        if (b->cells) prefetch(list, step->c_prev + row * H + column, 1, H, vectors);
-        prefetch(list, b->d_x + token * G * H + column, G, H, vectors);
-        if (b->d_gates) prefetch(list, b->d_gates + token * A * H + column, A, H, vectors);
-    }
+    const size_t row = at->row, token = step->t * b->B + row;
+    prefetch(list, b->d_hidden + token * H + column, H, 1, H, vectors);
+    prefetch(list, step->h_prev + row * H + column, H, 1, H, vectors);
+    if (b->saved) prefetch(list, b->saved + token * S * H + column, S * H, S, H, vectors);
+    if (b->cells) prefetch(list, step->c_prev + row * H + column, H, 1, H, vectors);
+    prefetch(list, b->d_x + token * G * H + column, G * H, G, H, vectors);
+    if (b->d_gates) prefetch(list, b->d_gates + token * A * H + column, A * H, A, H, vectors);
 }
 
 /* The gradients of a phase's gates at step t, times their weights: those of the last gates may be apart. */
@@ -140,13 +138,15 @@ static void backward_phase(const struct backward_job *job, const struct share *s
     tile_t products;
     struct prefetch list;
     for (size_t tile = share->first_tile; tile < share->first_tile + share->tiles; tile++) {
-        struct tile at = {.t = step->t, .column = tile * p->vectors * LANES, .vectors = vectors_in(p, tile)};
+        struct tile at = {
+            .t = step->t, .row = share->first_row, .column = tile * p->vectors * LANES, .vectors = vectors_in(p, tile)};
+        list.lines = 0;
+        if (phase == GRADIENT && !job->in_caches) prefetch_gradient(&list, b, step, &at);
         for (size_t done = 0; done < share->rows; done += at.rows) {
             at.row = share->first_row + done;
             at.rows = height(share->rows, done, ROWS[at.vectors]);
             const int last = from == b->T;
-            list.count = 0;
-            if (phase == GRADIENT && !job->in_caches) prefetch_gradient(&list, b, step, &at);
+            prefetch_rows(&list, at.rows);
             if (!last) gradient_product(b, p, from, &at, panel(p, tile), products, &list);
             if (phase == GRADIENT)
                 gradient_tile(job, step, &at, last ? NULL : products);

@@ -169,16 +169,14 @@ static void defined_initial_tile(const struct defined_backward_job *job, const s
 static void prefetch_defined_gradient(struct prefetch *list, const struct defined_backward *b,
                                       const struct defined_back_step *step, const struct tile *at) {
     const size_t H = b->H, G = b->gates, S = b->num_saved, column = at->column, vectors = at->vectors;
-    for (size_t r = 0; r < at->rows; r++) {
-        const size_t row = at->row + r, token = step->t * b->B + row;
-        prefetch(list, b->d_hidden + token * H + column, 1, H, vectors);
-        prefetch(list, step->h_prev + row * H + column, 1, H, vectors);
-        if (b->saved) prefetch(list, b->saved + token * S * H + column, S, H, vectors);
-        for (size_t i = 1; i < b->states; i++)
-            prefetch(list, other_before(b, step, i) + row * H + column, 1, H, vectors);
-        prefetch(list, b->d_x + token * G * H + column, G, H, vectors);
-        if (b->d_gates) prefetch(list, b->d_gates + token * G * H + column, G, H, vectors);
-    }
+    const size_t row = at->row, token = step->t * b->B + row;
+    prefetch(list, b->d_hidden + token * H + column, H, 1, H, vectors);
+    prefetch(list, step->h_prev + row * H + column, H, 1, H, vectors);
+    if (b->saved) prefetch(list, b->saved + token * S * H + column, S * H, S, H, vectors);
+    for (size_t i = 1; i < b->states; i++)
+        prefetch(list, other_before(b, step, i) + row * H + column, H, 1, H, vectors);
+    prefetch(list, b->d_x + token * G * H + column, G * H, G, H, vectors);
+    if (b->d_gates) prefetch(list, b->d_gates + token * G * H + column, G * H, G, H, vectors);
 }
 
 /* As backward_phase: the product is with the gates' gradients of the later step, in the second phase of this one. */
@@ -193,13 +191,15 @@ static void defined_backward_phase(const struct defined_backward_job *job, const
     tile_t products;
     struct prefetch list;
     for (size_t tile = share->first_tile; tile < share->first_tile + share->tiles; tile++) {
-        struct tile at = {.t = step->t, .column = tile * p->vectors * LANES, .vectors = vectors_in(p, tile)};
+        struct tile at = {
+            .t = step->t, .row = share->first_row, .column = tile * p->vectors * LANES, .vectors = vectors_in(p, tile)};
         const struct range units = units_of(p, tile);
+        list.lines = 0;
+        if (phase == FIRST) prefetch_defined_gradient(&list, b, step, &at);
         for (size_t done = 0; done < share->rows; done += at.rows) {
             at.row = share->first_row + done;
             at.rows = height(share->rows, done, rows_of(p->gates ? at.vectors : 0));
-            list.count = 0;
-            if (phase == FIRST) prefetch_defined_gradient(&list, b, step, &at);
+            prefetch_rows(&list, at.rows);
             if (!last && p->head)
                 gemm_heads(at.rows, at.vectors, products, a + at.row * stride + units.first, stride, p->gates, b->H,
                            panel(p, tile), units.end - units.first, p->head, &list);

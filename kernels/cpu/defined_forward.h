@@ -100,16 +100,14 @@ static void defined_forward_tile(const struct defined_forward_job *job, const st
 
 static void prefetch_defined(struct prefetch *list, const struct defined_forward *f, const struct tile *at,
                              const struct panels *p) {
-    const size_t G = f->gates, S = f->num_saved, H = f->H;
-    list->count = 0;
-    for (size_t r = 0; r < at->rows; r++) {
-        const size_t token = at->t * f->B + at->row + r;
-        prefetch(list, f->x + (token * G + p->first_gate) * H + at->column, p->gates, H, at->vectors);
-        prefetch(list, f->hidden + token * H + at->column, 1, H, at->vectors);
-        if (f->out) prefetch(list, f->out + token * H + at->column, 1, H, at->vectors);
-        if (f->saved) prefetch(list, f->saved + token * S * H + at->column, S, H, at->vectors);
-        for (size_t i = 1; f->others && i < f->states; i++)
-            prefetch(list, f->others + (((i - 1) * f->T + at->t) * f->B + at->row + r) * H + at->column, 1, H, at->vectors);
+    const size_t G = f->gates, S = f->num_saved, H = f->H, token = at->t * f->B + at->row;
+    prefetch(list, f->x + (token * G + p->first_gate) * H + at->column, G * H, p->gates, H, at->vectors);
+    prefetch(list, f->hidden + token * H + at->column, H, 1, H, at->vectors);
+    if (f->out) prefetch(list, f->out + token * H + at->column, H, 1, H, at->vectors);
+    if (f->saved) prefetch(list, f->saved + token * S * H + at->column, S * H, S, H, at->vectors);
+    for (size_t i = 1; f->others && i < f->states; i++) {
+        const float *other = f->others + (((i - 1) * f->T + at->t) * f->B + at->row) * H;
+        prefetch(list, other + at->column, H, 1, H, at->vectors);
     }
 }
 
@@ -121,17 +119,19 @@ static void defined_forward_phase(const struct defined_forward_job *job, const s
     tile_t products[MAX_GROUPS];
     struct prefetch list;
     for (size_t tile = share->first_tile; tile < share->first_tile + share->tiles; tile++) {
-        struct tile at = {.t = step->t, .column = tile * p->vectors * LANES, .vectors = vectors_in(p, tile)};
+        struct tile at = {
+            .t = step->t, .row = share->first_row, .column = tile * p->vectors * LANES, .vectors = vectors_in(p, tile)};
         const size_t widest = min_size(p->gates, MAX_WIDTH) * at.vectors;
         const struct range units = units_of(p, tile);
+        list.lines = 0;
+        prefetch_defined(&list, f, &at, p);
         for (size_t done = 0; done < share->rows; done += at.rows) {
             at.row = share->first_row + done;
             at.rows = height(share->rows, done, rows_of(widest));
-            list.count = 0;
+            prefetch_rows(&list, at.rows);
             for (size_t i = 0; i < groups_of(p); i++, list.count = 0) {
                 const struct panels group = group_of(p, i);
                 const size_t width = group.gates * at.vectors;
-                if (i == 0) prefetch_defined(&list, f, &at, p);
                 if (p->head)
                     gemm_heads(at.rows, width, products[i], a + at.row * f->H + units.first, f->H, 1, 0,
                                panel(&group, tile), units.end - units.first, p->head, &list);

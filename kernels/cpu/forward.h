@@ -4,24 +4,21 @@
 
 #include "update_tile.h"
 
-/* What the update of a tile reads and writes. */
+/* What the update of a tile's columns reads and writes of each row from at's on. */
 static void prefetch_update(struct prefetch *list, const forward_task *f, const struct tile *at,
                             const struct panels *p) {
     const size_t G = CELL_FACTS[f->cell].gates, S = CELL_FACTS[f->cell].num_saved, H = f->H;
-    list->count = 0;
-    for (size_t r = 0; r < at->rows; r++) {
-        const size_t token = at->t * f->B + at->row + r;
-        prefetch(list, f->x + (token * G + p->first_gate) * H + at->column, p->gates, H, at->vectors);
-        prefetch(list, f->hidden + token * H + at->column, 1, H, at->vectors);
-        if (f->out) prefetch(list, f->out + token * H + at->column, 1, H, at->vectors);
-        if (f->saved) prefetch(list, f->saved + token * S * H + at->column, S, H, at->vectors);
-        if (f->cells) prefetch(list, f->cells + token * H + at->column, 1, H, at->vectors);
-    }
+    const size_t token = at->t * f->B + at->row;
+    prefetch(list, f->x + (token * G + p->first_gate) * H + at->column, G * H, p->gates, H, at->vectors);
+    prefetch(list, f->hidden + token * H + at->column, H, 1, H, at->vectors);
+    if (f->out) prefetch(list, f->out + token * H + at->column, H, 1, H, at->vectors);
+    if (f->saved) prefetch(list, f->saved + token * S * H + at->column, S * H, S, H, at->vectors);
+    if (f->cells) prefetch(list, f->cells + token * H + at->column, H, 1, H, at->vectors);
 }
 
 /* What others have just written of the rows to multiply, all at once: the product would wait for two or three lines at a
    time. Where weights come from the third cache, it waits for them meanwhile. */
-static void prefetch_rows(const struct division *d, const struct share *share, const element *a) {
+static void fetch_states(const struct division *d, const struct share *share, const element *a) {
     const struct panels *p = &d->panels[0];
     if (d->grid.members < 2 || panels_size(p->H, p->gates) / d->grid.members > (size_t)1 << 18) return;
     for (size_t row = share->first_row; row < share->first_row + min_size(share->rows, MAX_ROWS); row++) {
@@ -36,21 +33,21 @@ static void forward_phase(const struct forward_job *job, const struct share *sha
     const element *a = phase ? job->reset_hidden : h_prev;
     tile_t products;
     struct prefetch list;
-    if (a) prefetch_rows(&job->division, share, a);
+    if (a) fetch_states(&job->division, share, a);
     for (size_t i = 0; i < share->tiles; i++) {
         /* Every other step goes backwards: it begins with the weights that the one before has left in the cache. */
         const size_t tile = share->first_tile + (t % 2 ? share->tiles - 1 - i : i);
-        struct tile at = {.t = t, .column = tile * p->vectors * LANES, .vectors = vectors_in(p, tile)};
+        struct tile at = {
+            .t = t, .row = share->first_row, .column = tile * p->vectors * LANES, .vectors = vectors_in(p, tile)};
         const size_t width = p->gates * at.vectors;
         /* A line of memory has TERM vectors of elements: what is in one with the tile before has been prefetched. */
         const int first_of_line = i == 0 || at.vectors > 1 || (t % 2 ? tile + 1 : tile) % TERM == 0;
+        list.lines = 0;
+        if (first_of_line && !job->kept.in_caches) prefetch_update(&list, f, &at, p);
         for (size_t done = 0; done < share->rows; done += at.rows) {
             at.row = share->first_row + done;
             at.rows = height(share->rows, done, ROWS[width]);
-            if (first_of_line && !job->kept.in_caches)
-                prefetch_update(&list, f, &at, p);
-            else
-                list.count = 0;
+            prefetch_rows(&list, at.rows);
             if (a) gemm_tile(at.rows, width, products, a + at.row * f->H, f->H, panel(p, tile), f->H, 0, &list);
             update_tile(job, &at, phase, h_prev, products);
         }

@@ -85,12 +85,14 @@ static inline void pack_backward_heads(const struct panels *p, const float *rest
 static inline void gemm_heads(size_t rows, size_t width, tile_t out, const float *a, size_t a_stride, size_t gates,
                               size_t step, const float *panel, size_t units, size_t D, const struct prefetch *list) {
     const gemm_part_fn part = GEMM_PART_OF[width - 1][rows - 1];
+    const size_t to = tile_step(width);
     size_t lines = list->count;
     for (size_t gate = 0; gate < gates; gate++) {
         for (size_t k = 0, terms; k < units; k += terms) {
             const size_t left = D - k % D, done = gate * units + k;
             terms = left < PART ? left : PART;
-            part(out, a + gate * step + k, a_stride, 1, panel + done * width * LANES, terms, done > 0, list->line, lines);
+            part((float *)out, to, done ? (float *)out : NULL, to, a + gate * step + k, a_stride, 1,
+                 panel + done * width * LANES, terms, list->line, lines);
             lines = 0;
         }
     }

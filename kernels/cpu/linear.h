@@ -69,14 +69,25 @@ static void linear_block(const struct linear_job *job, size_t first_row, size_t 
         for (size_t tile = first_tile; tile < end_tile; tile++) {
             const size_t vector = linear_vector(task, tile), count = linear_vector(task, tile + 1) - vector;
             const float *panel = job->panels + (vector * terms_of(K) + k / TERM * count) * LANES;
+            const element *out = task->out + first_row * task->out_stride + vector * LANES;
+            list.lines = 0;
+            if (!job->in_caches) prefetch(&list, out, task->out_stride, 1, 0, count);
             for (size_t done = 0, some; done < rows; done += some) {
                 const size_t row = first_row + done;
                 some = height(rows, done, ROWS[count]);
-                list.count = 0;
-                for (size_t r = 0; r < some && !job->in_caches; r++)
-                    prefetch(&list, task->out + (row + r) * task->out_stride + vector * LANES, 1, 0, count);
-                gemm_tile(some, count, products, task->x + row * task->x_stride + k, task->x_stride, panel, terms, 0,
-                          &list);
+                prefetch_rows(&list, some);
+                const element *x = task->x + row * task->x_stride + k;
+#ifndef ROUNDED
+                if ((vector + count) * LANES <= task->columns) { /* whole vectors go where they belong */
+                    float *to = task->out + row * task->out_stride + vector * LANES;
+                    const int more = k > 0 || task->accumulate;
+                    const float *add = more ? to : task->b ? task->b + vector * LANES : NULL;
+                    gemm_rows(some, count, to, task->out_stride, add, more ? task->out_stride : 0, x, task->x_stride,
+                              panel, terms, &list);
+                    continue;
+                }
+#endif
+                gemm_tile(some, count, products, x, task->x_stride, panel, terms, 0, &list);
                 put_tile(task, products, row, some, vector, count, k == 0 && !task->accumulate);
             }
         }

@@ -1,9 +1,9 @@
 /* Products of bfloat16 by AMX: registers of up to 16 rows of 64 bytes, of which one instruction multiplies two and adds
-   to a third. What it adds up is what AVX-512's products of pairs add up, in the same order. */
+   to a third: the sum of all pairs' first products, and that of their second ones. */
 #ifndef FASTCELLS_MATRIX_TILES_H
 #define FASTCELLS_MATRIX_TILES_H
 
-#include "element.h"
+#include "tile.h"
 
 #ifndef EMULATED_TILES /* tests define it where they compute what the instructions do in C */
 #include <immintrin.h>
@@ -70,7 +70,7 @@ struct tile_rows {
 
 /* out[r][v] = sum over k of a[r][k] * panel[k][v] for `terms` terms, of which the last ones may be less than a tile. */
 INLINE void multiply_tiles(size_t width, tile_t out, struct tile_rows a, const float *panel, size_t terms,
-                           const void *const *line, size_t lines) {
+                           const char *const *line, size_t lines) {
     const size_t blocks = terms / TERMS_OF_TILE, last = terms % TERMS_OF_TILE, step = width * LANES * sizeof(float);
     size_t fetched = 0;
 #define ALL_SUMS(DO)                                                                                                   \
@@ -114,7 +114,7 @@ INLINE void multiply_tiles(size_t width, tile_t out, struct tile_rows a, const f
 
 #define MULTIPLY_TILES(width)                                                                                          \
     static __attribute__((noinline)) void multiply_tiles_##width(tile_t out, struct tile_rows a, const float *panel,   \
-                                                                 size_t terms, const void *const *line,                \
+                                                                 size_t terms, const char *const *line,                \
                                                                  size_t lines) {                                       \
         multiply_tiles(width, out, a, panel, terms, line, lines);                                                      \
     }
@@ -125,8 +125,8 @@ MULTIPLY_TILES(4)
 
 /* out[r][v] (+)= sum over k of a[r][k] * panel[k][v], as gemm_part in gemm.h. */
 static inline void tiles_part(size_t rows, size_t width, tile_t out, struct tile_rows a, const float *panel,
-                              size_t terms, int add, const void *const *line, size_t lines) {
-    static void (*const of_width[MAX_WIDTH])(tile_t, struct tile_rows, const float *, size_t, const void *const *,
+                              size_t terms, int add, const char *const *line, size_t lines) {
+    static void (*const of_width[MAX_WIDTH])(tile_t, struct tile_rows, const float *, size_t, const char *const *,
                                              size_t) = {multiply_tiles_1, multiply_tiles_2, multiply_tiles_3,
                                                         multiply_tiles_4};
     const size_t last = terms % TERMS_OF_TILE;

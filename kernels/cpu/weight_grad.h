@@ -102,16 +102,17 @@ static vec pack_gates(float *restrict to, const element *restrict d, size_t step
     return sum;
 }
 
-/* Some of the packed columns of d, which are the rows of the product, times a panel. */
-static inline void tokens_product(size_t rows, size_t width, tile_t out, const float *gates, size_t first,
-                                  const float *panel, size_t terms, const void *const *line, size_t lines) {
+/* Some of the packed columns of d, which are the rows of the product, times a panel; on top of `add`, NULL or out. */
+static inline void tokens_product(size_t rows, size_t width, float *out, size_t step, const float *add,
+                                  const float *gates, size_t first, const float *panel, size_t terms,
+                                  const char *const *line, size_t lines) {
 #ifdef TILES
-    (void)first; /* 0: a tile has them all */
+    (void)first, (void)step; /* 0, a tile has them all; and it is a tile */
     const struct tile_rows a = {(const char *)gates, TILE_BYTES, TILE_BYTES * LANES};
-    tiles_part(rows, width, out, a, panel, terms, 0, line, lines);
+    tiles_part(rows, width, (void *)out, a, panel, terms, add != NULL, line, lines);
 #else
     const element *a = (const element *)(gates + first);
-    GEMM_PART_OF[width - 1][rows - 1](out, a, TERM, LANES * TERM, panel, terms, 0, line, lines);
+    GEMM_PART_OF[width - 1][rows - 1](out, step, add, step, a, TERM, LANES * TERM, panel, terms, line, lines);
 #endif
 }
 
@@ -183,12 +184,12 @@ static void weight_grad_member(void *argument, int member, int members) {
             }
 
             /* Meanwhile, prefetch what the next block reads of d: a line of each token, far from each other. */
-            const void *line[TOKENS];
+            const char *line[TOKENS];
             const size_t next_token = block + 1 < own.end ? token : token + tokens;
             const struct d_block next = block_at(task, block + 1 < own.end ? block + 1 : own.first);
             size_t lines = 0, fetched = 0, done = 0;
             for (; lines < job->tokens && next_token + lines < task->tokens; lines++)
-                line[lines] = next.d + (next_token + lines) * next.stride;
+                line[lines] = (const char *)(next.d + (next_token + lines) * next.stride);
 
             const size_t products_of_block = tiles * ceil_div(at.rows, TALL);
             for (size_t tile = 0; tile < tiles; tile++) {
@@ -197,10 +198,17 @@ static void weight_grad_member(void *argument, int member, int members) {
                     const size_t rows = min_size(at.rows - r, TALL);
                     const size_t upto = lines * ++done / products_of_block;
                     const float *panel = panels + v * LANES * terms_of(TOKENS);
-                    tokens_product(rows, count, products, gates[r / LANES], r % LANES, panel, terms_of(tokens),
-                                   line + fetched, upto - fetched);
+                    const size_t first = (at.row + r) * task->columns + v * LANES;
+                    /* Whole vectors are added where they belong. */
+                    float *sums = CARRIED(job->d_w, task->d_w) + first;
+                    const int here = !STATES_CARRIED && (v + count) * LANES <= task->columns;
+                    const int more = here && (token > 0 || task->accumulate);
+                    const size_t step = here ? task->columns : tile_step(count);
+                    tokens_product(rows, count, here ? sums : (float *)products, step, more ? sums : NULL,
+                                   gates[r / LANES], r % LANES, panel, terms_of(tokens), line + fetched,
+                                   upto - fetched);
                     fetched = upto;
-                    add_tile(job, products, at.row + r, rows, v, count, token);
+                    if (!here) add_tile(job, products, at.row + r, rows, v, count, token);
                 }
             }
         }
