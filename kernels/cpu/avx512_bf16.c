@@ -25,7 +25,7 @@ static int supported(void) {
 #include "linear.h"
 #include "weight_grad.h"
 
-const struct bf16_backend backend_avx512_bf16 = {"avx512_bf16", supported, forward, backward, weight_grad, linear};
+const struct bf16_backend backend_avx512_bf16 = {"avx512_bf16", supported, NULL, forward, backward, weight_grad, linear};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -5,7 +5,7 @@
 #include "arguments.h"
 
 /* Whether the compiler knows AMX; the tiles are Linux's to give. */
-#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 11)
 #define HAS_AMX
 #endif
 
@@ -34,6 +34,7 @@ struct backend {
 struct bf16_backend {
     const char *name;
     int (*supported)(void);
+    int (*permitted)(void); /* asks the system for what it gives when asked; NULL where there is nothing to ask for */
     int (*forward)(const struct forward_bf16 *, int threads);
     int (*backward)(const struct backward_bf16 *, int threads);
     int (*weight_grad)(const struct weight_grad_bf16 *, int threads);
@@ -44,7 +45,8 @@ struct bf16_backend {
 extern const struct backend *const backends[];
 extern const int backend_count;
 
-/* Those of this architecture, if there are any; the best first. */
+/* Those of this architecture, if there are any; the best first. What follows one that is not permitted is supported
+   wherever that is. */
 extern const struct bf16_backend *const bf16_backends[];
 extern const int bf16_backend_count;
 

@@ -64,8 +64,8 @@ static int complete(const struct argument *arguments, Py_ssize_t positional, PyO
 }
 
 /* What would run past the end of a table: the backend, the cell, and the number of threads. */
-#define BACKEND_AT(NAME, KIND)                                                                                         \
-    static const struct NAME *NAME##_at(size_t index, size_t cell, size_t threads) {                                   \
+#define BACKEND_AT(FUNCTION, NAME, KIND)                                                                               \
+    static const struct NAME *FUNCTION(size_t index, size_t cell, size_t threads) {                                   \
         if (PyErr_Occurred()) return NULL;                                                                             \
         if (index < (size_t)NAME##_count && NAME##s[index]->supported() && cell < NUM_CELLS && threads >= 1 &&         \
             threads <= 4096)                                                                                           \
@@ -74,8 +74,13 @@ static int complete(const struct argument *arguments, Py_ssize_t positional, PyO
                      index, cell, threads);                                                                            \
         return NULL;                                                                                                   \
     }
-BACKEND_AT(backend, "")
-BACKEND_AT(bf16_backend, " for bfloat16")
+BACKEND_AT(backend_at, backend, "")
+BACKEND_AT(supported_bf16_backend, bf16_backend, " for bfloat16")
+
+static const struct bf16_backend *bf16_backend_at(size_t index, size_t cell, size_t threads) {
+    const struct bf16_backend *chosen = supported_bf16_backend(index, cell, threads);
+    return chosen && chosen->permitted && !chosen->permitted() ? bf16_backends[index + 1] : chosen;
+}
 
 /* py_NAME(backend, threads, the kernel's arguments, which may be named): KERNEL of TYPE, with the arguments of the
    kernel TABLE. CELL: of its task. */

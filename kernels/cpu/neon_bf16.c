@@ -34,7 +34,7 @@ static int supported(void) {
 #include "linear.h"
 #include "weight_grad.h"
 
-const struct bf16_backend backend_neon_bf16 = {"neon_bf16", supported, forward, backward, weight_grad, linear};
+const struct bf16_backend backend_neon_bf16 = {"neon_bf16", supported, NULL, forward, backward, weight_grad, linear};
 
 #if defined(__clang__)
 #pragma clang attribute pop

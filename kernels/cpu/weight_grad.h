@@ -16,8 +16,12 @@ enum { WIDE = 3, TALL = REGISTERS >= 32 && LANES >= 8 ? 8 : 4 }; /* the tile; TA
 
 enum { ACROSS = TERM * LANES }; /* columns of d that are read at a time: whole lines of memory */
 
+/* Columns of d that a member reads at a time, packed. */
+typedef float packed_columns[TERM][TOKENS / TERM * LANES];
+
 struct weight_grad_job {
     const weight_grad_task *task;
+    packed_columns *gates; /* of each member; a thread's stack may be small */
     float *panels[2]; /* of some tokens of x; one is written while the other is read */
     float *d_w, *d_b; /* the sums so far, where the tensors have fewer bits */
     size_t tokens;    /* at a time */
@@ -171,7 +175,7 @@ static void weight_grad_member(void *argument, int member, int members) {
         }
         barrier_wait(job->barrier, (unsigned)members);
         for (size_t block = own.first; block < own.end; block++) {
-            float gates[TERM][TOKENS / TERM * LANES] __attribute__((aligned(64)));
+            float(*gates)[TOKENS / TERM * LANES] = job->gates[me];
             tile_t products;
             const struct d_block at = block_at(task, block);
             for (size_t r = 0; r < at.rows; r += LANES) {
@@ -218,12 +222,16 @@ static void weight_grad_member(void *argument, int member, int members) {
 
 static size_t weight_grad_panels(size_t columns) { return ceil_div(columns, LANES) * LANES * terms_of(TOKENS); }
 
+static size_t weight_grad_gates(int threads) { return (size_t)threads * sizeof(packed_columns) / sizeof(float); }
+
 static int weight_grad(const weight_grad_task *task, int threads) {
-    const size_t panels = weight_grad_panels(task->columns);
+    const size_t panels = weight_grad_panels(task->columns), gates = weight_grad_gates(threads);
     const size_t sums = STATES_CARRIED && task->tokens > TOKENS ? task->rows * (task->columns + 1) : 0;
     struct weight_grad_job job = {.task = task, .tokens = tokens_at_a_time(task->tokens)};
-    job.panels[0] = scratch(&job.barrier, 1, 2 * panels + sums);
-    if (!job.panels[0]) return -1;
+    float *memory = scratch(&job.barrier, 1, gates + 2 * panels + sums);
+    if (!memory) return -1;
+    job.gates = (packed_columns *)memory;
+    job.panels[0] = memory + gates;
     job.panels[1] = job.panels[0] + panels;
     job.d_w = job.panels[1] + panels;
     job.d_b = job.d_w + task->rows * task->columns;

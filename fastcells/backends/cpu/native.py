@@ -29,6 +29,7 @@ WORK_OF_A_STEP = 1 << 16  # multiplications of one step, of which a barrier take
 # Measured, T=35: one thread is 1.3 times as fast as two with B=1 and 16,000 weights, 1.1 with B=2 and 12,000; slower
 # with 49,000 and 16,000.
 SMALL_WEIGHTS = {1: 1 << 15, 2: 1 << 14}
+FEWEST_ROWS = 2  # that AMX multiplies faster than vectors, whose tiles may be wider for a row by itself
 MOST_THREADS = 256  # as many as kernels/cpu/team.c starts by itself
 
 
@@ -156,7 +157,7 @@ def recur(kernel: str, cell: str, given: Tensors, reverse: bool, save: bool = Fa
         addresses = [0 if t is None else t.data_ptr() for t in read]
         addresses += check.written(*outputs, dtype=plan.dtype).values()
         threads = _threads(T * B * len(SPECS[cell].gates) * H * H)
-        getattr(_cpu, plan.function)(_position(plan.dtype), threads, _NUMBERS[cell], T, B, H, reverse, *addresses)
+        getattr(_cpu, plan.function)(_position(plan.dtype, B), threads, _NUMBERS[cell], T, B, H, reverse, *addresses)
     else:
         for last, first in _WITHOUT_STEPS[kernel]:
             if (to := written[last]) is not None and (source := given[first]) is not None:
@@ -170,9 +171,12 @@ def _element(w: Tensor | None) -> torch.dtype:
     return torch.bfloat16 if bf16 else torch.float32
 
 
-def _position(dtype: torch.dtype) -> int:
-    """Of the instructions that C uses for a dtype, among those that there are."""
-    return _bf16_instructions if dtype is torch.bfloat16 else _instructions
+def _position(dtype: torch.dtype, batch: int = FEWEST_ROWS) -> int:
+    """Of the instructions that C uses for a dtype and a recurrence of so many rows, among those that there are."""
+    if dtype is not torch.bfloat16:
+        return _instructions
+    few = batch < FEWEST_ROWS and bf16_instruction_set() == "amx_bf16"
+    return list(BF16_INSTRUCTIONS).index("avx512_bf16") if few else _bf16_instructions
 
 
 def _function(kernel: str, dtype: torch.dtype) -> Any:
@@ -224,8 +228,7 @@ def linear(
         as `forward`.
     """
     (N, K), (rows, columns) = check.matrix("x", x), check.matrix("w", w)
-    M = columns if transposed else rows
-    dtype = _element(w)
+    M, dtype = columns if transposed else rows, _element(w)
     x = check.float32("x", x, (N, K), rows_apart=True, dtype=dtype)
     w = check.float32("w", w, (K, M) if transposed else (M, K), dtype=dtype)
     b = None if b is None else check.float32("b", b, (M,), dtype=dtype)
@@ -274,8 +277,8 @@ def weight_gradients(
         sums = (d if d_rest is None else torch.cat([d, d_rest], 1)).detach().sum(0)
         return (d_w, d_b.add_(sums)) if accumulate else (d_w.zero_(), d_b.copy_(sums))
     sizes = {"tokens": N, "rows": rows, "columns": columns, "d_stride": d.stride(0)}
-    sizes |= {"rest_stride": 0 if d_rest is None else d_rest.stride(0), "rest_rows": more, "split": split}
-    sizes["accumulate"] = accumulate
+    sizes |= {"rest_stride": 0 if d_rest is None else d_rest.stride(0), "rest_rows": more}
+    sizes |= {"split": split, "accumulate": accumulate}
     read = _addresses(d=d, d_rest=d_rest, x=x, x_rest=rest)
     written = check.written(("d_w", d_w, (rows, columns)), ("d_b", d_b, (rows,)), dtype=dtype)
     _function("weight_grad", dtype)(_position(dtype), _threads(N * rows * columns), **sizes, **read, **written)

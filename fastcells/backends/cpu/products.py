@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fastcells import token_ids
 from fastcells.backends.cpu import buffers, native, policy
 from fastcells.backends.cpu.instructions import BF16_INSTRUCTIONS
-from fastcells.backends.cpu.policy import LARGE_PRODUCT, MANY_ROWS
+from fastcells.backends.cpu.policy import AMX_TERMS, LARGE_PRODUCT, MANY_ROWS
 from fastcells.modes import any_batched, autocast_dtype, is_plain_tensor, traced, transformed
 
 
@@ -49,8 +49,11 @@ def weights_in_c(d: Tensor, x: Tensor) -> bool:
 
 def matmul(a: Tensor, w: Tensor, b: Tensor | None = None, *, inner: bool = False) -> Tensor:
     """`a @ w.t() + b` for a [N, K], w [M, K] and b [M], without autograd. inner: no user gets to see the result."""
-    out = buffers.empty(len(a), len(w), dtype=w.dtype) if inner else None
-    if not multiplies(w.dtype) or not _pays(len(a), a.shape[1], len(w), w.dtype):
+    (N, K), M = a.shape, len(w)
+    out = buffers.empty(N, M, dtype=w.dtype) if inner else None
+    amx = w.dtype == torch.bfloat16 and bool(BF16_INSTRUCTIONS.get("amx_bf16"))  # what oneDNN has is as fast as C's
+    if amx or not multiplies(w.dtype) or not _pays(N, K, M, w.dtype):
+        a = _by_whole_tiles(a) if amx and K % AMX_TERMS else a
         return torch.mm(a, w.t(), out=out) if b is None else torch.addmm(b, a, w.t(), out=out)
     if w.stride(0) == 1 and not w.is_contiguous():  # the gradient of an input multiplies by W^T
         return native.linear(a, w.t(), b, transposed=True)
@@ -60,13 +63,22 @@ def matmul(a: Tensor, w: Tensor, b: Tensor | None = None, *, inner: bool = False
 def _pays(N: int, K: int, M: int, dtype: torch.dtype) -> bool:
     """Whether a product runs in C, for which there are instructions."""
     large = N >= MANY_ROWS and N * K * M >= LARGE_PRODUCT
-    if dtype == torch.float32:
-        return large
-    if BF16_INSTRUCTIONS.get("amx_bf16"):
-        # oneDNN's, which is as fast. But of a row's last tile it reads what is left of the next row, times zeros: a NaN
-        # or infinity there makes this row NaN (torch 2.13).
-        return K % policy.AMX_TERMS > 0
-    return large and N >= policy.BF16_ROWS_FROM and K >= policy.BF16_TERMS_FROM
+    if dtype == torch.bfloat16:
+        return large and N >= policy.BF16_ROWS_FROM and K >= policy.BF16_TERMS_FROM
+    return large
+
+
+def _by_whole_tiles(a: Tensor) -> Tensor:
+    """The same numbers, with zeros between a row's end and the next row's beginning.
+
+    What oneDNN's products of bfloat16 with AMX read there, and multiply by 0, in torch 2.13: a NaN or infinity at the
+    beginning of a row made the row before it NaN.
+    """
+    N, K = a.shape
+    rows = buffers.empty(N, -(-K // AMX_TERMS) * AMX_TERMS, dtype=a.dtype)
+    rows[:, K:].zero_()
+    rows[:, :K] = a
+    return rows[:, :K]
 
 
 class Linear(torch.autograd.Function):

@@ -41,7 +41,8 @@ class Walk:
         self.order = inputs.steps.order(self.T)
         self.mask = mask = inputs.steps.mask(self.T)
         self.live = None if mask is None else mask.to(d_hidden.dtype).expand(d_hidden.shape)
-        self.d_gates = d_hidden.new_empty(self.T, self.B, len(rule.gates), self.H)
+        # Zeros: oneDNN's products of some gates in bfloat16, with AMX, read others' beside them.
+        self.d_gates = d_hidden.new_zeros(self.T, self.B, len(rule.gates), self.H)
         self.plan, self.factors = factors, factors.evaluate(values, self.d_gates, mask)
         self.after = [f"d_x_{gate}" for gate in rule.gates if gate in rule.apart] + [f"d_{p}" for p in rule.extra]
         self.stored = {source: d_hidden.new_empty(d_hidden.shape) for source in linear.sources(set(self.after))}

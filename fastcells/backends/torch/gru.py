@@ -122,7 +122,8 @@ class GRUResetBeforeLoop(Loop):
         n_factor, z_factor, around = _common_factors(z, n, previous.cat, mask)
         r_factor = previous.cat * r * (1 - r)
         T, B, H = n.shape
-        d_gates = n.new_empty(T, B, 3 * H)
+        # oneDNN's products of bfloat16 with AMX read beyond the rows that they are given: what is there must be finite.
+        d_gates = n.new_zeros(T, B, 3 * H)
         w_rz, w_n = w_hh[: 2 * H], w_hh[2 * H :]
         d_h = d_last[0]
         for t in reversed(order):
