@@ -9,7 +9,7 @@ All have the same weights and input, and as many threads; weights, inputs and ou
 run in turn in each round, each after a rest in which the threads of the one before stop looking for work. A runtime
 that is not installed (pip install onnxruntime openvino) is left out with a line that says so; `compared` says with whom
 a row was. `ratio` is to the fastest of them. Rows take their places in
-bench/results/inference-cpu.csv, and those of packed weights in the README.
+bench/results/inference-cpu.csv, and those of packed weights in the README; another machine's go `--into` another file.
 """
 
 from __future__ import annotations
@@ -129,11 +129,11 @@ def say(rows: Sequence[Row], worst: int) -> None:
     print(f"{below} of {len(single)} rows of B=1 and H up to 512 below {ASKED} times ONNX Runtime")
 
 
-def keep(row: Row) -> None:
+def keep(row: Row, name: str) -> None:
     """Put a row in its place of the results: a runtime that ends the process later takes none with it."""
-    path = RESULTS / f"{NAME}.csv"
+    path = RESULTS / f"{name}.csv"
     last = read(path) if path.exists() else []
-    write_csv(NAME, list({(key(each), each["threads"], each["device"]): each for each in (*last, row)}.values()))
+    write_csv(name, list({(key(each), each["threads"], each["device"]): each for each in (*last, row)}.values()))
 
 
 def main() -> int:
@@ -150,6 +150,9 @@ def main() -> int:
     parser.add_argument("--packed", action="store_true", help="by layer.pack()")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--worst", type=int, default=15, metavar="N", help="rows that are printed")
+    parser.add_argument(
+        "--into", default=NAME, metavar="NAME", help="bench/results/NAME.csv; the README shows this one"
+    )
     parser.add_argument("--no-write", action="store_true", help="leave bench/results alone")
     options = parser.parse_args()
     runtimes = {}
@@ -172,15 +175,16 @@ def main() -> int:
                     rows.append(row_of(case, runtimes, options.rounds, options.packed) | origin)
                 print(f"{cell} T={T} B={B} H={H}: {rows[-1]['ratio']:.2f} to {rows[-1]['fastest']}", flush=True)
                 if not options.no_write:
-                    keep(rows[-1])
+                    keep(rows[-1], options.into)
     except KeyboardInterrupt:  # the grid takes long: what is there is worth keeping
         print("interrupted")
     if not rows:
         return 1
     say(rows, options.worst)
     if not options.no_write:
-        readme, path = ROOT / "README.md", f"bench/results/{NAME}.csv"
-        readme.write_text(update(readme.read_text("utf-8"), read(RESULTS / f"{NAME}.csv"), path), "utf-8")
+        readme, path = ROOT / "README.md", f"bench/results/{options.into}.csv"
+        if options.into == NAME:
+            readme.write_text(update(readme.read_text("utf-8"), read(RESULTS / f"{NAME}.csv"), path), "utf-8")
         print(f"written to {path}")
     return 0
 
