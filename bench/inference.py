@@ -150,9 +150,7 @@ def main() -> int:
     parser.add_argument("--packed", action="store_true", help="by layer.pack()")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--worst", type=int, default=15, metavar="N", help="rows that are printed")
-    parser.add_argument(
-        "--into", default=NAME, metavar="NAME", help="bench/results/NAME.csv; the README shows this one"
-    )
+    parser.add_argument("--into", default=NAME, metavar="NAME", help=f"bench/results/NAME.csv; the README shows {NAME}")
     parser.add_argument("--no-write", action="store_true", help="leave bench/results alone")
     options = parser.parse_args()
     runtimes = {}
