@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fastcells.backends.cpu import native
+from fastcells.backends.cpu import native, products
 from tests.cpu import (
     test_cpu_accuracy,
     test_cpu_bf16,
@@ -57,7 +57,9 @@ def instructions(server: arm.Server, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(native, "_cpu", server)
     monkeypatch.setattr(native, "INSTRUCTIONS", {"neon": True})
     monkeypatch.setattr(native, "_instructions", 0)
-    monkeypatch.setattr(native, "BF16", True)
+    monkeypatch.setattr(native, "BF16_INSTRUCTIONS", {"neon_bf16": True})
+    monkeypatch.setattr(native, "_bf16_instructions", 0)
+    monkeypatch.setattr(products, "BF16_INSTRUCTIONS", {"neon_bf16": True})
     return native.instruction_set()
 
 
