@@ -8,7 +8,8 @@ Two layers of I = H, B=32, float32, a loss, backward and fused Adam, in STEPS st
 change from T/2 to T. `peak`: by how much the process has been larger than before the first step, with parameters,
 optimizer and input in place; what libraries load and keep counts. `steady`: the same between steps, the median of the
 second half: what glibc keeps of freed memory is in it, and differs by a fifth from run to run, as rows show where both
-libraries run the same operator (`path` aten).
+libraries run the same operator (`path` aten). No trials: where no verdicts are known, `auto`'s first process has 35 MB
+more (two layers of H=256), which the next ones have not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -61,7 +63,10 @@ def row_of(cell: str, impl: str, T: int, H: int, lengths: str, threads: int) -> 
     for library in LIBRARIES:
         given = json.dumps([library, cell, impl, T, H, lengths])
         command = [sys.executable, "-m", "bench.memory", "--threads", str(threads), "--only", given]
-        found[library] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, env={**os.environ, "FASTCELLS_TUNE": "0"}
+        )
+        found[library] = json.loads(done.stdout)
     ours, theirs = found.values()
     row = {
         "cell": cell,
