@@ -9,15 +9,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Ahead of the target: it runs on every machine. */
-static int others_supported(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("fma");
-}
+extern const struct bf16_backend backend_avx512_bf16;
 
+/* Ahead of the target: it runs on every machine. */
 #if defined(EMULATED_TILES)
-static int supported(void) { return others_supported(); }
+static int supported(void) { return backend_avx512_bf16.supported(); }
 static int permitted(void) { return 1; }
 #else
 enum { ARCH_GET_XCOMP_SUPP = 0x1021, ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
@@ -26,7 +22,7 @@ enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 }; /* of leaf 7; compilers have ha
 static int find_tiles(void) {
     unsigned a, b, c, d;
     uint64_t features = 0;
-    return others_supported() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & AMX_BF16 && d & AMX_TILE &&
+    return backend_avx512_bf16.supported() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & AMX_BF16 && d & AMX_TILE &&
            !syscall(SYS_arch_prctl, ARCH_GET_XCOMP_SUPP, &features) && features >> XFEATURE_XTILEDATA & 1;
 }
 

@@ -20,6 +20,7 @@
 
 enum { TILE_BYTES = 64 }; /* of a row */
 enum { TERMS_OF_TILE = TILE_BYTES / 4 }; /* of a product's sum: pairs */
+
 /* The operand of ldtilecfg. */
 struct tile_shapes {
     uint8_t palette, first_row, reserved[14];

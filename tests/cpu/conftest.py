@@ -9,27 +9,24 @@ import torch
 
 from fastcells import inference
 from fastcells.backends.cpu import layer_call, native
+from tests.support.devices import use_instructions
 from tests.support.packing import Watched
 
 
 @pytest.fixture(params=list(native.INSTRUCTIONS))
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each set of vector instructions in turn."""
-    if not native.INSTRUCTIONS[request.param]:
-        pytest.skip(f"this machine has no {request.param}")
-    monkeypatch.setattr(native, "_instructions", list(native.INSTRUCTIONS).index(request.param))
-    assert native.instruction_set() == request.param
-    return str(request.param)
+    name = use_instructions(monkeypatch, "_instructions", native.INSTRUCTIONS, request.param)
+    assert native.instruction_set() == name
+    return name
 
 
 @pytest.fixture(params=list(native.BF16_INSTRUCTIONS))
 def each_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each set of instructions for bfloat16 in turn."""
-    if not native.BF16_INSTRUCTIONS[request.param]:
-        pytest.skip(f"this machine has no {request.param}")
-    monkeypatch.setattr(native, "_bf16_instructions", list(native.BF16_INSTRUCTIONS).index(request.param))
-    assert native.bf16_instruction_set() == request.param
-    return str(request.param)
+    name = use_instructions(monkeypatch, "_bf16_instructions", native.BF16_INSTRUCTIONS, request.param)
+    assert native.bf16_instruction_set() == name
+    return name
 
 
 @pytest.fixture(params=[1, 2, 3], ids=lambda n: f"threads{n}")

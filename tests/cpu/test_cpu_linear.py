@@ -16,6 +16,7 @@ from fastcells import linear
 from fastcells.backends.cpu import native, products
 from fastcells.charlm.model import Scores
 from tests.support.accuracy import EPS, rms_error
+from tests.support.devices import use_instructions
 
 if native.obstacle() is not None and os.environ.get("CI") != "true":
     pytest.skip(native.obstacle() or "", allow_module_level=True)
@@ -28,9 +29,7 @@ EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "N{}-K{}-M{}
 
 @pytest.fixture(params=list(native.INSTRUCTIONS))
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not native.INSTRUCTIONS[request.param]:
-        pytest.skip(f"this machine has no {request.param}")
-    monkeypatch.setattr(native, "_instructions", list(native.INSTRUCTIONS).index(request.param))
+    use_instructions(monkeypatch, "_instructions", native.INSTRUCTIONS, request.param)
     monkeypatch.setattr(native, "WORK_OF_A_THREAD", 1)
 
 

@@ -15,3 +15,11 @@ OF_BF16 = [
     pytest.mark.skipif(native.bf16_obstacle() is not None, reason=str(native.bf16_obstacle())),
     pytest.mark.usefixtures("poisoned_memory"),
 ]
+
+
+def use_instructions(monkeypatch: pytest.MonkeyPatch, position: str, there: dict[str, bool], name: str) -> str:
+    """Have C use these instructions of those that there are; position: what `native` calls their place among them."""
+    if not there[name]:
+        pytest.skip(f"this machine has no {name}")
+    monkeypatch.setattr(native, position, list(there).index(name))
+    return name

@@ -6,8 +6,7 @@ import os
 
 from fastcells.backends.cpu.arguments import c_module
 
-# The sets of instructions that C was written for, and whether this machine has them; the best first. Those for bfloat16
-# stand beside those for float32.
+# Whether this machine has them, the best first; those for bfloat16 stand beside those for float32.
 INSTRUCTIONS: dict[str, bool] = {} if c_module is None else dict(c_module.backends())
 BF16_INSTRUCTIONS: dict[str, bool] = {} if c_module is None else dict(c_module.bf16_backends())
 BESIDE = {"amx_bf16": "avx512", "avx512_bf16": "avx512", "neon_bf16": "neon"}

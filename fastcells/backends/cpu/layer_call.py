@@ -114,9 +114,10 @@ class Plan:
         sizes = native._instructions, self.cell, self.T, self.B, self.H, self.I, self.packed
         numbers = struct.pack("12q", *sizes, self.tensors, states, batch_first, form.time, form.row)
         out, last = ((*each, torch.float32) for each in (form.out, form.last))
+        most = self.most
         if kept:
             self.kept = self.kept or Kept(self)
-        most = self.kept.most if kept and self.kept else self.most
+            most = self.kept.most
         return numbers, form.shapes, empty_of(), out, None if cell else last, most
 
     def small_layout(self) -> tuple[int, ...] | None:
